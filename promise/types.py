@@ -1,0 +1,66 @@
+"""The nouns that flow between the parts, with the legend of their shapes; knows only torch.
+
+Legend: B images, P points, S side of the network's input in pixels, E side of the image embedding,
+C channels. Points are (x, y), x before y, in input pixels with (0, 0) the centre of the first pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Points:
+    """Point prompts of a batch.
+
+    Raises:
+        ValueError: when the shapes of ``xy`` and ``label`` do not belong together.
+    """
+
+    xy: Tensor  # (B, P, 2) float, input pixels, x before y
+    label: Tensor  # (B, P) integer: 1 foreground, 0 background, -1 padding that prompts nothing
+
+    def __post_init__(self) -> None:
+        if self.xy.ndim != 3 or self.xy.shape[-1] != 2 or self.label.shape != self.xy.shape[:2]:
+            raise ValueError(
+                f"Points wants xy (B, P, 2) and label (B, P), got {tuple(self.xy.shape)} and "
+                f"{tuple(self.label.shape)}."
+            )
+
+    def to(self, device: torch.device) -> Points:
+        """The same points on another device."""
+        return Points(self.xy.to(device, non_blocking=True), self.label.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the frozen encoder says of a batch of images."""
+
+    embedding: Tensor  # (B, 256, E, E) float, after the neck
+    taps: tuple[Tensor, ...] = ()  # each (B, C_i, E, E), before the neck, shallow to deep; () when not asked for
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a net says of a batch of images."""
+
+    mask_logits: Tensor  # (B, 1, 4E, 4E) float, raw logits of the first multimask mask
+    iou: Tensor  # (B, 1) float, SAM's own quality estimate of that mask
+    points: Points | None  # the point prompts that were used; None when only boxes were
+    boxes: Tensor | None = None  # (B, 4) float x0, y0, x1, y1 in input pixels, when boxes were used
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of samples, ready for a net."""
+
+    image: Tensor  # (B, 3, S, S) float, normalised as the backbone wants it
+    mask: Tensor  # (B, 1, S, S) float, 0 background, 1 foreground
+    name: tuple[str, ...]  # B names, unique in their table
+    index: Tensor  # (B,) int64, row numbers in the table
+
+    def __len__(self) -> int:
+        return len(self.name)
