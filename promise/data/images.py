@@ -1,0 +1,174 @@
+"""How a picture or mask file becomes an array, and what to say when it cannot; knows no torch, no table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from promise.errors import MissingFileError, UserError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+JPEG_MIDDLE = 0.25  # a JPEG mask may have this share of its pixels between black and white
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """A picture as (H, W, 3) uint8 RGB.
+
+    PNG, JPEG, TIFF or BMP; grey, RGB, palette or with alpha (dropped). More than 8 bits a channel are
+    scaled from the picture's own minimum and maximum to 0–255. EXIF orientation is applied.
+
+    Raises:
+        MissingFileError: no such file.
+        UserError: empty, truncated or no picture; the text says which.
+    """
+    array = _decode(Path(path))
+    if array.dtype != np.uint8:
+        array = _to_eight_bits(array, Path(path))
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.shape[2] < 3:  # grey, or grey with alpha
+        array = np.repeat(array[:, :, :1], 3, axis=2)
+    return np.ascontiguousarray(array[:, :, :3])
+
+
+def read_mask(path: str | Path) -> NDArray[np.bool_]:
+    """A mask as (H, W) bool, True for foreground.
+
+    Values 0 and 1, or 0 and 255, in one channel or in three equal ones; alpha is ignored. A JPEG, whose
+    edges are never exact, is cut at > 127.
+
+    Raises:
+        MissingFileError: no such file.
+        UserError: empty, truncated, no picture, coloured, or with other values; the text says which.
+    """
+    path = Path(path)
+    array = _decode(path)
+    lossy = path.suffix.lower() in (".jpg", ".jpeg")
+    grey = _single_channel(array, path, tolerance=32 if lossy else 0)
+    if lossy:
+        return _cut_jpeg(grey, path)
+    values = np.unique(grey)
+    if not (np.isin(values, (0, 1)).all() or np.isin(values, (0, 255)).all()):
+        shown = ", ".join(f"{v:g}" for v in values[:6]) + (", …" if len(values) > 6 else "")
+        raise UserError(
+            f"{path}: not a binary mask: it holds {len(values)} values ({shown}); "
+            "0 and 1, or 0 and 255, are expected."
+        )
+    return np.asarray(grey > 0)
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) from the header alone, EXIF orientation applied; same errors as reading."""
+    path = Path(path)
+    _require_content(path)
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5–8 swap the sides
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    return (width, height) if turned else (height, width)
+
+
+def _require_content(path: Path) -> None:
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty (0 bytes).")
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return UserError(f"{path}: not a picture that can be read (PNG, JPEG, TIFF and BMP are).")
+    if isinstance(error, PermissionError):
+        return UserError(f"{path}: no permission to read it.")
+    return UserError(f"{path}: truncated or damaged ({error}).")
+
+
+def _decode(path: Path) -> NDArray[Any]:
+    """(H, W) or (H, W, C) array in RGB order, of the file's own depth.
+
+    PIL decodes first, because OpenCV fills the rest of a truncated file with grey and says nothing.
+    PIL keeps only the high byte of 16-bit colour, so those are then read by OpenCV.
+    """
+    _require_content(path)
+    try:
+        with Image.open(path) as image:
+            frames = getattr(image, "n_frames", 1)
+            if image.format == "TIFF" and frames > 1:
+                raise UserError(f"{path}: a stack of {frames} pictures; one a file is expected.")
+            deep = ";16" in str([tile[3] for tile in image.tile]) and image.mode.startswith("RGB")
+            image.load()
+            if not deep:
+                return _pil_to_array(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        if path.suffix.lower() not in (".tif", ".tiff"):
+            raise _unreadable(path, error) from error
+        return _decode_deep(path, error)  # layouts of TIFF that PIL does not know
+    except Exception as error:  # decoders raise a dozen kinds on damaged files
+        raise _unreadable(path, error) from error
+    return _decode_deep(path, None)
+
+
+def _pil_to_array(image: Image.Image) -> NDArray[Any]:
+    if image.mode in ("L", "RGB", "RGBA") or image.mode.startswith(("I", "F")):
+        return np.array(image)
+    if image.mode in ("1", "LA", "La"):
+        return np.array(image.convert("L"))
+    return np.array(image.convert("RGB"))
+
+
+def _decode_deep(path: Path, error: Exception | None) -> NDArray[Any]:
+    # From memory: OpenCV's imread cannot open every file name on Windows.
+    array = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None:
+        raise _unreadable(path, error or ValueError("16-bit colour that OpenCV cannot decode"))
+    decoded: NDArray[Any] = np.asarray(array)
+    if decoded.ndim == 3 and decoded.shape[2] >= 3:
+        decoded = decoded[:, :, [2, 1, 0, *range(3, decoded.shape[2])]]
+    return decoded
+
+
+def _to_eight_bits(array: NDArray[Any], path: Path) -> NDArray[np.uint8]:
+    """Min–max of the colour channels to 0–255; a constant picture becomes zeros."""
+    colour = array[:, :, :3] if array.ndim == 3 else array
+    values = colour.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise UserError(f"{path}: holds values that are not finite numbers.")
+    low, high = values.min(), values.max()
+    return np.asarray(np.rint((values - low) * 255 / (high - low or 1)), np.uint8)
+
+
+def _single_channel(array: NDArray[Any], path: Path, *, tolerance: int) -> NDArray[Any]:
+    if array.ndim == 2 or array.shape[2] < 3:
+        return np.asarray(array if array.ndim == 2 else array[:, :, 0])
+    colour = array[:, :, :3]
+    spread = int(np.max(colour.max(axis=2).astype(np.int64) - colour.min(axis=2)))
+    if spread > tolerance:
+        worst = np.argmax(colour.max(axis=2).astype(np.int64) - colour.min(axis=2))
+        shown = ", ".join(str(v) for v in colour.reshape(-1, 3)[worst])
+        raise UserError(f"{path}: not a binary mask: its channels differ (a pixel is R, G, B = {shown}).")
+    return np.asarray(colour[:, :, 0])
+
+
+def _cut_jpeg(grey: NDArray[Any], path: Path) -> NDArray[np.bool_]:
+    """> 127, unless the values say that this is no black-and-white picture."""
+    brightest = int(grey.max())
+    middle = float(((grey > 63) & (grey < 192)).mean())
+    if 0 < brightest <= 127:
+        raise UserError(
+            f"{path}: not a black-and-white mask: its brightest value is {brightest}; "
+            "a JPEG mask wants 0 and 255."
+        )
+    if middle > JPEG_MIDDLE:
+        raise UserError(
+            f"{path}: not a black-and-white mask: {middle:.0%} of its pixels lie between 64 and 191."
+        )
+    return np.asarray(grey > 127)

@@ -1,0 +1,112 @@
+"""Joins a frozen SAM with a prompter and a token shift; knows no net names, no masks, no configuration."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from promise.errors import UserError, unknown_name
+from promise.models.sam import FrozenSam
+from promise.types import Encoded, Points, Prediction
+
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Promise(nn.Module):
+    """A promptable net: SAM frozen, with an Auto-Prompting Module or without, with a token shift or without."""
+
+    def __init__(
+        self,
+        sam: FrozenSam,
+        *,
+        apm: nn.Module | None = None,
+        ips: nn.Module | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            sam: the frozen SAM.
+            apm: taps → :class:`~promise.types.Points`, or ``None``: prompts must be given.
+            ips: embedding (B, C, E, E) → token shift (B, 4, C), or ``None``: no shift.
+            precision: ``fp32``, ``bf16`` or ``fp16``: what matrix products and convolutions run in.
+        """
+        super().__init__()
+        self.sam = sam
+        self.apm = apm
+        self.ips = ips
+        self.precision = precision
+        # Entries of a loaded original state dict that this net has no use for; see promise.checkpoint.
+        self.reference_unused: dict[str, Tensor] = {}
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether prompts must be given, since no part of the net makes them."""
+        return self.apm is None
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """What was learned: all of APM and IPS, and the parts of SAM that a freeze switch released."""
+        trained = tuple(f"sam.{part}." for part in self.sam.trained_parts)
+        return {
+            name: value
+            for name, value in self.state_dict().items()
+            if not name.startswith("sam.") or name.startswith(trained or ("\0",))
+        }
+
+    def encode(self, image: Tensor) -> Encoded:
+        """Encode (B, 3, S, S) images, with taps where the net has a prompter."""
+        with self._autocast(image.device):
+            return self.sam.encode(image, taps=self.apm is not None)
+
+    def decode(
+        self, encoded: Encoded, points: Points | None = None, *, boxes: Tensor | None = None
+    ) -> Prediction:
+        """Prompt and decode.
+
+        Args:
+            encoded: what :meth:`encode` gave.
+            points: prompts in input pixels; ``None`` asks the prompter, unless boxes are given.
+            boxes: (B, 4) x0, y0, x1, y1 in input pixels.
+
+        Raises:
+            UserError: no prompts were given and no part of the net makes them.
+        """
+        with self._autocast(encoded.embedding.device):
+            if points is None and boxes is None:
+                if self.apm is None:
+                    raise UserError("this net places no prompts of its own: give it points or boxes.")
+                points = self.apm(encoded.taps)
+            shift = None if self.ips is None else self.ips(encoded.embedding)
+            logits, iou = self.sam.decode(encoded, points=points, boxes=boxes, token_shift=shift)
+        return Prediction(logits, iou, points, boxes)
+
+    def forward(
+        self, image: Tensor, points: Points | None = None, *, boxes: Tensor | None = None
+    ) -> Prediction:
+        """Encode (B, 3, S, S) images and decode them; prompts as in :meth:`decode`."""
+        return self.decode(self.encode(image), points, boxes=boxes)
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        dtype = PRECISIONS[self.precision]
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``auto`` → ``bf16`` where the device has matrix units for it, else ``fp32``; other names are kept.
+
+    Raises:
+        UserError: unknown precision, or ``fp16`` on a CPU.
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        if device.type == "cpu":
+            return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+        return "fp32"
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, ("auto", *PRECISIONS))
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32.")
+    return precision

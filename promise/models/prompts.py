@@ -1,0 +1,106 @@
+"""Prompts drawn from a mask or a rule, with an explicit generator; knows no networks."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from promise.errors import UserError
+from promise.types import Points
+
+
+def fixed_labels(num_points: int, values: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Labels of automatic prompts, fixed by position: the first half positive, the rest negative; 1 point is positive.
+
+    Args:
+        num_points: 1 or any even number.
+        values: other labels, one a point, each 0 or 1 (the original's ``point_value``).
+
+    Raises:
+        UserError: an odd count above 1, or values that do not fit.
+    """
+    if values is not None:
+        if len(values) != num_points or not set(values) <= {0, 1}:
+            raise UserError(
+                f"--point-labels wants {num_points} values of 0 or 1, as --num-points says; got {len(values)}: "
+                f"{'-'.join(map(str, values))}."
+            )
+        return tuple(values)
+    if num_points != 1 and (num_points < 1 or num_points % 2):
+        raise UserError(
+            f"--num-points must be 1 or an even number (half positive, half negative), got {num_points}."
+        )
+    positive = max(1, num_points // 2)
+    return (1,) * positive + (0,) * (num_points - positive)
+
+
+def generator_for(seed: int, name: str, epoch: int = 0) -> np.random.Generator:
+    """A generator that depends on the run's seed, the image's name and the epoch, and on nothing else."""
+    digest = hashlib.blake2b(f"{seed}|{epoch}|{name}".encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def points_from_mask(
+    mask: np.ndarray, num_points: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw ground-truth points, as the original does, from an explicit generator.
+
+    Half of the points from the foreground and the rest from the background, with replacement, shuffled;
+    one point alone is drawn from the foreground. A mask without foreground (or without background) gives
+    points of the other kind only.
+
+    Args:
+        mask: (S, S) bool at input resolution.
+        num_points: how many.
+        generator: where the draw comes from.
+
+    Returns:
+        xy (P, 2) float32, x before y, and label (P,) int64.
+    """
+    flat = np.flatnonzero(mask), np.flatnonzero(~mask)
+    positive = max(1, num_points // 2)
+    if flat[0].size == 0:
+        positive = 0
+    elif flat[1].size == 0:
+        positive = num_points
+    label = np.repeat([1, 0], [positive, num_points - positive])
+    pick = np.concatenate(
+        [generator.choice(f, n) for f, n in zip(flat, (positive, num_points - positive), strict=True) if n]
+    )
+    order = generator.permutation(num_points)
+    y, x = np.unravel_index(pick[order], mask.shape)
+    return np.stack((x, y), axis=1).astype(np.float32), label[order]
+
+
+def oracle_points(mask: Tensor, num_points: int, generators: list[np.random.Generator]) -> Points:
+    """Ground-truth points of a batch.
+
+    Args:
+        mask: (B, 1, S, S), foreground above 0.5, on the CPU.
+        num_points: how many a picture.
+        generators: one an image.
+    """
+    drawn = [
+        points_from_mask(m, num_points, g) for m, g in zip((mask[:, 0] > 0.5).numpy(), generators, strict=True)
+    ]
+    xy, label = zip(*drawn, strict=True)
+    return Points(torch.from_numpy(np.stack(xy)), torch.from_numpy(np.stack(label)))
+
+
+def oracle_boxes(mask: Tensor) -> Tensor:
+    """Tight boxes (B, 4) float x0, y0, x1, y1 around the foreground of (B, 1, S, S); the whole image where there is none."""
+    boxes = []
+    for m in (mask[:, 0] > 0.5).numpy():
+        y, x = np.nonzero(m)
+        side = m.shape[0] - 1
+        boxes.append([x.min(), y.min(), x.max(), y.max()] if x.size else [0, 0, side, side])
+    return torch.tensor(boxes, dtype=torch.float32)
+
+
+def centre_points(batch: int, image_size: int) -> Points:
+    """One positive point (B, 1, 2) in the middle of each image: the prompt of someone who has not looked."""
+    xy = torch.full((batch, 1, 2), (image_size - 1) / 2)
+    return Points(xy, torch.ones(batch, 1, dtype=torch.int64))

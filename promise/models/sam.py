@@ -1,0 +1,169 @@
+"""A frozen SAM: encode with taps, decode with a token shift, batched; knows no APM, no IPS, no ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from promise.errors import unknown_name
+from promise.models.backbones import Backbone
+from promise.models.weights import state_sha256
+from promise.types import Encoded, Points
+
+# The original's switches: which parts of SAM stay frozen.
+FREEZE: dict[str, frozenset[str]] = {
+    "FZ0": frozenset({"image_encoder", "prompt_encoder", "mask_decoder"}),
+    "FZ1": frozenset({"image_encoder", "mask_decoder"}),
+    "FZ2": frozenset({"image_encoder", "prompt_encoder"}),
+    "FZ3": frozenset({"image_encoder"}),
+    "FZ4": frozenset(),
+}
+
+# Reference parity: the first of SAM's three multimask masks, decoder channel 1.
+FIRST_MULTIMASK = (1,)
+
+
+class FrozenSam(nn.Module):
+    """SAM as this method uses it: in evaluation mode for ever, without gradients where it is frozen."""
+
+    def __init__(self, sam: nn.Module, backbone: Backbone, *, freeze: str = "FZ0") -> None:
+        """Take over a SAM.
+
+        Args:
+            sam: a module with ``image_encoder``, ``prompt_encoder`` and ``mask_decoder``.
+            backbone: its entry in the table.
+            freeze: ``FZ0`` freezes all of SAM, ``FZ1`` encoder and decoder, ``FZ2`` both encoders, ``FZ3``
+                the image encoder, ``FZ4`` nothing.
+
+        Raises:
+            UserError: unknown switch.
+        """
+        super().__init__()
+        if freeze not in FREEZE:
+            raise unknown_name("freeze switch", freeze, FREEZE)
+        self.image_encoder = sam.image_encoder
+        self.prompt_encoder = sam.prompt_encoder
+        self.mask_decoder = sam.mask_decoder
+        self.backbone = backbone
+        self.freeze = freeze
+        for name, part in self.named_children():
+            part.requires_grad_(name not in FREEZE[freeze])
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenSam:
+        """Stay in evaluation mode: SAM's normalisation statistics never move, whatever is unfrozen."""
+        return super().train(False)
+
+    @property
+    def trained_parts(self) -> tuple[str, ...]:
+        """Names of the parts that a freeze switch leaves trainable."""
+        return tuple(name for name, _ in self.named_children() if name not in FREEZE[self.freeze])
+
+    def weights_sha256(self) -> str:
+        """SHA-256 of all of SAM's weights as they are now."""
+        return state_sha256(self.state_dict())
+
+    def encode(self, image: Tensor, *, taps: bool = True) -> Encoded:
+        """Encode images.
+
+        Args:
+            image: (B, 3, S, S) float, normalised as the backbone wants it.
+            taps: also keep the tapped blocks' outputs.
+
+        Raises:
+            ValueError: images of another size than the backbone's.
+        """
+        side = self.backbone.image_size
+        if image.ndim != 4 or image.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"{self.backbone.name} wants images (B, 3, {side}, {side}), got {tuple(image.shape)}."
+            )
+        blocks = self.backbone.tap_blocks if taps else ()
+        frozen = "image_encoder" in FREEZE[self.freeze]
+        with torch.no_grad() if frozen else nullcontext():
+            return Encoded(*self.backbone.encode(self.image_encoder, image, blocks))
+
+    def decode(  # noqa: PLR0913 - SAM's prompts are three, and none stands for another
+        self,
+        encoded: Encoded,
+        *,
+        points: Points | None = None,
+        boxes: Tensor | None = None,
+        mask_prompt: Tensor | None = None,
+        token_shift: Tensor | None = None,
+        channels: Sequence[int] = FIRST_MULTIMASK,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode masks from prompts, all images of the batch at once.
+
+        Args:
+            encoded: what :meth:`encode` gave; only the embedding (B, 256, E, E) is used.
+            points: prompts in input pixels.
+            boxes: (B, 4) x0, y0, x1, y1 in input pixels.
+            mask_prompt: (B, 1, 4E, 4E) earlier logits.
+            token_shift: (B, 4, 256) added to SAM's four mask tokens.
+            channels: which of the decoder's four masks to compute; 0 is the single mask, 1 to 3 the multimask.
+
+        Returns:
+            Logits (B, len(channels), 4E, 4E) and quality estimates (B, len(channels)).
+        """
+        embedding = encoded.embedding
+        batch = embedding.shape[0]
+        sparse, dense = self._embed_prompts(points, boxes, mask_prompt, batch)
+        decoder = self.mask_decoder
+        queries = decoder.mask_tokens.weight.expand(batch, -1, -1)
+        if token_shift is not None:
+            queries = queries + token_shift
+        quality = decoder.iou_token.weight.expand(batch, -1, -1)
+        tokens = torch.cat((quality, queries, sparse), dim=1)
+        with _full_precision(embedding):
+            position = self.prompt_encoder.get_dense_pe().expand(batch, -1, -1, -1)
+        out, source = decoder.transformer(embedding + dense, position, tokens)
+        source = source.transpose(1, 2).reshape(embedding.shape)
+        upscaled = decoder.output_upscaling(source)  # (B, 32, 4E, 4E)
+        weights = [decoder.output_hypernetworks_mlps[c](out[:, 1 + c]) for c in channels]
+        logits = (torch.stack(weights, dim=1) @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
+        iou = decoder.iou_prediction_head(out[:, 0])[:, list(channels)]
+        return logits.float(), iou.float()
+
+    def _embed_prompts(
+        self, points: Points | None, boxes: Tensor | None, mask_prompt: Tensor | None, batch: int
+    ) -> tuple[Tensor, Tensor]:
+        encoder = self.prompt_encoder
+        sparse = []
+        if points is not None:
+            sparse.append(self._embed_points(points, pad=boxes is None))
+        if boxes is not None:
+            with _full_precision(boxes):
+                sparse.append(encoder._embed_boxes(boxes.float()))
+        if mask_prompt is not None:
+            dense = encoder._embed_masks(mask_prompt)
+        else:
+            side = self.backbone.embedding_side
+            dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(batch, -1, side, side)
+        if not sparse:
+            return dense.new_zeros(batch, 0, dense.shape[1]), dense
+        return torch.cat(sparse, dim=1), dense
+
+    def _embed_points(self, points: Points, *, pad: bool) -> Tensor:
+        # The same sums as SAM's own _embed_points, by selection instead of boolean indexing, which would make
+        # the host wait for the device; in full precision, since a pixel of 1024 is lost in bfloat16.
+        encoder = self.prompt_encoder
+        xy, label = points.xy.float() + 0.5, points.label
+        if pad:
+            xy = torch.cat((xy, xy.new_zeros(xy.shape[0], 1, 2)), dim=1)
+            label = torch.cat((label, label.new_full((label.shape[0], 1), -1)), dim=1)
+        with _full_precision(xy):
+            where = encoder.pe_layer.forward_with_coords(xy, encoder.input_image_size)
+        label = label.unsqueeze(-1)
+        where = torch.where(label == -1, torch.zeros_like(where), where)
+        kinds = ((-1, encoder.not_a_point_embed), (0, encoder.point_embeddings[0]), (1, encoder.point_embeddings[1]))
+        for value, embed in kinds:
+            where = where + (label == value) * embed.weight
+        return where
+
+
+def _full_precision(like: Tensor) -> torch.autocast:
+    return torch.autocast(like.device.type, enabled=False)

@@ -1,0 +1,153 @@
+"""The net_name table: a name → a built net; knows no data and no training.
+
+A net is a row of :data:`NETS`: which prompter, whether a token shift, and whose prompts it is meant for.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from promise.errors import UserError, unknown_name
+from promise.models.apm import AutoPrompting, CrossHead, ResNetHead
+from promise.models.backbones import Backbone, build_sam, get_backbone
+from promise.models.ips import IncrementalPatternShifting
+from promise.models.promise import Promise
+from promise.models.prompts import fixed_labels
+from promise.models.sam import FrozenSam
+
+DEFAULT_SAM = "lite_medsam"
+HEADS: dict[str, type[ResNetHead] | type[CrossHead]] = {"resnet": ResNetHead, "cross": CrossHead}
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """One row of the net_name table."""
+
+    name: str
+    head: str | None  # of the Auto-Prompting Module; None: the net has none
+    ips: bool  # whether there is a token shift
+    prompts: str  # where prompts come from: "auto" the net itself, "oracle" the ground truth
+    trainable: bool = True
+    aliases: tuple[str, ...] = ()
+
+
+NETS: dict[str, NetSpec] = {
+    spec.name: spec
+    for spec in (
+        NetSpec("APM_resnet", "resnet", False, "auto"),
+        NetSpec("APM_cross", "cross", False, "auto"),
+        NetSpec("APM_IPS_resnet", "resnet", True, "auto"),
+        NetSpec("APM_IPS_cross", "cross", True, "auto"),
+        NetSpec("IPS_GT", None, True, "oracle", aliases=("IPS_GT_resnet",)),
+        NetSpec("APM_IPS_GT_resnet", None, True, "oracle", trainable=False),
+        NetSpec("APM_IPS_GT_cross", None, True, "oracle", trainable=False),
+        NetSpec("SAM", None, False, "oracle", trainable=False),
+    )
+}
+
+_SHORT = {alias: spec.name for spec in NETS.values() for alias in (spec.name, *spec.aliases)}
+_LONG = re.compile(r"SAM_vit-(?P<size>[blh])_(?P<net>.+?)_train(?P<freeze>_FZ\d)?$")
+
+
+def parse_net_name(name: str) -> tuple[NetSpec, str | None]:
+    """Look a net up by its name or by the original's spelling ``SAM_vit-b_<net>_train``.
+
+    Returns:
+        The table's row, and the backbone that the long spelling names (``None`` for a short one).
+
+    Raises:
+        UserError: an unknown name; lists the known ones and the nearest.
+    """
+    long = _LONG.match(name)
+    short = long["net"] if long else name
+    if short not in _SHORT:
+        raise unknown_name("net", name, NETS)
+    return NETS[_SHORT[short]], f"vit_{long['size']}" if long else None
+
+
+def resolve_sam(name: str, sam: str | None) -> str:
+    """The backbone's name: what was asked for, else what the net's long spelling names, else the default.
+
+    Raises:
+        UserError: the two contradict each other.
+    """
+    _, spelt = parse_net_name(name)
+    if sam is not None and spelt is not None and not sam.endswith(spelt):
+        raise UserError(f"--net {name} names the backbone {spelt}, but --sam says {sam}: drop one of the two.")
+    return sam or spelt or DEFAULT_SAM
+
+
+def build_parts(
+    spec: NetSpec, backbone: Backbone, *, num_points: int, point_labels: tuple[int, ...] | None = None
+) -> tuple[nn.Module | None, nn.Module | None]:
+    """Build the learned parts of a net, with fresh weights: the prompter (or ``None``) and the token shift (or ``None``)."""
+    labels = fixed_labels(num_points, point_labels)
+    apm = None
+    if spec.head is not None:
+        head = HEADS[spec.head](tap_channels=backbone.tap_channels, num_points=num_points)
+        apm = AutoPrompting(head, labels=labels, image_size=backbone.image_size)
+    ips = IncrementalPatternShifting(channels=backbone.embedding_channels) if spec.ips else None
+    return apm, ips
+
+
+def build_net(
+    name: str,
+    *,
+    sam: str | None = None,
+    num_points: int = 16,
+    point_labels: tuple[int, ...] | None = None,
+    sam_checkpoint: Path | str | None = "auto",
+    freeze: str = "FZ0",
+    precision: str = "fp32",
+    seed: int | None = None,
+) -> Promise:
+    """Assemble a net on a frozen SAM.
+
+    Args:
+        name: a net of the table, or the original's long spelling.
+        sam: backbone; see :data:`promise.models.backbones.BACKBONES`. Default: as the long spelling says,
+            else ``lite_medsam``.
+        num_points: point prompts an image: 1 or an even number.
+        point_labels: labels of automatic prompts, 1 or 0 each; default half positive, half negative.
+        sam_checkpoint: ``"auto"`` finds or fetches the published weights, a path loads that file,
+            ``None`` leaves SAM random, with a warning.
+        freeze: ``FZ0`` … ``FZ4``; see :class:`promise.models.sam.FrozenSam`.
+        precision: ``fp32``, ``bf16``, ``fp16``.
+        seed: of the learned parts' first weights; ``None`` draws from torch's global generator.
+
+    Returns:
+        The net, learned parts in training mode, SAM in evaluation mode for ever, on the CPU.
+
+    Raises:
+        UserError: an unknown name or count, or weights that cannot be had or do not fit.
+    """
+    spec, _ = parse_net_name(name)
+    backbone = get_backbone(resolve_sam(name, sam))
+    fixed_labels(num_points, point_labels)  # before the slow part
+    frozen = FrozenSam(build_sam(backbone, sam_checkpoint), backbone, freeze=freeze)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        apm, ips = build_parts(spec, backbone, num_points=num_points, point_labels=point_labels)
+    return Promise(frozen, apm=apm, ips=ips, precision=precision)
+
+
+def list_nets(sam: str | None = None, num_points: int = 16) -> str:
+    """The table of nets with the number of trainable parameters on one backbone, as text."""
+    backbone = get_backbone(sam or DEFAULT_SAM)
+    lines = [f"{'net':<18} {'prompts':<8} {'train':<6} {'trainable parameters':>20}   learned parts"]
+    for spec in NETS.values():
+        with torch.device("meta"):
+            parts = build_parts(spec, backbone, num_points=num_points)
+        count = sum(p.numel() for part in parts if part is not None for p in part.parameters())
+        learned = " + ".join(["APM"] * (spec.head is not None) + ["IPS"] * spec.ips) or "none (frozen SAM)"
+        lines.append(
+            f"{spec.name:<18} {spec.prompts:<8} {'yes' if spec.trainable else 'no':<6} {count:>20,}   {learned}"
+        )
+    lines.append(f"on {backbone.name} with {num_points} points; APM_IPS_GT_* take IPS from an APM_IPS checkpoint")
+    return "\n".join(lines)

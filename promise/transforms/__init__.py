@@ -1,0 +1,21 @@
+"""From a picture and its mask to a net's input, by named recipes; knows no CSV and no model."""
+
+from promise.transforms.recipes import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    RECIPES,
+    Transform,
+    build_transform,
+    geometric_steps,
+    photometric_steps,
+)
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "RECIPES",
+    "Transform",
+    "build_transform",
+    "geometric_steps",
+    "photometric_steps",
+]

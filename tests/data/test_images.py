@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from promise.data.images import read_image, read_mask, read_size
+from promise.errors import MissingFileError, UserError
+
+RAMP = np.arange(24 * 32 * 3, dtype=np.uint16).reshape(24, 32, 3)
+RGB = (RAMP % 251).astype(np.uint8)
+SQUARE = np.zeros((24, 32), np.uint8)
+SQUARE[5:15, 7:20] = 1
+
+
+def save(path: Path, pixels: np.ndarray, **options: object) -> Path:
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".tiff"])
+def test_rgb_is_read_exactly(tmp_path: Path, suffix: str) -> None:
+    image = read_image(save(tmp_path / f"a{suffix}", RGB))
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, RGB)
+
+
+def test_jpeg_is_read_in_rgb_order(tmp_path: Path) -> None:
+    red = np.zeros((24, 32, 3), np.uint8)
+    red[..., 0] = 200
+    image = read_image(save(tmp_path / "a.jpg", red, quality=95))
+    assert image.shape == (24, 32, 3)
+    assert np.abs(image.astype(int) - red).max() <= 4
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+    image = read_image(save(tmp_path / "a.png", RGB[..., 1]))
+    np.testing.assert_array_equal(image, np.repeat(RGB[..., 1:2], 3, axis=2))
+
+
+def test_alpha_is_dropped(tmp_path: Path) -> None:
+    rgba = np.dstack([RGB, np.full((24, 32), 7, np.uint8)])
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", rgba)), RGB)
+    grey_alpha = Image.fromarray(rgba).convert("LA")
+    grey_alpha.save(tmp_path / "la.png")
+    expected = np.asarray(Image.fromarray(RGB).convert("L"))
+    np.testing.assert_array_equal(read_image(tmp_path / "la.png")[..., 2], expected)
+
+
+def test_palette_gives_its_colours(tmp_path: Path) -> None:
+    palette = Image.fromarray(SQUARE).convert("P")
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert tuple(image[0, 0]) == (10, 20, 30)
+    assert tuple(image[10, 10]) == (200, 100, 50)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bit_grey_is_scaled_by_its_own_range(tmp_path: Path, suffix: str) -> None:
+    deep = (RAMP[..., 0] + 1000).astype(np.uint16)
+    image = read_image(save(tmp_path / f"a{suffix}", deep))
+    low, high = int(deep.min()), int(deep.max())
+    expected = np.rint((deep.astype(float) - low) * 255 / (high - low)).astype(np.uint8)
+    np.testing.assert_array_equal(image[..., 0], expected)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bit_colour_keeps_channels_and_scales_them_together(tmp_path: Path, suffix: str) -> None:
+    deep = np.full((24, 32, 3), 500, np.uint16)  # less than 8 bits of range: the high byte alone is flat
+    deep[..., 0], deep[0, 0] = 600, 400
+    cv2.imwrite(str(tmp_path / f"a{suffix}"), deep[..., ::-1])
+    image = read_image(tmp_path / f"a{suffix}")
+    assert tuple(image[5, 5]) == (255, 128, 128)
+    assert tuple(image[0, 0]) == (0, 0, 0)
+
+
+def test_constant_sixteen_bit_picture_is_zero(tmp_path: Path) -> None:
+    assert read_image(save(tmp_path / "a.png", np.full((8, 8), 900, np.uint16))).max() == 0
+
+
+def test_float_tiff_is_scaled_and_nan_is_a_fault(tmp_path: Path) -> None:
+    values = np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8)
+    image = read_image(save(tmp_path / "a.tif", values))
+    assert (image[0, 0, 0], image[-1, -1, 0]) == (0, 255)
+    values[3, 3] = np.nan
+    with pytest.raises(UserError, match="not finite"):
+        read_image(save(tmp_path / "b.tif", values))
+
+
+def test_exif_orientation_turns_image_and_size(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90° clockwise to view
+    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(RGB, -1))
+    assert read_size(tmp_path / "a.png") == (32, 24)
+
+
+def test_size_without_orientation(tmp_path: Path) -> None:
+    assert read_size(save(tmp_path / "a.png", RGB)) == (24, 32)
+
+
+@pytest.mark.parametrize("foreground", [1, 255])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_binary_masks(tmp_path: Path, foreground: int, channels: int) -> None:
+    pixels = SQUARE * np.uint8(foreground)
+    if channels > 1:
+        pixels = np.repeat(pixels[..., None], channels, axis=2)
+    if channels == 4:
+        pixels[..., 3] = 77  # alpha says nothing
+    mask = read_mask(save(tmp_path / "m.png", pixels))
+    assert mask.dtype == np.bool_
+    np.testing.assert_array_equal(mask, SQUARE == 1)
+
+
+def test_one_bit_mask(tmp_path: Path) -> None:
+    Image.fromarray(SQUARE * np.uint8(255)).convert("1").save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), SQUARE == 1)
+
+
+@pytest.mark.parametrize("value", [0, 1, 255])
+def test_constant_masks(tmp_path: Path, value: int) -> None:
+    mask = read_mask(save(tmp_path / "m.png", np.full((8, 8), value, np.uint8)))
+    assert mask.all() == (value > 0)
+    assert mask.any() == (value > 0)
+
+
+def test_jpeg_mask_is_cut_above_127(tmp_path: Path) -> None:
+    pixels = np.zeros((64, 64), np.uint8)
+    pixels[16:48, 16:48] = 255
+    mask = read_mask(save(tmp_path / "m.jpg", pixels, quality=60))
+    np.testing.assert_array_equal(mask, pixels == 255)
+
+
+def test_other_values_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"3 values \(0, 128, 255\); 0 and 1, or 0 and 255"):
+        read_mask(save(tmp_path / "m.png", np.array([[0, 128, 255]], np.uint8)))
+    with pytest.raises(UserError, match=r"3 values \(0, 1, 255\)"):
+        read_mask(save(tmp_path / "m.png", np.array([[0, 1, 255]], np.uint8)))
+
+
+def test_coloured_mask_is_a_fault(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[2, 2] = (255, 0, 0)
+    with pytest.raises(UserError, match=r"channels differ .*255, 0, 0"):
+        read_mask(save(tmp_path / "m.png", pixels))
+
+
+def test_photograph_or_dark_jpeg_is_no_mask(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="between 64 and 191"):
+        read_mask(save(tmp_path / "m.jpg", np.tile(np.arange(256, dtype=np.uint8), (64, 1))))
+    with pytest.raises(UserError, match="brightest value is 1;"):
+        read_mask(save(tmp_path / "n.jpg", np.ones((64, 64), np.uint8), quality=100))
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask, read_size])
+def test_missing_empty_and_foreign_files(tmp_path: Path, read: object) -> None:
+    with pytest.raises(MissingFileError, match=r"none\.png: no such file"):
+        read(tmp_path / "none.png")
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(UserError, match=r"empty\.png: the file is empty \(0 bytes\)"):
+        read(tmp_path / "empty.png")
+    (tmp_path / "text.png").write_text("not a picture at all")
+    with pytest.raises(UserError, match=r"text\.png: not a picture"):
+        read(tmp_path / "text.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
+def test_truncated_files_are_faults(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    path = save(tmp_path / f"a{suffix}", noise)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    with pytest.raises(UserError, match=r"truncated or damaged|not a picture"):
+        read_image(path)
+
+
+def test_truncated_sixteen_bit_colour_is_a_fault(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (64, 64, 3), np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), deep)
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="truncated or damaged"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_stack_is_a_fault(tmp_path: Path) -> None:
+    page = Image.fromarray(RGB)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
+    with pytest.raises(UserError, match="a stack of 3 pictures"):
+        read_image(tmp_path / "a.tif")
