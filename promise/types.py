@@ -6,7 +6,7 @@ C channels. Points are (x, y), x before y, in input pixels with (0, 0) the centr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,21 @@ class Points:
     def to(self, device: torch.device) -> Points:
         """The same points on another device."""
         return Points(self.xy.to(device, non_blocking=True), self.label.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a batch is prompted with; neither: the net prompts itself."""
+
+    points: Points | None = None
+    boxes: Tensor | None = None  # (B, 4) float x0, y0, x1, y1 in input pixels
+
+    def to(self, device: torch.device) -> Prompts:
+        """The same prompts on another device."""
+        return Prompts(
+            None if self.points is None else self.points.to(device),
+            None if self.boxes is None else self.boxes.to(device, non_blocking=True),
+        )
 
 
 @dataclass(frozen=True)
@@ -64,3 +79,7 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.name)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; torch's loaders call this where pinning is on."""
+        return replace(self, image=self.image.pin_memory(), mask=self.mask.pin_memory())

@@ -56,7 +56,7 @@ def read_mask(path: str | Path) -> NDArray[np.bool_]:
     if not (np.isin(values, (0, 1)).all() or np.isin(values, (0, 255)).all()):
         shown = ", ".join(f"{v:g}" for v in values[:6]) + (", …" if len(values) > 6 else "")
         raise UserError(
-            f"{path}: not a binary mask: it holds {len(values)} values ({shown}); "
+            f"{path}: not a binary mask: it holds {len(values)} value{'s' * (len(values) != 1)} ({shown}); "
             "0 and 1, or 0 and 255, are expected."
         )
     return np.asarray(grey > 0)
@@ -69,7 +69,9 @@ def read_size(path: str | Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5–8 swap the sides
+            # Asking a PNG without EXIF for its EXIF would decode all of it.
+            absent = image.format == "PNG" and "exif" not in image.info
+            turned = not absent and image.getexif().get(0x0112, 1) >= 5  # 5–8 swap the sides
     except Exception as error:
         raise _unreadable(path, error) from error
     return (width, height) if turned else (height, width)

@@ -258,8 +258,8 @@ def _describe(path: Path, faults: _Faults, count: int, root: Path | None) -> str
         texts.append(list_faults(head, faults.rows))
     if faults.missing:
         number = len(faults.missing)
-        verb = "files are" if number != 1 else "file is"
-        head = f"{path.name}: {number} of {2 * count} {verb} missing:"
+        verb = "are" if number != 1 else "is"
+        head = f"{path.name}: {number} of {2 * count} files {verb} missing:"
         texts.append(list_faults(head, faults.missing))
         if root is None:
             texts.append(f"Paths are taken relative to the CSV's folder ({path.parent}); set --data-root?")

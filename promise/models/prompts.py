@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from promise.errors import UserError
-from promise.types import Points
+from promise.errors import UserError, unknown_name
+from promise.types import Batch, Points, Prompts
 
 
 def fixed_labels(num_points: int, values: tuple[int, ...] | None = None) -> tuple[int, ...]:
@@ -104,3 +104,34 @@ def centre_points(batch: int, image_size: int) -> Points:
     """One positive point (B, 1, 2) in the middle of each image: the prompt of someone who has not looked."""
     xy = torch.full((batch, 1, 2), (image_size - 1) / 2)
     return Points(xy, torch.ones(batch, 1, dtype=torch.int64))
+
+
+# Where prompts come from, and what results call it.
+ORIGINS = {"auto": "auto", "gt": "oracle", "gt-box": "oracle", "centre": "centre"}
+
+
+def prompt_batch(source: str, batch: Batch, *, num_points: int, seed: int, epoch: int = 0) -> Prompts:
+    """Prompts of a batch, the same whatever its order, size or worker.
+
+    Args:
+        source: ``auto`` leaves them to the net, ``gt`` draws points from the mask, ``gt-box`` takes the mask's
+            box, ``centre`` one positive point in the middle.
+        batch: images and masks, on the CPU.
+        num_points: how many points are drawn.
+        seed: of the run.
+        epoch: drawn points differ from epoch to epoch.
+
+    Raises:
+        UserError: unknown source.
+    """
+    match source:
+        case "auto":
+            return Prompts()
+        case "gt":
+            generators = [generator_for(seed, name, epoch) for name in batch.name]
+            return Prompts(points=oracle_points(batch.mask, num_points, generators))
+        case "gt-box":
+            return Prompts(boxes=oracle_boxes(batch.mask))
+        case "centre":
+            return Prompts(points=centre_points(len(batch), batch.mask.shape[-1]))
+    raise unknown_name("prompt source", source, ORIGINS)

@@ -173,9 +173,11 @@ def brightness_contrast(image: Pixels) -> Pixels:
 
 def jpeg(image: Pixels) -> Pixels:
     """JPEG there and back, quality 80–100."""
-    quality = 80 + pick(21)
-    decoded: Pixels = F.jpeg(_to_tensor(image).contiguous(), quality).permute(1, 2, 0).numpy()
-    return decoded
+    options = (cv2.IMWRITE_JPEG_QUALITY, 80 + pick(21))
+    # OpenCV takes BGR for granted; in RGB order the wrong channels would lose their detail.
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    assert done
+    return np.asarray(cv2.cvtColor(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB))
 
 
 def gaussian_noise(image: Pixels) -> Pixels:

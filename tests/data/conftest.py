@@ -13,7 +13,7 @@ from PIL import Image
 SHARED = Path(os.environ.get("PROMISE_SHARED", Path(__file__).parents[3] / "shared"))
 
 
-def write_pair(folder: Path, stem: str, *, size: tuple[int, int] = (24, 32), seed: int = 0) -> None:
+def _write_pair(folder: Path, stem: str, *, size: tuple[int, int] = (24, 32), seed: int = 0) -> None:
     """images/<stem>.png of noise and masks/<stem>.png with a square, both ``size`` (H, W)."""
     rng = np.random.default_rng(seed)
     mask = np.zeros(size, np.uint8)
@@ -21,6 +21,11 @@ def write_pair(folder: Path, stem: str, *, size: tuple[int, int] = (24, 32), see
     for kind, pixels in (("images", rng.integers(0, 256, (*size, 3), np.uint8)), ("masks", mask)):
         (folder / kind).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / kind / f"{stem}.png")
+
+
+@pytest.fixture
+def write_pair() -> Callable[..., None]:
+    return _write_pair
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def make_table(tmp_path: Path) -> Callable[[Sequence[str]], Path]:
 def pairs(tmp_path: Path) -> Path:
     """A folder with images/ and masks/ a … f, 24×32."""
     for seed, stem in enumerate("abcdef"):
-        write_pair(tmp_path, stem, seed=seed)
+        _write_pair(tmp_path, stem, seed=seed)
     return tmp_path
 
 

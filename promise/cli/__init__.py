@@ -1,0 +1,1 @@
+"""The commands, one small file each: flags and words; knows no tensors."""

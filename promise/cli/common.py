@@ -1,0 +1,97 @@
+"""What all commands share: flags from a configuration's fields, errors as one message, exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, get_args, get_type_hints
+
+from promise import __version__
+from promise.config import Config, check_values, read_yaml
+from promise.errors import UserError
+
+
+def build_parser(command: str, description: str, kind: type[Config], *, skip: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """A parser with one flag a field of ``kind``; flags that are not given leave no trace."""
+    parser = argparse.ArgumentParser(
+        prog=command, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"promise-sam {__version__}")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings; flags go before it")
+    hints = get_type_hints(kind)
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.name in skip:
+            continue
+        name = field.metadata["group"]
+        group = groups.setdefault(name, parser.add_argument_group(name) if name not in groups else None)
+        group.add_argument(f"--{field.name.replace('_', '-')}", **_arguments(field, hints[field.name]))
+    return parser
+
+
+def _arguments(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+    text = field.metadata["help"].replace("%", "%%")
+    if field.default not in (None, False, ()):
+        text += f" (default: {field.default})"
+    inner = [a for a in get_args(hint) if a not in (type(None), ...)] or [hint]
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction, "help": text}
+    if getattr(hint, "__origin__", None) is tuple:
+        return {"nargs": "+", "metavar": "FILE", "help": text}
+    arguments: dict[str, Any] = {"type": inner[0], "help": text, "choices": field.metadata["choices"]}
+    if not field.metadata["choices"]:
+        arguments["metavar"] = {int: "N", float: "X"}.get(inner[0], "…")
+    return arguments
+
+
+def gather(arguments: argparse.Namespace, kind: type[Config], *, skip: Sequence[str] = ()) -> Config:
+    """Defaults, then the YAML file of ``--config``, then flags."""
+    given = {k: v for k, v in vars(arguments).items() if k not in ("config", *skip)}
+    from_file = read_yaml(Path(arguments.config), kind) if "config" in arguments else {}
+    return kind(**from_file, **{}) if not given else kind(**{**from_file, **check_values(given, kind, origin="flags")})
+
+
+def start_logging(*, quiet: bool) -> None:
+    """Messages go to stderr, results to stdout."""
+    logging.basicConfig(
+        level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
+    )
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addFilter(_first_line)
+    for chatty in ("accelerate", "matplotlib", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _first_line(record: logging.LogRecord) -> bool:
+    """Show a warning's text, not the line of code it came from."""
+    text = str(record.args[0]) if record.args else record.getMessage()
+    record.msg, record.args = text.splitlines()[0].split("Warning: ", 1)[-1], ()
+    return True
+
+
+def run(command: str, work: Callable[[], int]) -> int:
+    """Do a command's work and turn what goes wrong into an exit status.
+
+    0 done; 1 a user's mistake or a fault in the data; 130 interrupted, 143 terminated.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return work()
+    except UserError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(143)

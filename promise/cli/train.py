@@ -1,0 +1,46 @@
+"""promise-train: train a net of the table on the rows of a split CSV."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from promise.cli.common import build_parser, gather, run, start_logging
+from promise.config import TrainConfig
+
+DESCRIPTION = (
+    "Train the learned parts of a net on a frozen SAM. Example: "
+    "promise-train --net APM_IPS_resnet --sam lite_medsam --split-csv polyp.csv --data-root data/polyp"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = build_parser("promise-train", DESCRIPTION, TrainConfig)
+    parser.add_argument("--list-nets", action="store_true", help="print the table of nets and leave")
+    arguments = parser.parse_args(argv)
+    return run("promise-train", lambda: _work(arguments))
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    listing = arguments.__dict__.pop("list_nets", False)
+    config = gather(arguments, TrainConfig)
+    start_logging(quiet=config.quiet)
+    if listing:
+        from promise.registry import list_nets, resolve_sam
+
+        print(list_nets(resolve_sam(config.net, config.sam), config.num_points))
+        return 0
+    from promise.train import train
+
+    result = train(config)
+    progress = result.progress
+    score = "" if progress.best_score is None else f", validation {config.select} {progress.best_score:.4f}"
+    print(f"best epoch {progress.best_epoch} of {progress.epoch}{score}, {result.seconds / 60:.1f} min")
+    print(f"{result.folder / 'best.safetensors'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

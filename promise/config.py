@@ -1,0 +1,263 @@
+"""Settings: frozen dataclasses, YAML files, overrides; knows no registry and no torch, so that --help is instant.
+
+Every default stands here and nowhere else. A field's metadata gives its help text and, where the choice is closed,
+its choices; the commands make their flags from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from promise.errors import MissingFileError, UserError
+from promise.files import write_text
+
+Config = TypeVar("Config", bound="TrainConfig | EvalConfig")
+
+
+def option(default: Any, text: str, *, choices: tuple[str, ...] | None = None, group: str = "") -> Any:
+    """A field with its default, its help text and its choices."""
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices, "group": group})
+
+
+SPLITS = ("train", "val", "test")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+EMPTY_RULES = ("one", "skip", "zero")
+PROMPTS = ("auto", "gt", "gt-box", "centre")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run."""
+
+    net: str = option("APM_IPS_resnet", "net of the table, see --list-nets", group="net")
+    sam: str | None = option(None, "backbone: lite_medsam (default), vit_b, vit_l, vit_h, medsam_vit_b", group="net")
+    sam_checkpoint: str | None = option(
+        None, "SAM's weight file; default: cached or fetched; 'random' for tests", group="net"
+    )
+    num_points: int = option(16, "point prompts an image: 1 or an even number", group="net")
+    point_labels: str | None = option(
+        None, "labels of automatic prompts, such as 1-1-0-0; default: half 1, half 0", group="net"
+    )
+    freeze: str = option(
+        "FZ0",
+        "what of SAM stays frozen: FZ0 all, FZ1 image encoder and mask decoder, FZ2 both encoders, "
+        "FZ3 image encoder, FZ4 nothing",
+        choices=("FZ0", "FZ1", "FZ2", "FZ3", "FZ4"),
+        group="net",
+    )
+
+    split_csv: str | None = option(None, "CSV with image_name,train_type,mask_name", group="data")
+    data_root: str | None = option(None, "folder that the CSV's paths are taken relative to", group="data")
+    check: str = option(
+        "full", "how far files are opened before training", choices=("full", "header"), group="data"
+    )
+    augment: str = option(
+        "train2_color",
+        "recipe for training rows: basic_color, basic_gray, basic_color_nonorm, train1_color, train2_color",
+        group="data",
+    )
+    workers: int = option(2, "loader processes; 0 loads in the main one", group="data")
+    pin_memory: bool = option(True, "page-locked batches, where there is a GPU", group="data")
+    drop_last: bool = option(False, "drop the last, smaller batch of an epoch", group="data")
+    shuffle: bool = option(True, "shuffle training rows every epoch", group="data")
+
+    epochs: int = option(30, "passes over the training rows", group="training")
+    batch_size: int = option(8, "images a step and process", group="training")
+    loss: str = option("bce_dice", "bce, bce_dice, or reference (the original's)", group="training")
+    optimizer: str = option("adam", "adam, adamw or sgd", group="training")
+    lr: float = option(3e-4, "first learning rate", group="training")
+    weight_decay: float = option(0.0, "decay of the weights", group="training")
+    momentum: float = option(0.9, "of sgd", group="training")
+    scheduler: str = option(
+        "cosine", "constant (LR), cosine, or restarts; the original's LR_200_1e-7 is understood", group="training"
+    )
+    min_lr: float = option(0.0, "where cosine ends", group="training")
+    restart_epochs: int = option(10, "length of a cycle of restarts", group="training")
+    warmup_epochs: float = option(0.0, "linear warm-up", group="training")
+    accumulate: int = option(1, "batches whose gradients make one step", group="training")
+    clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", group="training")
+    precision: str = option(
+        "auto", "auto: bf16 where the device has matrix units for it", choices=PRECISIONS, group="training"
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", group="training")
+    seed: int | None = option(None, "default: drawn, and recorded in the run", group="training")
+
+    validate_every: int = option(1, "epochs between validations", group="selection")
+    select: str = option("iou", "what the best epoch has most of", choices=("iou", "dice"), group="selection")
+    early_stopping: int = option(
+        0, "stop after this many validations without a better one; 0: never", group="selection"
+    )
+
+    output: str | None = option(None, "run folder; default: runs/<net>-<backbone>", group="run")
+    resume: bool = option(False, "go on with the run in --output", group="run")
+    overwrite: bool = option(False, "replace the run in --output", group="run")
+    tensorboard: bool = option(True, "write TensorBoard events, where it is installed", group="run")
+    quiet: bool = option(False, "no progress bars, warnings only", group="run")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Everything that decides an evaluation."""
+
+    ckpt: str | None = option(
+        None, "checkpoint: ours (.safetensors) or the original's (.pt, .pth); none: an untrained net", group="net"
+    )
+    net: str | None = option(None, "net to evaluate as; required for original files and without --ckpt", group="net")
+    sam: str | None = option(None, "backbone, where the checkpoint does not name it", group="net")
+    sam_checkpoint: str | None = option(None, "SAM's weight file, where it is not the published one", group="net")
+    num_points: int = option(16, "point prompts an image, where no checkpoint says it", group="net")
+
+    split_csv: tuple[str, ...] = option((), "one or more split CSVs, each a data set", group="data")
+    data_root: str | None = option(None, "folder that the CSVs' paths are taken relative to", group="data")
+    split: str | None = option(
+        None, "rows to score; default: test where there are any, else val", choices=SPLITS, group="data"
+    )
+    check: str = option(
+        "full", "how far files are opened before scoring", choices=("full", "header"), group="data"
+    )
+    recipe: str = option("basic_color", "pixel recipe, one without augmentation", group="data")
+    batch_size: int = option(8, "images a step", group="data")
+    workers: int = option(2, "loader processes; 0 loads in the main one", group="data")
+
+    prompts: str | None = option(
+        None,
+        "auto: the net's own; gt: points from the ground truth; gt-box: its box; centre: the image's middle; "
+        "default: what the net is meant for",
+        choices=PROMPTS,
+        group="scoring",
+    )
+    postprocess: str | None = option(
+        None, "none, open:5, close:7; default: open:5 in the reference protocol, none in the native", group="scoring"
+    )
+    empty_masks: str = option(
+        "one",
+        "native and soft scores where the truth is empty: one (1 for an empty prediction, else 0), skip, zero",
+        choices=EMPTY_RULES,
+        group="scoring",
+    )
+    seed: int | None = option(None, "of drawn prompts; default: the checkpoint's", group="scoring")
+
+    precision: str = option(
+        "auto", "auto: bf16 where the device has matrix units for it", choices=PRECISIONS, group="run"
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", group="run")
+    output: str | None = option(None, "folder for the results; default: eval beside the checkpoint", group="run")
+    overlays: int = option(0, "pictures a data set", group="run")
+    beside: tuple[str, ...] = option((), "earlier summary.json files to show in the same table", group="run")
+    overwrite: bool = option(False, "replace the results in --output", group="run")
+    quiet: bool = option(False, "no progress bars, warnings only", group="run")
+
+
+def read_yaml(path: Path, kind: type[Config]) -> dict[str, Any]:
+    """Read settings from a YAML file, checked against the fields of ``kind``.
+
+    Raises:
+        MissingFileError: no such file.
+        UserError: not a mapping, unknown keys (with the nearest known) or values of the wrong type, all at once.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"no configuration at {path}. Is the path right?")
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} must hold 'key: value' lines, it holds {type(loaded).__name__}.")
+    return check_values(loaded, kind, origin=str(path))
+
+
+def check_values(values: Mapping[str, Any], kind: type[Config], *, origin: str) -> dict[str, Any]:
+    """Bring values to the types of ``kind``'s fields; all faults are raised at once."""
+    hints = get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    checked: dict[str, Any] = {}
+    faults = []
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
+            faults.append(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+            continue
+        try:
+            checked[key] = _coerce(value, hints[key])
+        except (TypeError, ValueError):
+            faults.append(f"{key}: {value!r} is not {_type_name(hints[key])}")
+            continue
+        choices = fields[key].metadata["choices"]
+        if choices and checked[key] is not None and checked[key] not in choices:
+            faults.append(f"{key}: {value!r} is none of {', '.join(choices)}")
+    if faults:
+        raise UserError(f"{origin}: {'; '.join(faults)}.")
+    return checked
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        return None if value is None else _coerce(value, next(a for a in get_args(hint) if a is not type(None)))
+    if get_origin(hint) is tuple:
+        return tuple(str(v) for v in ([value] if isinstance(value, str) else value))
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+    if isinstance(value, bool) or value is None:
+        raise TypeError
+    if hint is int and float(value) != int(value):
+        raise ValueError
+    return hint(value)  # float("1e-5") too: YAML 1.1 reads that as a text
+
+
+def _type_name(hint: Any) -> str:
+    inner = [a for a in get_args(hint) if a is not type(None)] or [hint]
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(inner[0], "a text")
+
+
+def write_yaml(path: Path, config: TrainConfig | EvalConfig) -> None:
+    """Write all settings as YAML, in the order of the fields."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def check_train(config: TrainConfig) -> None:
+    """Raise one ``UserError`` with all settings that make no sense."""
+    faults = [
+        f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}"
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("accumulate", 1),
+            ("validate_every", 1),
+            ("restart_epochs", 1),
+            ("workers", 0),
+            ("early_stopping", 0),
+            ("warmup_epochs", 0),
+            ("clip_norm", 0),
+            ("weight_decay", 0),
+            ("min_lr", 0),
+        )
+        if getattr(config, name) < least
+    ]
+    if config.lr <= 0:
+        faults.append(f"--lr must be above 0, got {config.lr}")
+    if config.split_csv is None:
+        faults.append("--split-csv is missing: which images? (data_format/README.md shows the format)")
+    if config.resume and config.overwrite:
+        faults.append("--resume and --overwrite exclude each other")
+    if faults:
+        raise UserError("; ".join(faults) + ".")
+
+
+def parse_labels(text: str | None) -> tuple[int, ...] | None:
+    """``1-1-0-0`` (or with commas or blanks) → (1, 1, 0, 0)."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(v) for v in text.replace(",", "-").replace(" ", "-").split("-") if v)
+    except ValueError:
+        raise UserError(f"--point-labels wants 0s and 1s such as 1-1-0-0, got {text!r}.") from None

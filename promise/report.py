@@ -1,0 +1,113 @@
+"""Pictures and tables of results: overlays, learning curves, a text table; knows no models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from promise.files import atomic_path
+
+TRUTH, PREDICTED = (64, 220, 255), (255, 208, 32)  # RGB outlines
+POSITIVE, NEGATIVE = (40, 200, 60), (230, 40, 40)  # RGB dots
+LONGEST_SIDE = 768
+
+
+def draw_overlay(
+    image: np.ndarray,
+    target: np.ndarray,
+    predicted: np.ndarray,
+    *,
+    xy: np.ndarray,
+    label: np.ndarray,
+    box: np.ndarray | None = None,
+    caption: str = "",
+) -> np.ndarray:
+    """Draw the outlines of truth (cyan) and prediction (yellow) and the prompts (green and red dots) on an image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        target: (H, W) bool.
+        predicted: (H, W) bool.
+        xy: (P, 2) prompts in this image's pixels.
+        label: (P,) 1 foreground, 0 background; others are not drawn.
+        box: (4,) x0, y0, x1, y1 in this image's pixels.
+        caption: a line written above the image.
+
+    Returns:
+        A picture (h, w, 3) uint8 RGB, at most 768 pixels a side, without the caption's strip.
+    """
+    scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    canvas = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    width = max(1, max(size) // 256)
+    for mask, colour in ((target, TRUTH), (predicted, PREDICTED)):
+        small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        outlines, _ = cv2.findContours(small, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(canvas, outlines, -1, colour, width, cv2.LINE_AA)
+    if box is not None:
+        x0, y0, x1, y1 = (round(float(v) * scale) for v in box)
+        cv2.rectangle(canvas, (x0, y0), (x1, y1), POSITIVE, width, cv2.LINE_AA)
+    radius = max(2, max(size) // 96)
+    for (x, y), kind in zip(xy * scale, label, strict=True):
+        if kind in (0, 1):
+            centre = (round(float(x)), round(float(y)))
+            cv2.circle(canvas, centre, radius + 1, (255, 255, 255), -1, cv2.LINE_AA)
+            cv2.circle(canvas, centre, radius, POSITIVE if kind else NEGATIVE, -1, cv2.LINE_AA)
+    return _with_caption(canvas, caption) if caption else canvas
+
+
+def _with_caption(canvas: np.ndarray, caption: str) -> np.ndarray:
+    strip = np.full((22, canvas.shape[1], 3), 24, np.uint8)
+    cv2.putText(strip, caption, (6, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (240, 240, 240), 1, cv2.LINE_AA)
+    return np.vstack((strip, canvas))
+
+
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    """Write an RGB picture (h, w, 3) uint8 as PNG, all or nothing."""
+    with atomic_path(path) as temporary:
+        cv2.imwrite(str(temporary), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+
+def draw_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Draw loss and validation scores over the epochs, all or nothing."""
+    from matplotlib.figure import Figure  # slow to import, and only needed here
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    losses, scores = figure.subplots(1, 2)
+    for axis, names, title in (
+        (losses, ("train_loss", "val_loss"), "loss"),
+        (scores, ("val_dice", "val_iou"), "validation"),
+    ):
+        for name in names:
+            at = [(row["epoch"], row[name]) for row in history if row.get(name) is not None]
+            if at:
+                axis.plot(*zip(*at, strict=True), marker="o", markersize=3, label=name.replace("_", " "))
+        axis.set(title=title, xlabel="epoch")
+        axis.grid(alpha=0.3)
+        if axis.has_data():
+            axis.legend()
+    scores.set_ylim(0, 1)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain table: texts to the left, numbers to the right."""
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.rjust(width) if _is_number(cell) or (number and cells is header) else cell.ljust(width)
+            for cell, width, number in zip(cells, widths, numeric, strict=True)
+        ]
+        return "  ".join(padded).rstrip()
+
+    numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(header))]
+    return "\n".join((line(header), "  ".join("-" * width for width in widths), *(line(row) for row in rows)))
+
+
+def _is_number(text: str) -> bool:
+    return text in ("-", "nan") or text.replace(".", "", 1).replace("-", "", 1).isdigit()

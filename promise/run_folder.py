@@ -1,0 +1,112 @@
+"""A run's folder: what lies where, written whole or not at all, read again to resume; knows no nets and no loop."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from promise.errors import ExistingRunError, MissingFileError, UserError
+from promise.files import atomic_path, write_json, write_text
+
+OURS = (
+    "config.yaml",
+    "environment.json",
+    "log.csv",
+    "log.jsonl",
+    "curves.png",
+    "best.safetensors",
+    "last.safetensors",
+    "state/resume.pt",
+)
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    epoch: int = 0  # epochs done
+    history: list[dict[str, float | None]] = field(default_factory=list)
+    best_epoch: int | None = None
+    best_score: float | None = None
+    stale: int = 0  # validations since the best one
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.curves = path / "curves.png"
+        self.best = path / "best.safetensors"
+        self.last = path / "last.safetensors"
+        self.state = path / "state" / "resume.pt"
+        self.events = path / "tensorboard"
+
+    def claim(self, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder ours.
+
+        Raises:
+            ExistingRunError: it holds a run already, and neither flag says what to do with it.
+            MissingFileError: there is nothing to resume.
+        """
+        if resume:
+            if not self.state.is_file():
+                raise MissingFileError(
+                    f"nothing to resume in {self.path}: {self.state} is not there. Drop --resume to start, or point "
+                    "--output at the run's folder."
+                )
+            return
+        present = [name for name in OURS if (self.path / name).exists()]
+        if present and not overwrite:
+            raise ExistingRunError(
+                f"{self.path} already holds a run ({', '.join(present[:3])}, …). Go on with it by --resume, replace it "
+                "by --overwrite, or choose another folder with --output."
+            )
+        for name in present:
+            (self.path / name).unlink()
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def save_state(self, progress: Progress, tensors: Mapping[str, Any]) -> None:
+        """Write what resuming needs, in one file: there is no moment at which it is half new."""
+        with atomic_path(self.state) as temporary:
+            torch.save({"progress": vars(progress), **tensors}, temporary)
+
+    def load_state(self) -> tuple[Progress, dict[str, Any]]:
+        """Read what :meth:`save_state` wrote.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            state = torch.load(self.state, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise UserError(
+                f"{self.state} cannot be read ({type(error).__name__}). Start again with --overwrite; "
+                f"{self.last.name} holds the weights of the last epoch."
+            ) from error
+        return Progress(**state.pop("progress")), state
+
+    def write_log(self, history: Sequence[Mapping[str, float | None]]) -> None:
+        """Write log.csv and log.jsonl anew from the whole history."""
+        if not history:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        write_text(self.path / "log.csv", text.getvalue())
+        write_text(self.path / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+
+    def write_environment(self, **values: Any) -> None:
+        """Add values to environment.json."""
+        known = json.loads(self.environment.read_text(encoding="utf-8")) if self.environment.is_file() else {}
+        write_json(self.environment, {**known, **values})

@@ -1,0 +1,416 @@
+"""The training recipe: read, build, train, select, write; knows no flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from promise import checkpoint
+from promise.config import TrainConfig, check_train, check_values, parse_labels, read_yaml, write_yaml
+from promise.data.check import check_files
+from promise.data.dataset import EpochSampler, build_loader
+from promise.data.table import Row, SplitTable, read_table
+from promise.device import describe_environment, resolve_device
+from promise.engine import train_epoch, validate
+from promise.errors import UserError
+from promise.losses import get_loss
+from promise.models.promise import Promise, resolve_precision
+from promise.models.prompts import fixed_labels, prompt_batch
+from promise.optim import build_optimizer, parse_schedule
+from promise.registry import NETS, build_net, parse_net_name, resolve_sam
+from promise.report import draw_curves
+from promise.run_folder import Progress, RunFolder
+from promise.transforms import build_transform
+from promise.types import Batch
+
+log = logging.getLogger(__name__)
+
+# What a resumed run may change: none of it alters the result.
+FREE_TO_CHANGE = ("workers", "pin_memory", "check", "resume", "overwrite", "quiet", "tensorboard", "output")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run leaves."""
+
+    folder: Path
+    progress: Progress
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Loader:
+    batches: Iterable[Batch]
+    sampler: EpochSampler
+    steps: int
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train a net as the configuration says.
+
+    Raises:
+        UserError: settings, files or weights that cannot be used; nothing has been written then.
+    """
+    started = time.monotonic()
+    config = resolve(config)
+    folder = RunFolder(Path(config.output or ""))
+    table, notes = _read_rows(config)
+    folder.claim(resume=config.resume, overwrite=config.overwrite)
+    for note in notes:
+        log.warning(note)
+    trainer = _Trainer(config, folder, table)
+    try:
+        trainer.run()
+    finally:
+        if trainer.accelerator.is_main_process and trainer.progress.history:
+            draw_curves(folder.curves, trainer.progress.history)
+    return TrainResult(folder.path, trainer.progress, time.monotonic() - started)
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Fill in what a configuration leaves open, and refuse what cannot work, before anything slow.
+
+    Names, seed, precision, device and folder are settled; a resumed run takes its settings from its folder.
+    """
+    if config.resume:
+        config = _resumed(config)
+    check_train(config)
+    spec, _ = parse_net_name(config.net)
+    if not spec.trainable:
+        raise UserError(
+            f"{spec.name} is for evaluation only: train "
+            f"{spec.name.replace('_GT', '') if spec.ips else 'another net'} and pass it to promise-eval."
+        )
+    sam = resolve_sam(config.net, config.sam)
+    fixed_labels(config.num_points, parse_labels(config.point_labels))
+    get_loss(config.loss)
+    parse_schedule(config.scheduler, lr=config.lr, epochs=config.epochs)
+    precision = resolve_precision(config.precision, resolve_device(config.device))
+    return dataclasses.replace(
+        config,
+        net=spec.name,
+        sam=sam,
+        precision=precision,
+        seed=random.SystemRandom().randrange(2**31) if config.seed is None else config.seed,
+        output=config.output or f"runs/{spec.name}-{sam}",
+    )
+
+
+def _resumed(config: TrainConfig) -> TrainConfig:
+    if config.output is None:
+        spec, _ = parse_net_name(config.net)
+        config = dataclasses.replace(config, output=f"runs/{spec.name}-{resolve_sam(config.net, config.sam)}")
+    folder = RunFolder(Path(config.output or ""))
+    folder.claim(resume=True, overwrite=False)
+    then = TrainConfig(**check_values(read_yaml(folder.config, TrainConfig), TrainConfig, origin=str(folder.config)))
+    kept = {name: getattr(config, name) for name in FREE_TO_CHANGE}
+    default = TrainConfig()
+    changed = [
+        f"--{f.name.replace('_', '-')} is {getattr(config, f.name)} now and was {getattr(then, f.name)}"
+        for f in dataclasses.fields(config)
+        if f.name not in FREE_TO_CHANGE
+        and getattr(config, f.name) not in (getattr(default, f.name), getattr(then, f.name))
+    ]
+    if changed:
+        raise UserError(
+            f"cannot resume {folder.path} with other settings: {'; '.join(changed)}. Drop them, or start a new run "
+            "with another --output."
+        )
+    return dataclasses.replace(then, **kept)
+
+
+def _read_rows(config: TrainConfig) -> tuple[SplitTable, list[str]]:
+    table = read_table(config.split_csv or "", data_root=config.data_root)
+    if not table.split("train"):
+        raise UserError(f"{table.path}: no row has train_type 'train'; there is nothing to train on.")
+    rows = (*table.split("train"), *table.split("val"))
+    warnings = check_files(rows, csv_path=table.path, level=config.check, progress=not config.quiet)
+    notes = [*table.notes, *warnings]
+    if not table.split("val"):
+        notes.append(
+            f"{table.path}: no row has train_type 'val': no epoch can be selected, best.safetensors is the last one."
+        )
+    return table, notes
+
+
+class _Trainer:
+    """One run: holds the parts, so that the loop reads as what it does."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, table: SplitTable) -> None:
+        assert config.seed is not None
+        self.config, self.folder, self.seed = config, folder, config.seed
+        device = resolve_device(config.device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+        self.accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            # The net casts by itself; only fp16 needs the accelerator, for its gradient scaler.
+            mixed_precision="fp16" if config.precision == "fp16" else "no",
+            gradient_accumulation_steps=config.accumulate,
+        )
+        bare = _build(config)
+        self.sam_sha256 = bare.sam.weights_sha256()
+        log.info("SAM's weights: SHA-256 %s", self.sam_sha256)
+        self.bare = bare
+        self.optimizer = build_optimizer(
+            config.optimizer,
+            bare.parameters(),
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+        )
+        self.net: nn.Module
+        self.net, self.optimizer = self.accelerator.prepare(bare, self.optimizer)
+        self.train_loader = self._loader(table.split("train"), train=True)
+        self.val_loader = self._loader(table.split("val"), train=False) if table.split("val") else None
+        self.progress = self._restore() if config.resume else Progress()
+        self.writer = _event_writer(folder, config, self.progress) if self.accelerator.is_main_process else None
+
+    def run(self) -> None:
+        self._announce()
+        config, progress = self.config, self.progress
+        while progress.epoch < config.epochs:
+            row = self._epoch(progress.epoch)
+            progress.epoch += 1
+            progress.history.append(row)
+            self._select(row)
+            if self.accelerator.is_main_process:
+                self._write(row)
+            self.accelerator.wait_for_everyone()
+            if config.early_stopping and progress.stale >= config.early_stopping:
+                log.info("stopping early: no better epoch than %s for %d", progress.best_epoch, progress.stale)
+                break
+        self._finish()
+
+    def _epoch(self, epoch: int) -> dict[str, float | None]:
+        config, loader, started = self.config, self.train_loader, time.monotonic()
+        torch.manual_seed(self.seed + epoch)  # whatever draws from the global generator, draws the same after --resume
+        loader.sampler.set_epoch(epoch)
+        loss = get_loss(config.loss)
+        mean_loss = train_epoch(
+            self.net,
+            self._bar(loader, f"epoch {epoch + 1}/{config.epochs}"),
+            prompter=self._prompter(epoch + 1),
+            loss=loss,
+            optimizer=self.optimizer,
+            set_lr=partial(self._set_lr, epoch),
+            accelerator=self.accelerator,
+            clip_norm=config.clip_norm,
+        )
+        if not math.isfinite(mean_loss):
+            raise UserError(
+                f"training diverged: the loss of epoch {epoch + 1} is {mean_loss}. The state of epoch {epoch} is kept in "
+                f"{self.folder.path}. Lower --lr, set --clip-norm, or use --precision fp32."
+            )
+        scores: dict[str, float] = {}
+        due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs
+        if self.val_loader is not None and due:
+            scores = validate(
+                self.net,
+                self._bar(self.val_loader, "validation"),
+                prompter=self._prompter(0),
+                loss=loss,
+                accelerator=self.accelerator,
+            )
+        return {
+            "epoch": epoch + 1,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_loss": mean_loss,
+            **{f"val_{name}": scores.get(name) for name in ("loss", "dice", "iou")},
+            "seconds": round(time.monotonic() - started, 2),
+        }
+
+    def _select(self, row: dict[str, float | None]) -> None:
+        progress = self.progress
+        score = row[f"val_{self.config.select}"]
+        if self.val_loader is None:
+            progress.best_epoch = progress.epoch
+        elif score is not None:
+            if progress.best_score is None or score > progress.best_score:
+                progress.best_epoch, progress.best_score, progress.stale = progress.epoch, score, 0
+            else:
+                progress.stale += 1
+
+    def _write(self, row: dict[str, float | None]) -> None:
+        progress = self.progress
+        metadata = self._metadata(row)
+        if progress.best_epoch == progress.epoch:
+            checkpoint.save(self.bare, self.folder.best, metadata)
+        checkpoint.save(self.bare, self.folder.last, metadata)
+        self.folder.write_log(progress.history)
+        scaler = self.accelerator.scaler
+        # Last, since it is what resuming starts from: a kill before this line repeats the epoch, bit for bit.
+        self.folder.save_state(
+            progress,
+            {
+                "learned": self.bare.learned_state(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "sam_sha256": self.sam_sha256,
+            },
+        )
+        if self.writer is not None:
+            for name, value in row.items():
+                if value is not None and name != "epoch":
+                    self.writer.add_scalar(name, value, progress.epoch)
+        log.info(_line(row, self.config.epochs, best=progress.best_epoch == progress.epoch))
+
+    def _restore(self) -> Progress:
+        progress, state = self.folder.load_state()
+        if state["sam_sha256"] != self.sam_sha256:
+            raise UserError(
+                f"cannot resume {self.folder.path}: it was started on another SAM (SHA-256 "
+                f"{state['sam_sha256'][:12]}…, this one {self.sam_sha256[:12]}…). Check --sam-checkpoint."
+            )
+        self.bare.load_state_dict(state["learned"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        return progress
+
+    def _finish(self) -> None:
+        after = self.bare.sam.weights_sha256()
+        if self.accelerator.is_main_process:
+            self.folder.write_environment(sam_sha256_after=after)
+        if self.config.freeze == "FZ0" and after != self.sam_sha256:
+            raise RuntimeError(f"SAM has changed under FZ0: SHA-256 {self.sam_sha256} before, {after} after.")
+        log.info("SAM's weights after training: SHA-256 %s%s", after, " (unchanged)" * (after == self.sam_sha256))
+        if self.writer is not None:
+            self.writer.close()
+
+    def _announce(self) -> None:
+        config = self.config
+        learning = sum(p.numel() for p in self.bare.parameters() if p.requires_grad)
+        log.info(
+            "%s %s on %s, %s trainable parameters, %s, %s, seed %d → %s",
+            "resuming" if config.resume else "training",
+            config.net,
+            config.sam,
+            f"{learning:,}",
+            self.accelerator.device,
+            config.precision,
+            self.seed,
+            self.folder.path,
+        )
+        if self.accelerator.is_main_process and not config.resume:
+            write_yaml(self.folder.config, dataclasses.replace(config, overwrite=False))
+            record = describe_environment(self.accelerator.device)
+            self.folder.write_environment(
+                **record, seed=self.seed, sam_sha256=self.sam_sha256, trainable_parameters=learning
+            )
+
+    def _metadata(self, row: dict[str, float | None]) -> checkpoint.Metadata:
+        config = self.config
+        assert config.sam is not None
+        metrics = {name: value for name, value in row.items() if value is not None and name.startswith("val_")}
+        return checkpoint.Metadata(
+            net=config.net,
+            sam=config.sam,
+            num_points=config.num_points,
+            point_labels=parse_labels(config.point_labels),
+            sam_sha256=self.sam_sha256,
+            sam_checkpoint=config.sam_checkpoint or "auto",
+            freeze=config.freeze,
+            seed=self.seed,
+            epoch=self.progress.epoch,
+            config=dataclasses.asdict(config),
+            metrics=metrics,
+        )
+
+    def _loader(self, rows: tuple[Row, ...], *, train: bool) -> _Loader:
+        config, backbone = self.config, self.bare.sam.backbone
+        recipe = config.augment if train else _plain_recipe(config.augment)
+        loader = build_loader(
+            rows,
+            build_transform(recipe, image_size=backbone.image_size, pixels=backbone.pixels),
+            batch_size=config.batch_size,
+            shuffle=train and config.shuffle,
+            seed=self.seed,
+            workers=config.workers,
+            pin_memory=config.pin_memory and self.accelerator.device.type == "cuda",
+            drop_last=train and config.drop_last,
+        )
+        sampler = loader.sampler
+        assert isinstance(sampler, EpochSampler)
+        # Shares the rows among the processes; batches stay on the CPU, where prompts are drawn from their masks.
+        shared = self.accelerator.prepare_data_loader(loader, device_placement=False)
+        if len(shared) == 0:
+            raise UserError(
+                f"--drop-last leaves no batch: {len(rows)} rows are fewer than --batch-size {config.batch_size}."
+            )
+        return _Loader(shared, sampler, len(shared))
+
+    def _prompter(self, epoch: int) -> Callable[[Batch], Any]:
+        source = "gt" if NETS[self.config.net].prompts == "oracle" else "auto"
+        return partial(prompt_batch, source, num_points=self.config.num_points, seed=self.seed, epoch=epoch)
+
+    def _set_lr(self, epoch: int, step: int) -> None:
+        config = self.config
+        schedule = parse_schedule(
+            config.scheduler,
+            lr=config.lr,
+            epochs=config.epochs,
+            min_lr=config.min_lr,
+            cycle=config.restart_epochs,
+            warmup=config.warmup_epochs,
+        )
+        steps = math.ceil(self.train_loader.steps / config.accumulate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = schedule(epoch + step / steps)
+
+    def _bar(self, loader: _Loader, name: str) -> Iterable[Batch]:
+        hidden = self.config.quiet or not self.accelerator.is_main_process
+        bar: Iterable[Batch] = tqdm(
+            loader.batches, total=loader.steps, desc=name, leave=False, disable=hidden, unit="batch"
+        )
+        return bar
+
+
+def _build(config: TrainConfig) -> Promise:
+    source = {None: "auto", "random": None}.get(config.sam_checkpoint, config.sam_checkpoint)
+    return build_net(
+        config.net,
+        sam=config.sam,
+        num_points=config.num_points,
+        point_labels=parse_labels(config.point_labels),
+        sam_checkpoint=source,
+        freeze=config.freeze,
+        precision=config.precision,
+        seed=config.seed,
+    )
+
+
+def _plain_recipe(augment: str) -> str:
+    """The recipe of rows that are only looked at: the same pixels, no augmentation."""
+    return augment if augment.startswith("basic") else "basic_color"
+
+
+def _event_writer(folder: RunFolder, config: TrainConfig, progress: Progress) -> Any:
+    if not config.tensorboard:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # the [logging] extra is not installed
+        return None
+    return SummaryWriter(str(folder.events), purge_step=progress.epoch + 1 if progress.epoch else None)  # type: ignore[no-untyped-call]
+
+
+def _line(row: dict[str, float | None], epochs: int, *, best: bool) -> str:
+    parts = [f"epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.4f}"]
+    if row["val_dice"] is not None:
+        parts.append(f"val loss {row['val_loss']:.4f}  Dice {row['val_dice']:.4f}  IoU {row['val_iou']:.4f}")
+    parts.append(f"lr {row['lr']:.2e}  {row['seconds']:.0f} s")
+    return "  ".join(parts) + ("  ← best" if best else "")

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from promise.data.dataset import EpochSampler, SegmentationDataset, build_loader, collate
+from promise.data.table import Row
+from promise.errors import UserError
+from promise.transforms import Transform, build_transform
+from promise.types import Batch
+
+TRAIN = build_transform("train2_color", image_size=32, pixels="imagenet")
+
+
+@pytest.fixture
+def rows(pairs: Path) -> list[Row]:
+    return [
+        Row(s, pairs / f"images/{s}.png", pairs / f"masks/{s}.png", "train", line)
+        for line, s in enumerate("abcdef", start=2)
+    ]
+
+
+def images_by_name(batches: list[Batch]) -> dict[str, torch.Tensor]:
+    return {name: batch.image[i] for batch in batches for i, name in enumerate(batch.name)}
+
+
+def run(
+    rows: list[Row], *, epoch: int = 0, seed: int = 1, workers: int = 0, **options: object
+) -> list[Batch]:
+    settings = {"batch_size": 4, "shuffle": False, "seed": seed, "workers": workers, **options}
+    loader = build_loader(rows, TRAIN, **settings)
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def test_a_sample_is_the_file(rows: list[Row]) -> None:
+    plain: Transform = build_transform("basic_color_nonorm", image_size=32, pixels="imagenet")
+    dataset = SegmentationDataset(rows, plain, seed=0)
+    sample = dataset[2]
+    assert len(dataset) == 6
+    assert (sample.name, sample.index) == ("c", 2)
+    assert sample.image.shape == (3, 32, 32)
+    assert sample.mask.shape == (1, 32, 32)
+    assert sample.mask[0, 8:24, 8:20].min() == 1  # 24 rows stretched to 32: rows 6–18 become 8–24
+    assert sample.mask.sum() == 16 * 12
+
+
+def test_a_batch_carries_names_and_indices(rows: list[Row]) -> None:
+    first, second = run(rows)
+    assert first.image.shape == (4, 3, 32, 32)
+    assert first.mask.shape == (4, 1, 32, 32)
+    assert second.name == ("e", "f")
+    assert second.index.tolist() == [4, 5]
+    assert second.index.dtype == torch.int64
+    assert [len(b) for b in run(rows, drop_last=True)] == [4]
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"shuffle": True}, {"workers": 2}])
+def test_samples_do_not_depend_on_batch_order_or_workers(rows: list[Row], options: dict[str, int]) -> None:
+    assert same(images_by_name(run(rows, epoch=3)), images_by_name(run(rows, epoch=3, **options)))
+
+
+def test_samples_do_not_depend_on_the_other_rows(rows: list[Row]) -> None:
+    everything = images_by_name(run(rows, epoch=3))
+    alone = images_by_name(run(rows[4:], epoch=3))
+    assert torch.equal(everything["e"], alone["e"])
+
+
+def test_epoch_seed_and_name_change_the_augmentation(rows: list[Row]) -> None:
+    base = images_by_name(run(rows))
+    assert not same(base, images_by_name(run(rows, epoch=1)))
+    assert not same(base, images_by_name(run(rows, seed=2)))
+    renamed = [Row(f"z{r.name}", r.image, r.mask, r.split, r.line) for r in rows]
+    other = images_by_name(run(renamed))
+    assert any(not torch.equal(base[r.name], other[f"z{r.name}"]) for r in rows)
+
+
+def test_persistent_workers_see_the_new_epoch(rows: list[Row]) -> None:
+    loader = build_loader(rows, TRAIN, batch_size=4, shuffle=True, seed=1, workers=1)
+    for epoch in (0, 1, 0):
+        loader.sampler.set_epoch(epoch)
+        batches = list(loader)
+        expected = run(rows, epoch=epoch, shuffle=True)
+        assert [b.name for b in batches] == [b.name for b in expected]
+        assert same(images_by_name(batches), images_by_name(expected))
+
+
+def test_a_plain_index_is_epoch_zero(rows: list[Row]) -> None:
+    dataset = SegmentationDataset(rows, TRAIN, seed=1)
+    assert torch.equal(dataset[1].image, dataset[0, 1].image)
+    assert torch.equal(collate([dataset[1]]).image[0], dataset[1].image)
+
+
+def test_the_global_generator_is_left_alone(rows: list[Row]) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    run(rows, shuffle=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_sampler_orders() -> None:
+    in_order = EpochSampler(5, shuffle=False, seed=0)
+    in_order.set_epoch(7)
+    assert list(in_order) == [(7, i) for i in range(5)]
+    shuffled = EpochSampler(50, shuffle=True, seed=0)
+    first = list(shuffled)
+    assert sorted(first) == [(0, i) for i in range(50)]
+    assert first != sorted(first)
+    assert list(shuffled) == first
+    shuffled.set_epoch(1)
+    assert [i for _, i in shuffled] != [i for _, i in first]
+    assert list(EpochSampler(50, shuffle=True, seed=1)) != first
+    assert len(shuffled) == 50
+
+
+def test_sizes_that_differ_are_a_fault(rows: list[Row]) -> None:
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(rows[0].mask)
+    with pytest.raises(UserError, match=r"line 2: .*a\.png is 32×24 but its mask .* is 9×8"):
+        SegmentationDataset(rows, TRAIN, seed=0)[0]
