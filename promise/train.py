@@ -23,7 +23,7 @@ from promise.config import TrainConfig, check_train, check_values, parse_labels,
 from promise.data.check import check_files
 from promise.data.dataset import EpochSampler, build_loader
 from promise.data.table import Row, SplitTable, read_table
-from promise.device import describe_environment, resolve_device
+from promise.device import describe_environment, keep_freed_memory, resolve_device
 from promise.engine import train_epoch, validate
 from promise.errors import UserError
 from promise.losses import get_loss
@@ -66,6 +66,7 @@ def train(config: TrainConfig) -> TrainResult:
     """
     started = time.monotonic()
     config = resolve(config)
+    keep_freed_memory()
     folder = RunFolder(Path(config.output or ""))
     table, notes = _read_rows(config)
     folder.claim(resume=config.resume, overwrite=config.overwrite)

@@ -34,6 +34,7 @@ class Backbone:
     weights: Weights | None = None
     embedding_side: int = 64  # E
     embedding_channels: int = 256
+    channels_last: bool = False  # whether the image encoder runs faster in that memory format
 
 
 def encode_vit(encoder: nn.Module, image: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -178,6 +179,7 @@ register(
         tap_blocks=(2, 3, 4),
         tap_channels=(160, 320, 320),
         pixels="minmax",
+        channels_last=True,
         weights=Weights(
             "lite_medsam.pth",
             sha256="79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",

@@ -49,6 +49,8 @@ class FrozenSam(nn.Module):
         self.mask_decoder = sam.mask_decoder
         self.backbone = backbone
         self.freeze = freeze
+        self.memory_format = torch.channels_last if backbone.channels_last else torch.contiguous_format
+        self.image_encoder.to(memory_format=self.memory_format)
         for name, part in self.named_children():
             part.requires_grad_(name not in FREEZE[freeze])
         self.eval()
@@ -83,6 +85,7 @@ class FrozenSam(nn.Module):
             )
         blocks = self.backbone.tap_blocks if taps else ()
         frozen = "image_encoder" in FREEZE[self.freeze]
+        image = image.contiguous(memory_format=self.memory_format)
         with torch.no_grad() if frozen else nullcontext():
             return Encoded(*self.backbone.encode(self.image_encoder, image, blocks))
 
