@@ -1,0 +1,40 @@
+"""promise-eval: score a checkpoint, or an untrained net, on the rows of split CSVs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from promise.cli.common import build_parser, gather, run, start_logging
+from promise.config import EvalConfig
+
+DESCRIPTION = (
+    "Score a checkpoint under the reference, native and soft protocols in one pass. Example: "
+    "promise-eval --ckpt runs/polyp/best.safetensors --split-csv kvasir.csv clinicdb.csv --overlays 8"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = build_parser("promise-eval", DESCRIPTION, EvalConfig).parse_args(argv)
+    return run("promise-eval", lambda: _work(arguments))
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    config = gather(arguments, EvalConfig)
+    start_logging(quiet=config.quiet)
+    from promise.evaluate import evaluate, read_summary, results_text
+
+    earlier = [read_summary(Path(path)) for path in config.beside]
+    result = evaluate(config)
+    print(results_text([*earlier, result.summary]))
+    print(f"\nresults: {result.folder}")
+    if config.overlays:
+        print(f"overlays: {result.folder / 'overlays'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""One prediction against one truth, under three protocols in one pass; knows no models, files or tables.
+
+``reference``: 256 pixels, as the original's script; ``native``: the truth's own size, untouched; ``soft``: the
+field's measures on the probability map at the truth's own size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from promise.metrics import binary_metrics, soft_metrics
+from promise.postprocess import Postprocess, reference_target, to_size
+
+PROTOCOLS = ("reference", "native", "soft")
+REFERENCE_SIDE = 256
+REFERENCE_POSTPROCESS = Postprocess("open", 5)
+NATIVE_POSTPROCESS = Postprocess("none")
+EMPTY_RULES = {
+    "one": "where the truth is empty, overlap scores are 1 for an empty prediction and 0 otherwise",
+    "skip": "rows whose truth is empty are left out of overlap scores",
+    "zero": "where the truth is empty, overlap scores are 0",
+}
+# Scores that are 0/0 or 0 by construction where the truth is empty.
+_OVERLAP = ("dice", "iou", "precision", "recall", "f_beta", "weighted_f", "f_")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of one row and the mask that the native protocol scored."""
+
+    scores: dict[str, dict[str, float]]  # protocol → metric → value
+    mask: np.ndarray  # (H, W) bool, the truth's size
+    empty_truth: bool
+
+
+def score(
+    logits: np.ndarray,
+    target: np.ndarray,
+    *,
+    postprocess: Postprocess | None = None,
+    empty_rule: str = "one",
+) -> Scored:
+    """Score one prediction.
+
+    Args:
+        logits: (h, w) float32 of the decoder.
+        target: (H, W) bool, the truth at its own size.
+        postprocess: of both binary protocols, each at its own size; default: a 5 × 5 opening in the reference
+            protocol, none in the native one.
+        empty_rule: what the native and soft protocols say of a truth without foreground; see
+            :data:`EMPTY_RULES`. The reference protocol keeps the original's: IoU 0, and Dice left out where the
+            prediction is empty too.
+    """
+    small = _sigmoid(to_size(logits, REFERENCE_SIDE, REFERENCE_SIDE))
+    reference = (postprocess or REFERENCE_POSTPROCESS)(small)
+    probability = _sigmoid(to_size(logits, *target.shape))
+    mask = (postprocess or NATIVE_POSTPROCESS)(probability)
+    scores = {
+        "reference": binary_metrics(reference, reference_target(target, REFERENCE_SIDE)),
+        "native": binary_metrics(mask, target),
+        "soft": soft_metrics(probability, target),
+    }
+    empty = not target.any()
+    if empty:
+        for protocol in ("native", "soft"):
+            scores[protocol] = _apply_rule(scores[protocol], empty_rule, predicted=bool(mask.any()))
+    return Scored(scores, mask, empty)
+
+
+def _apply_rule(values: Mapping[str, float], rule: str, *, predicted: bool) -> dict[str, float]:
+    value = {"one": 0.0 if predicted else 1.0, "skip": float("nan"), "zero": 0.0}[rule]
+    return {name: value if name.startswith(_OVERLAP) else given for name, given in values.items()}
+
+
+def mean_scores(rows: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Mean of every metric of every protocol over the rows; rows where it is not a number are left out."""
+    means: dict[str, dict[str, float]] = {}
+    for protocol in PROTOCOLS:
+        values = {name: np.array([row[protocol][name] for row in rows]) for name in rows[0][protocol]}
+        means[protocol] = {
+            name: float(np.nanmean(column)) if not np.isnan(column).all() else float("nan")
+            for name, column in values.items()
+        }
+    return means
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    # In double precision, and stable for large negative values; 0 gives exactly one half.
+    return (0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))).astype(np.float32)
