@@ -201,9 +201,7 @@ def to_reference_state(net: Promise) -> dict[str, Tensor]:
     return {**state, **net.reference_unused}
 
 
-def _load_original(
-    path: Path, net_name: str | None, sam: str | None, precision: str
-) -> tuple[Promise, Metadata]:
+def _load_original(path: Path, net_name: str | None, sam: str | None, precision: str) -> tuple[Promise, Metadata]:
     if net_name is None:
         raise UserError(f"{path} does not say which net it holds: name it with --net ({', '.join(NETS)}).")
     spec, spelt = parse_net_name(net_name)

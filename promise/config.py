@@ -55,9 +55,7 @@ class TrainConfig:
 
     split_csv: str | None = option(None, "CSV with image_name,train_type,mask_name", group="data")
     data_root: str | None = option(None, "folder that the CSV's paths are taken relative to", group="data")
-    check: str = option(
-        "full", "how far files are opened before training", choices=("full", "header"), group="data"
-    )
+    check: str = option("full", "how far files are opened before training", choices=("full", "header"), group="data")
     augment: str = option(
         "train2_color",
         "recipe for training rows: basic_color, basic_gray, basic_color_nonorm, train1_color, train2_color",
@@ -76,7 +74,9 @@ class TrainConfig:
     weight_decay: float = option(0.0, "decay of the weights", group="training")
     momentum: float = option(0.9, "of sgd", group="training")
     scheduler: str = option(
-        "cosine", "constant (LR), cosine, or restarts; the original's LR_200_1e-7 is understood", group="training"
+        "cosine",
+        "constant (LR), cosine, or restarts; the original's LR_200_1e-7 is understood",
+        group="training",
     )
     min_lr: float = option(0.0, "where cosine ends", group="training")
     restart_epochs: int = option(10, "length of a cycle of restarts", group="training")
@@ -107,7 +107,9 @@ class EvalConfig:
     """Everything that decides an evaluation."""
 
     ckpt: str | None = option(
-        None, "checkpoint: ours (.safetensors) or the original's (.pt, .pth); none: an untrained net", group="net"
+        None,
+        "checkpoint: ours (.safetensors) or the original's (.pt, .pth); none: an untrained net",
+        group="net",
     )
     net: str | None = option(None, "net to evaluate as; required for original files and without --ckpt", group="net")
     sam: str | None = option(None, "backbone, where the checkpoint does not name it", group="net")
@@ -119,9 +121,7 @@ class EvalConfig:
     split: str | None = option(
         None, "rows to score; default: test where there are any, else val", choices=SPLITS, group="data"
     )
-    check: str = option(
-        "full", "how far files are opened before scoring", choices=("full", "header"), group="data"
-    )
+    check: str = option("full", "how far files are opened before scoring", choices=("full", "header"), group="data")
     recipe: str = option("basic_color", "pixel recipe, one without augmentation", group="data")
     batch_size: int = option(8, "images a step", group="data")
     workers: int = option(2, "loader processes; 0 loads in the main one", group="data")
@@ -134,7 +134,9 @@ class EvalConfig:
         group="scoring",
     )
     postprocess: str | None = option(
-        None, "none, open:5, close:7; default: open:5 in the reference protocol, none in the native", group="scoring"
+        None,
+        "none, open:5, close:7; default: open:5 in the reference protocol, none in the native",
+        group="scoring",
     )
     empty_masks: str = option(
         "one",

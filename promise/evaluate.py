@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,13 +26,13 @@ from promise.data.images import read_image, read_mask
 from promise.data.table import Row, read_table
 from promise.device import describe_environment, keep_freed_memory, resolve_device
 from promise.engine import RowPrediction, predict_rows
-from promise.errors import ExistingRunError, MissingFileError, UserError
+from promise.errors import ExistingRunError, UserError
 from promise.files import write_json, write_text
 from promise.models.promise import Promise, resolve_precision
 from promise.models.prompts import ORIGINS, prompt_batch
 from promise.postprocess import Postprocess
 from promise.registry import build_net, parse_net_name, resolve_sam
-from promise.report import draw_overlay, save_picture, text_table
+from promise.report import draw_overlay, save_picture
 from promise.scoring import (
     EMPTY_RULES,
     NATIVE_POSTPROCESS,
@@ -128,7 +127,9 @@ def _check(config: EvalConfig) -> None:
     if config.net is not None:
         parse_net_name(config.net)
     if not build_transform(config.recipe, image_size=64, pixels="imagenet").deterministic:
-        faults.append(f"--recipe {config.recipe} draws augmentations; evaluation wants one without, such as basic_color")
+        faults.append(
+            f"--recipe {config.recipe} draws augmentations; evaluation wants one without, such as basic_color"
+        )
     if faults:
         raise UserError("; ".join(faults) + ".")
 
@@ -157,17 +158,13 @@ def _read_datasets(config: EvalConfig) -> list[DataSet]:
             raise UserError(f"{path}: no row has train_type {split!r} (there are {counts}). Choose with --split.")
         for note in (
             *table.notes,
-            *check_files(rows, csv_path=path, level=_level(config.check), progress=not config.quiet),
+            *check_files(rows, csv_path=path, level=config.check, progress=not config.quiet),
         ):
             log.warning(note)
         stem, taken = Path(path).stem, {d.name for d in datasets}
         name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 10**6))) if n not in taken)
         datasets.append(DataSet(name, rows, split))
     return datasets
-
-
-def _level(text: str) -> Any:
-    return text
 
 
 def _load(config: EvalConfig, precision: str) -> tuple[Promise, checkpoint.Metadata]:
@@ -188,12 +185,17 @@ def _load(config: EvalConfig, precision: str) -> tuple[Promise, checkpoint.Metad
     if spec.head or spec.ips:
         log.warning("no --ckpt: %s is scored untrained, with the first weights of seed %d.", spec.name, seed)
     net = build_net(
-        spec.name, sam=sam, num_points=config.num_points, sam_checkpoint=sam_source, precision=precision, seed=seed
+        spec.name,
+        sam=sam,
+        num_points=config.num_points,
+        sam_checkpoint=sam_source,
+        precision=precision,
+        seed=seed,
     )
     return net, checkpoint.Metadata(spec.name, sam, config.num_points, net.sam.weights_sha256(), seed=config.seed)
 
 
-def _score_dataset(  # noqa: PLR0913 - the parts of one pass
+def _score_dataset(
     config: EvalConfig,
     net: Promise,
     dataset: DataSet,
@@ -229,7 +231,7 @@ def _loader(config: EvalConfig, net: Promise, dataset: DataSet) -> DataLoader[Sa
 
 
 def _batches(loader: DataLoader[Sample]) -> Iterator[Batch]:
-    yield from loader  # type: ignore[misc]  # the loader's collate function makes Batches of Samples
+    yield from loader
 
 
 def _draw(
@@ -282,85 +284,3 @@ def _write(folder: Path, summary: Mapping[str, Any], per_image: Sequence[Mapping
     writer.writerows(per_image)
     write_text(folder / "per_image.csv", text.getvalue())
     write_json(folder / "summary.json", dict(summary))
-
-
-BINARY_COLUMNS = {
-    "dice": "Dice",
-    "iou": "IoU",
-    "mae": "MAE",
-    "precision": "Prec",
-    "recall": "Recall",
-    "s_alpha": "S-alpha",
-    "e_phi": "E-phi",
-    "f_beta": "F-beta",
-    "weighted_f": "wF",
-}
-SOFT_COLUMNS = {
-    "dice_mean": "mDice",
-    "dice_max": "maxDice",
-    "iou_mean": "mIoU",
-    "iou_max": "maxIoU",
-    "mae": "MAE",
-    "s_alpha": "S-alpha",
-    "e_mean": "mE",
-    "e_max": "maxE",
-    "f_mean": "mF",
-    "f_max": "maxF",
-    "weighted_f": "wF",
-}
-
-
-def results_text(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """One block a data set with a row for each result and protocol; every row says where its prompts came from."""
-    blocks = []
-    names = list(dict.fromkeys(name for s in summaries for name in s["datasets"]))
-    for name in names:
-        holding = [s for s in summaries if name in s["datasets"]]
-        first = holding[-1]["datasets"][name]
-        blocks.append(f"{name}: {first['images']} images, split {first['split']}")
-        binary = [
-            [_title(s), s["prompts"], protocol, *_cells(s["datasets"][name]["means"][protocol], BINARY_COLUMNS)]
-            for s in holding
-            for protocol in ("reference", "native")
-        ]
-        soft = [
-            [_title(s), s["prompts"], "soft", *_cells(s["datasets"][name]["means"]["soft"], SOFT_COLUMNS)]
-            for s in holding
-        ]
-        blocks.append(text_table(["net", "prompts", "protocol", *BINARY_COLUMNS.values()], binary))
-        blocks.append(text_table(["net", "prompts", "protocol", *SOFT_COLUMNS.values()], soft))
-    last = summaries[-1]
-    blocks.append(
-        f"reference: 256 px, {last['postprocess']['reference']}, truth grown as the original does; native: the mask's "
-        f"own size, {last['postprocess']['native']}; soft: probability map, min-max normalised, over 256 thresholds."
-    )
-    blocks.append(f"Empty masks ({last['empty_masks']}): {last['empty_masks_rule']} (native and soft).")
-    return "\n\n".join(blocks)
-
-
-def _title(summary: Mapping[str, Any]) -> str:
-    untrained = " (untrained)" if not summary["trained"] and summary["net"] != "SAM" else ""
-    box = " box" if summary["prompt_source"] == "gt-box" else ""
-    return f"{summary['net']}{box}{untrained}"
-
-
-def _cells(means: Mapping[str, float | None], columns: Mapping[str, str]) -> list[str]:
-    values = (means[name] for name in columns)
-    return ["nan" if value is None else f"{value:.4f}" for value in values]
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """An earlier ``summary.json``.
-
-    Raises:
-        MissingFileError: no such file.
-        UserError: something else.
-    """
-    if not path.is_file():
-        raise MissingFileError(f"no results at {path}. Is the path right?")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        found["datasets"], found["net"], found["prompts"], found["postprocess"], found["trained"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no summary.json of promise-eval ({error!r}).") from error
-    return dict(found)

@@ -1,8 +1,9 @@
-"""Files that are whole or not there: everything is written to a temporary name and renamed; knows no formats but JSON."""
+"""Files that are whole or not there, written to a temporary name and renamed; knows no formats but JSON."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -53,6 +54,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and math.isnan(value):
         return None
     return value

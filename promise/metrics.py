@@ -121,9 +121,7 @@ def _checked(pred: Array, target: Array) -> tuple[Array, Bools]:
     if pred.dtype.kind not in "bf":
         raise ValueError(f"pred must be bool or a float map in [0, 1], not {pred.dtype}.")
     if not (pred.min() >= 0 and pred.max() <= 1):  # written so that NaN fails too
-        raise ValueError(
-            f"pred holds {pred.min():g} to {pred.max():g}, not [0, 1]; logits need a sigmoid first."
-        )
+        raise ValueError(f"pred holds {pred.min():g} to {pred.max():g}, not [0, 1]; logits need a sigmoid first.")
     return pred, target.astype(np.bool_)
 
 

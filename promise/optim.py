@@ -14,18 +14,35 @@ from promise.errors import UserError, unknown_name
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULERS = ("constant", "cosine", "restarts")
-_SPELLINGS = {"lr": "constant", "cos": "cosine", "cosineannealing": "cosine", "cosinewarmrestarts": "restarts"}
+_SPELLINGS = {
+    "lr": "constant",
+    "cos": "cosine",
+    "cosineannealing": "cosine",
+    "cosinewarmrestarts": "restarts",
+}
 _ORIGINAL = re.compile(r"(?P<kind>[A-Za-z]+)(_(?P<epochs>\d+))?(_(?P<least>\d*\.?\d+(e-?\d+)?))?", re.IGNORECASE)
 
 
+def check_optimizer(name: str) -> None:
+    """Raise ``UserError`` for an optimiser that is not known; lists the known ones and the nearest."""
+    if name.lower() not in OPTIMIZERS:
+        raise unknown_name("optimizer", name, OPTIMIZERS)
+
+
 def build_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float = 0.0, momentum: float = 0.9
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
 ) -> torch.optim.Optimizer:
     """Build an optimiser over the parameters that learn; parameters without gradients are left out.
 
     Raises:
         UserError: unknown name, or nothing that learns.
     """
+    check_optimizer(name)
     learning = [p for p in parameters if p.requires_grad]
     if not learning:
         raise UserError("nothing in this net can be trained: choose another --net or --freeze.")
@@ -34,9 +51,8 @@ def build_optimizer(
             return torch.optim.Adam(learning, lr=lr, weight_decay=weight_decay)
         case "adamw":
             return torch.optim.AdamW(learning, lr=lr, weight_decay=weight_decay)
-        case "sgd":
+        case _:
             return torch.optim.SGD(learning, lr=lr, weight_decay=weight_decay, momentum=momentum)
-    raise unknown_name("optimizer", name, OPTIMIZERS)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def resolve_sam(name: str, sam: str | None) -> str:
 def build_parts(
     spec: NetSpec, backbone: Backbone, *, num_points: int, point_labels: tuple[int, ...] | None = None
 ) -> tuple[nn.Module | None, nn.Module | None]:
-    """Build the learned parts of a net, with fresh weights: the prompter (or ``None``) and the token shift (or ``None``)."""
+    """Build a net's learned parts with fresh weights: the prompter or ``None``, the token shift or ``None``."""
     labels = fixed_labels(num_points, point_labels)
     apm = None
     if spec.head is not None:

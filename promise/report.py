@@ -12,7 +12,7 @@ from promise.files import atomic_path
 
 TRUTH, PREDICTED = (64, 220, 255), (255, 208, 32)  # RGB outlines
 POSITIVE, NEGATIVE = (40, 200, 60), (230, 40, 40)  # RGB dots
-LONGEST_SIDE = 768
+SHORTEST, LONGEST = 512, 768  # limits of a picture's longer side, pixels
 
 
 def draw_overlay(
@@ -37,11 +37,12 @@ def draw_overlay(
         caption: a line written above the image.
 
     Returns:
-        A picture (h, w, 3) uint8 RGB, at most 768 pixels a side, without the caption's strip.
+        A picture (h, w, 3) uint8 RGB, its longer side 512 to 768 pixels, under a strip with the caption.
     """
-    scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
+    longer = max(image.shape[:2])
+    scale = min(max(longer, SHORTEST), LONGEST) / longer
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
-    canvas = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    canvas = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     width = max(1, max(size) // 256)
     for mask, colour in ((target, TRUTH), (predicted, PREDICTED)):
         small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
@@ -51,7 +52,7 @@ def draw_overlay(
         x0, y0, x1, y1 = (round(float(v) * scale) for v in box)
         cv2.rectangle(canvas, (x0, y0), (x1, y1), POSITIVE, width, cv2.LINE_AA)
     radius = max(2, max(size) // 96)
-    for (x, y), kind in zip(xy * scale, label, strict=True):
+    for (x, y), kind in zip((xy + 0.5) * scale - 0.5, label, strict=True):
         if kind in (0, 1):
             centre = (round(float(x)), round(float(y)))
             cv2.circle(canvas, centre, radius + 1, (255, 255, 255), -1, cv2.LINE_AA)
@@ -71,7 +72,7 @@ def save_picture(path: Path, picture: np.ndarray) -> None:
         cv2.imwrite(str(temporary), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
 
-def draw_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+def draw_curves(path: Path, history: Sequence[Mapping[str, float | None]]) -> None:
     """Draw loss and validation scores over the epochs, all or nothing."""
     from matplotlib.figure import Figure  # slow to import, and only needed here
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import torch
 
 from promise.errors import ExistingRunError, MissingFileError, UserError
-from promise.files import atomic_path, write_json, write_text
+from promise.files import atomic_path, write_json
 
 OURS = (
     "config.yaml",
@@ -51,29 +49,33 @@ class RunFolder:
         self.state = path / "state" / "resume.pt"
         self.events = path / "tensorboard"
 
-    def claim(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder ours.
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse a folder that cannot be used; changes nothing.
 
         Raises:
             ExistingRunError: it holds a run already, and neither flag says what to do with it.
             MissingFileError: there is nothing to resume.
         """
-        if resume:
-            if not self.state.is_file():
-                raise MissingFileError(
-                    f"nothing to resume in {self.path}: {self.state} is not there. Drop --resume to start, or point "
-                    "--output at the run's folder."
-                )
-            return
-        present = [name for name in OURS if (self.path / name).exists()]
-        if present and not overwrite:
+        present = self._present()
+        if resume and not self.state.is_file():
+            raise MissingFileError(
+                f"nothing to resume in {self.path}: {self.state} is not there. Drop --resume to start, or point "
+                "--output at the run's folder."
+            )
+        if present and not (resume or overwrite):
             raise ExistingRunError(
                 f"{self.path} already holds a run ({', '.join(present[:3])}, …). Go on with it by --resume, replace it "
                 "by --overwrite, or choose another folder with --output."
             )
-        for name in present:
+
+    def clear(self) -> None:
+        """Make the folder, and remove an earlier run's files from it; others are left alone."""
+        for name in self._present():
             (self.path / name).unlink()
         self.path.mkdir(parents=True, exist_ok=True)
+
+    def _present(self) -> list[str]:
+        return [name for name in OURS if (self.path / name).exists()]
 
     def save_state(self, progress: Progress, tensors: Mapping[str, Any]) -> None:
         """Write what resuming needs, in one file: there is no moment at which it is half new."""
@@ -94,17 +96,6 @@ class RunFolder:
                 f"{self.last.name} holds the weights of the last epoch."
             ) from error
         return Progress(**state.pop("progress")), state
-
-    def write_log(self, history: Sequence[Mapping[str, float | None]]) -> None:
-        """Write log.csv and log.jsonl anew from the whole history."""
-        if not history:
-            return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-        write_text(self.path / "log.csv", text.getvalue())
-        write_text(self.path / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
 
     def write_environment(self, **values: Any) -> None:
         """Add values to environment.json."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from promise import checkpoint
-from promise.config import TrainConfig, check_train, check_values, parse_labels, read_yaml, write_yaml
+from promise.config import TrainConfig, parse_labels, write_yaml
 from promise.data.check import check_files
 from promise.data.dataset import EpochSampler, build_loader
 from promise.data.table import Row, SplitTable, read_table
@@ -27,19 +26,17 @@ from promise.device import describe_environment, keep_freed_memory, resolve_devi
 from promise.engine import train_epoch, validate
 from promise.errors import UserError
 from promise.losses import get_loss
-from promise.models.promise import Promise, resolve_precision
-from promise.models.prompts import fixed_labels, prompt_batch
+from promise.models.promise import Promise
+from promise.models.prompts import prompt_batch
 from promise.optim import build_optimizer, parse_schedule
-from promise.registry import NETS, build_net, parse_net_name, resolve_sam
-from promise.report import draw_curves
+from promise.registry import NETS, build_net
 from promise.run_folder import Progress, RunFolder
+from promise.run_log import EpochRow, RunLog
+from promise.settle import settle
 from promise.transforms import build_transform
 from promise.types import Batch
 
 log = logging.getLogger(__name__)
-
-# What a resumed run may change: none of it alters the result.
-FREE_TO_CHANGE = ("workers", "pin_memory", "check", "resume", "overwrite", "quiet", "tensorboard", "output")
 
 
 @dataclass(frozen=True)
@@ -65,72 +62,16 @@ def train(config: TrainConfig) -> TrainResult:
         UserError: settings, files or weights that cannot be used; nothing has been written then.
     """
     started = time.monotonic()
-    config = resolve(config)
+    config = settle(config)
     keep_freed_memory()
     folder = RunFolder(Path(config.output or ""))
+    folder.check(resume=config.resume, overwrite=config.overwrite)
     table, notes = _read_rows(config)
-    folder.claim(resume=config.resume, overwrite=config.overwrite)
     for note in notes:
         log.warning(note)
     trainer = _Trainer(config, folder, table)
-    try:
-        trainer.run()
-    finally:
-        if trainer.accelerator.is_main_process and trainer.progress.history:
-            draw_curves(folder.curves, trainer.progress.history)
+    trainer.run()
     return TrainResult(folder.path, trainer.progress, time.monotonic() - started)
-
-
-def resolve(config: TrainConfig) -> TrainConfig:
-    """Fill in what a configuration leaves open, and refuse what cannot work, before anything slow.
-
-    Names, seed, precision, device and folder are settled; a resumed run takes its settings from its folder.
-    """
-    if config.resume:
-        config = _resumed(config)
-    check_train(config)
-    spec, _ = parse_net_name(config.net)
-    if not spec.trainable:
-        raise UserError(
-            f"{spec.name} is for evaluation only: train "
-            f"{spec.name.replace('_GT', '') if spec.ips else 'another net'} and pass it to promise-eval."
-        )
-    sam = resolve_sam(config.net, config.sam)
-    fixed_labels(config.num_points, parse_labels(config.point_labels))
-    get_loss(config.loss)
-    parse_schedule(config.scheduler, lr=config.lr, epochs=config.epochs)
-    precision = resolve_precision(config.precision, resolve_device(config.device))
-    return dataclasses.replace(
-        config,
-        net=spec.name,
-        sam=sam,
-        precision=precision,
-        seed=random.SystemRandom().randrange(2**31) if config.seed is None else config.seed,
-        output=config.output or f"runs/{spec.name}-{sam}",
-    )
-
-
-def _resumed(config: TrainConfig) -> TrainConfig:
-    if config.output is None:
-        spec, _ = parse_net_name(config.net)
-        config = dataclasses.replace(config, output=f"runs/{spec.name}-{resolve_sam(config.net, config.sam)}")
-    folder = RunFolder(Path(config.output or ""))
-    folder.claim(resume=True, overwrite=False)
-    then = TrainConfig(**check_values(read_yaml(folder.config, TrainConfig), TrainConfig, origin=str(folder.config)))
-    kept = {name: getattr(config, name) for name in FREE_TO_CHANGE}
-    default = TrainConfig()
-    changed = [
-        f"--{f.name.replace('_', '-')} is {getattr(config, f.name)} now and was {getattr(then, f.name)}"
-        for f in dataclasses.fields(config)
-        if f.name not in FREE_TO_CHANGE
-        and getattr(config, f.name) not in (getattr(default, f.name), getattr(then, f.name))
-    ]
-    if changed:
-        raise UserError(
-            f"cannot resume {folder.path} with other settings: {'; '.join(changed)}. Drop them, or start a new run "
-            "with another --output."
-        )
-    return dataclasses.replace(then, **kept)
 
 
 def _read_rows(config: TrainConfig) -> tuple[SplitTable, list[str]]:
@@ -178,25 +119,36 @@ class _Trainer:
         self.train_loader = self._loader(table.split("train"), train=True)
         self.val_loader = self._loader(table.split("val"), train=False) if table.split("val") else None
         self.progress = self._restore() if config.resume else Progress()
-        self.writer = _event_writer(folder, config, self.progress) if self.accelerator.is_main_process else None
 
     def run(self) -> None:
+        """Train to the end, or until interrupted: whatever was reached is on the disk then."""
         self._announce()
+        if not self.accelerator.is_main_process:
+            self._loop(None)
+            return
+        config, progress = self.config, self.progress
+        told = RunLog(self.folder.path, epochs=config.epochs, done=progress.epoch, tensorboard=config.tensorboard)
+        try:
+            self._loop(told)
+        finally:
+            told.close(progress.history)
+
+    def _loop(self, told: RunLog | None) -> None:
         config, progress = self.config, self.progress
         while progress.epoch < config.epochs:
             row = self._epoch(progress.epoch)
             progress.epoch += 1
             progress.history.append(row)
             self._select(row)
-            if self.accelerator.is_main_process:
-                self._write(row)
+            if told is not None:
+                self._write(row, told)
             self.accelerator.wait_for_everyone()
             if config.early_stopping and progress.stale >= config.early_stopping:
                 log.info("stopping early: no better epoch than %s for %d", progress.best_epoch, progress.stale)
                 break
         self._finish()
 
-    def _epoch(self, epoch: int) -> dict[str, float | None]:
+    def _epoch(self, epoch: int) -> EpochRow:
         config, loader, started = self.config, self.train_loader, time.monotonic()
         torch.manual_seed(self.seed + epoch)  # whatever draws from the global generator, draws the same after --resume
         loader.sampler.set_epoch(epoch)
@@ -213,7 +165,7 @@ class _Trainer:
         )
         if not math.isfinite(mean_loss):
             raise UserError(
-                f"training diverged: the loss of epoch {epoch + 1} is {mean_loss}. The state of epoch {epoch} is kept in "
+                f"training diverged: the loss of epoch {epoch + 1} is {mean_loss}. What epoch {epoch} left is kept in "
                 f"{self.folder.path}. Lower --lr, set --clip-norm, or use --precision fp32."
             )
         scores: dict[str, float] = {}
@@ -234,7 +186,7 @@ class _Trainer:
             "seconds": round(time.monotonic() - started, 2),
         }
 
-    def _select(self, row: dict[str, float | None]) -> None:
+    def _select(self, row: EpochRow) -> None:
         progress = self.progress
         score = row[f"val_{self.config.select}"]
         if self.val_loader is None:
@@ -245,13 +197,12 @@ class _Trainer:
             else:
                 progress.stale += 1
 
-    def _write(self, row: dict[str, float | None]) -> None:
+    def _write(self, row: EpochRow, told: RunLog) -> None:
         progress = self.progress
         metadata = self._metadata(row)
         if progress.best_epoch == progress.epoch:
             checkpoint.save(self.bare, self.folder.best, metadata)
         checkpoint.save(self.bare, self.folder.last, metadata)
-        self.folder.write_log(progress.history)
         scaler = self.accelerator.scaler
         # Last, since it is what resuming starts from: a kill before this line repeats the epoch, bit for bit.
         self.folder.save_state(
@@ -263,11 +214,7 @@ class _Trainer:
                 "sam_sha256": self.sam_sha256,
             },
         )
-        if self.writer is not None:
-            for name, value in row.items():
-                if value is not None and name != "epoch":
-                    self.writer.add_scalar(name, value, progress.epoch)
-        log.info(_line(row, self.config.epochs, best=progress.best_epoch == progress.epoch))
+        told.tell(progress.history, best=progress.best_epoch == progress.epoch)
 
     def _restore(self) -> Progress:
         progress, state = self.folder.load_state()
@@ -289,8 +236,6 @@ class _Trainer:
         if self.config.freeze == "FZ0" and after != self.sam_sha256:
             raise RuntimeError(f"SAM has changed under FZ0: SHA-256 {self.sam_sha256} before, {after} after.")
         log.info("SAM's weights after training: SHA-256 %s%s", after, " (unchanged)" * (after == self.sam_sha256))
-        if self.writer is not None:
-            self.writer.close()
 
     def _announce(self) -> None:
         config = self.config
@@ -307,13 +252,14 @@ class _Trainer:
             self.folder.path,
         )
         if self.accelerator.is_main_process and not config.resume:
+            self.folder.clear()
             write_yaml(self.folder.config, dataclasses.replace(config, overwrite=False))
             record = describe_environment(self.accelerator.device)
             self.folder.write_environment(
                 **record, seed=self.seed, sam_sha256=self.sam_sha256, trainable_parameters=learning
             )
 
-    def _metadata(self, row: dict[str, float | None]) -> checkpoint.Metadata:
+    def _metadata(self, row: EpochRow) -> checkpoint.Metadata:
         config = self.config
         assert config.sam is not None
         metrics = {name: value for name, value in row.items() if value is not None and name.startswith("val_")}
@@ -397,21 +343,3 @@ def _build(config: TrainConfig) -> Promise:
 def _plain_recipe(augment: str) -> str:
     """The recipe of rows that are only looked at: the same pixels, no augmentation."""
     return augment if augment.startswith("basic") else "basic_color"
-
-
-def _event_writer(folder: RunFolder, config: TrainConfig, progress: Progress) -> Any:
-    if not config.tensorboard:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # the [logging] extra is not installed
-        return None
-    return SummaryWriter(str(folder.events), purge_step=progress.epoch + 1 if progress.epoch else None)  # type: ignore[no-untyped-call]
-
-
-def _line(row: dict[str, float | None], epochs: int, *, best: bool) -> str:
-    parts = [f"epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.4f}"]
-    if row["val_dice"] is not None:
-        parts.append(f"val loss {row['val_loss']:.4f}  Dice {row['val_dice']:.4f}  IoU {row['val_iou']:.4f}")
-    parts.append(f"lr {row['lr']:.2e}  {row['seconds']:.0f} s")
-    return "  ".join(parts) + ("  ← best" if best else "")

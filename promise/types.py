@@ -26,8 +26,7 @@ class Points:
     def __post_init__(self) -> None:
         if self.xy.ndim != 3 or self.xy.shape[-1] != 2 or self.label.shape != self.xy.shape[:2]:
             raise ValueError(
-                f"Points wants xy (B, P, 2) and label (B, P), got {tuple(self.xy.shape)} and "
-                f"{tuple(self.label.shape)}."
+                f"Points wants xy (B, P, 2) and label (B, P), got {tuple(self.xy.shape)} and {tuple(self.label.shape)}."
             )
 
     def to(self, device: torch.device) -> Points:

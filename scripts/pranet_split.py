@@ -41,13 +41,14 @@ def main() -> None:
             train, val = train[:keep], val[: max(1, round(share * len(val)))]
         rows += [row(arguments.root, name, stem, "train") for stem in train]
         rows += [row(arguments.root, name, stem, "val") for stem in val]
-        write(arguments.output / f"{short}.csv", [row(arguments.root, name, s, "test") for s in split[name]["test"]])
+        write(
+            arguments.output / f"{short}.csv",
+            [row(arguments.root, name, s, "test") for s in split[name]["test"]],
+        )
     write(arguments.output / "train.csv", rows)
 
 
-def hold_out(
-    stems: list[str], groups: dict[str, int], share: float, rng: random.Random
-) -> tuple[list[str], list[str]]:
+def hold_out(stems: list[str], groups: dict[str, int], share: float, rng: random.Random) -> tuple[list[str], list[str]]:
     """Shuffle, and set whole groups aside until ``share`` of the stems is reached; a stem without one is its own."""
     of = {stem: str(groups.get(stem, f"alone {stem}")) for stem in stems}
     order = sorted(set(of.values()))

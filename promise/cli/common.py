@@ -17,7 +17,9 @@ from promise.config import Config, check_values, read_yaml
 from promise.errors import UserError
 
 
-def build_parser(command: str, description: str, kind: type[Config], *, skip: Sequence[str] = ()) -> argparse.ArgumentParser:
+def build_parser(
+    command: str, description: str, kind: type[Config], *, skip: Sequence[str] = ()
+) -> argparse.ArgumentParser:
     """A parser with one flag a field of ``kind``; flags that are not given leave no trace."""
     parser = argparse.ArgumentParser(
         prog=command, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False
@@ -30,8 +32,9 @@ def build_parser(command: str, description: str, kind: type[Config], *, skip: Se
         if field.name in skip:
             continue
         name = field.metadata["group"]
-        group = groups.setdefault(name, parser.add_argument_group(name) if name not in groups else None)
-        group.add_argument(f"--{field.name.replace('_', '-')}", **_arguments(field, hints[field.name]))
+        if name not in groups:
+            groups[name] = parser.add_argument_group(name)
+        groups[name].add_argument(f"--{field.name.replace('_', '-')}", **_arguments(field, hints[field.name]))
     return parser
 
 
@@ -54,7 +57,7 @@ def gather(arguments: argparse.Namespace, kind: type[Config], *, skip: Sequence[
     """Defaults, then the YAML file of ``--config``, then flags."""
     given = {k: v for k, v in vars(arguments).items() if k not in ("config", *skip)}
     from_file = read_yaml(Path(arguments.config), kind) if "config" in arguments else {}
-    return kind(**from_file, **{}) if not given else kind(**{**from_file, **check_values(given, kind, origin="flags")})
+    return kind(**{**from_file, **check_values(given, kind, origin="flags")})
 
 
 def start_logging(*, quiet: bool) -> None:
@@ -70,7 +73,7 @@ def start_logging(*, quiet: bool) -> None:
 
 def _first_line(record: logging.LogRecord) -> bool:
     """Show a warning's text, not the line of code it came from."""
-    text = str(record.args[0]) if record.args else record.getMessage()
+    text = record.getMessage()
     record.msg, record.args = text.splitlines()[0].split("Warning: ", 1)[-1], ()
     return True
 

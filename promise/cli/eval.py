@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: argparse.Namespace) -> int:
     config = gather(arguments, EvalConfig)
     start_logging(quiet=config.quiet)
-    from promise.evaluate import evaluate, read_summary, results_text
+    from promise.evaluate import evaluate
+    from promise.results import read_summary, results_text
 
     earlier = [read_summary(Path(path)) for path in config.beside]
     result = evaluate(config)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -33,9 +33,7 @@ def list_faults(head: str, faults: list[tuple[int, str]]) -> str:
     return "\n".join([head, *lines, *([f"  … and {more} more"] if more > 0 else [])])
 
 
-def check_files(
-    rows: Sequence[Row], *, csv_path: str | Path, level: Literal["full", "header"], progress: bool
-) -> list[str]:
+def check_files(rows: Sequence[Row], *, csv_path: str | Path, level: str, progress: bool) -> list[str]:
     """Open every image and mask of ``rows``.
 
     Args:
@@ -55,9 +53,7 @@ def check_files(
     inspect = _inspect_fully if level == "full" else _inspect_header
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = pool.map(inspect, rows)
-        findings = list(
-            tqdm(found, total=len(rows), desc="checking files", disable=not progress, leave=False)
-        )
+        findings = list(tqdm(found, total=len(rows), desc="checking files", disable=not progress, leave=False))
     pairs = list(zip(rows, findings, strict=True))
     faults = [(row.line, words) for row, finding in pairs for words in finding.faults]
     name = Path(csv_path).name

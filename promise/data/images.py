@@ -166,11 +166,8 @@ def _cut_jpeg(grey: NDArray[Any], path: Path) -> NDArray[np.bool_]:
     middle = float(((grey > 63) & (grey < 192)).mean())
     if 0 < brightest <= 127:
         raise UserError(
-            f"{path}: not a black-and-white mask: its brightest value is {brightest}; "
-            "a JPEG mask wants 0 and 255."
+            f"{path}: not a black-and-white mask: its brightest value is {brightest}; a JPEG mask wants 0 and 255."
         )
     if middle > JPEG_MIDDLE:
-        raise UserError(
-            f"{path}: not a black-and-white mask: {middle:.0%} of its pixels lie between 64 and 191."
-        )
+        raise UserError(f"{path}: not a black-and-white mask: {middle:.0%} of its pixels lie between 64 and 191.")
     return np.asarray(grey > 127)

@@ -124,9 +124,7 @@ class Locator:
             for start in range(len(folders) + 1):
                 suffix = folders[start:]
                 short = tuple(_SIZE_SUFFIX.sub("", part) or part for part in suffix)
-                renamed = ", ".join(
-                    f"{old} → {new}" for old, new in zip(suffix, short, strict=True) if old != new
-                )
+                renamed = ", ".join(f"{old} → {new}" for old, new in zip(suffix, short, strict=True) if old != new)
                 for parts, note in ((suffix, ""), (short, renamed)):
                     folder = self.base.joinpath(*parts)
                     if (parts is suffix or renamed) and folder.is_dir():

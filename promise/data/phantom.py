@@ -94,9 +94,7 @@ def make_phantoms(
     return csv_path
 
 
-def make_phantom(
-    *, seed: int, index: int, size: tuple[int, int]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def make_phantom(*, seed: int, index: int, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Picture ``index`` of a set: image (H, W, 3) uint8 RGB and mask (H, W) uint8, 0 or 1."""
     rng = np.random.default_rng([seed, index])
     low, high = size
@@ -213,9 +211,7 @@ def _outline(rng: Generator, canvas: _Canvas, share: float, taken: NDArray[np.bo
     return best
 
 
-def _paint_lesion(
-    rng: Generator, canvas: _Canvas, picture: Colour, outline: Field, light: NDArray[Any]
-) -> Colour:
+def _paint_lesion(rng: Generator, canvas: _Canvas, picture: Colour, outline: Field, light: NDArray[Any]) -> Colour:
     """Raise a dome under the outline: its own tint and grain, lit from one side, a shadow at its foot."""
     side = min(canvas.shape)
     softness = rng.uniform(0.03, 0.14)

@@ -137,8 +137,7 @@ def _columns(header: list[str], path: Path) -> list[int]:
             near = difflib.get_close_matches(column, spare, n=1, cutoff=0.5)
             hints.append(f"{column!r} (nearest: {near[0]!r})" if near else repr(column))
         raise UserError(
-            f"{path}: the header lacks {', '.join(hints)}. Found: {', '.join(header)}. "
-            f"Expected: {','.join(COLUMNS)}"
+            f"{path}: the header lacks {', '.join(hints)}. Found: {', '.join(header)}. Expected: {','.join(COLUMNS)}"
         )
     return [names.index(column) for column in COLUMNS]
 
@@ -166,9 +165,7 @@ def _check_entry(entry: _Entry, faults: _Faults) -> None:
         near = difflib.get_close_matches(entry.split, SPLITS, n=1, cutoff=0.3)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         faults.rows.append((entry.line, f"train_type {entry.split!r} is none of {', '.join(SPLITS)}{hint}"))
-    if not _same_base(entry.image.plain, entry.mask.plain) and not _same_base(
-        entry.image.parts, entry.mask.parts
-    ):
+    if not _same_base(entry.image.plain, entry.mask.plain) and not _same_base(entry.image.parts, entry.mask.parts):
         words = f"image and mask have different base names: {entry.image.text} and {entry.mask.text}"
         faults.rows.append((entry.line, words))
 

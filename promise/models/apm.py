@@ -7,6 +7,7 @@ Source: the ProMISe paper (arXiv 2403.04164), Auto-Prompting Module.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +46,9 @@ class ResNetHead(nn.Module):
         self.fusion_conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.fusion_conv3 = nn.Conv2d(width, width, 3, padding=1)
         # torchvision's ResNet-34, but for the two things that the original has otherwise.
-        self.resnet = resnet34(num_classes=2 * num_points)
+        self.resnet: Any = resnet34(num_classes=2 * num_points)
         self.resnet.conv1 = nn.Conv2d(width, 64, 3, stride=1, padding=1, bias=False)
-        self.resnet.layer4[-1].downsample = nn.Sequential(
-            nn.Conv2d(512, 512, 1, bias=False), nn.BatchNorm2d(512)
-        )
+        self.resnet.layer4[-1].downsample = nn.Sequential(nn.Conv2d(512, 512, 1, bias=False), nn.BatchNorm2d(512))
 
     def forward(self, taps: Sequence[Tensor]) -> Tensor:
         """Map taps, shallow to deep, each (B, C_i, E, E), to scores (B, P, 2)."""
@@ -58,14 +57,15 @@ class ResNetHead(nn.Module):
         features = _resnet_features(self.resnet, x)
         # The last layer in full precision: bfloat16 would snap points to a grid of several pixels.
         with torch.autocast(x.device.type, enabled=False):
-            return self.resnet.fc(features.to(self.resnet.fc.weight.dtype)).unflatten(1, (-1, 2))
+            scores: Tensor = self.resnet.fc(features.to(self.resnet.fc.weight.dtype))
+            return scores.view(scores.shape[0], -1, 2)
 
 
-def _resnet_features(net: nn.Module, x: Tensor) -> Tensor:
+def _resnet_features(net: Any, x: Tensor) -> Tensor:
     x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
     for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
         x = layer(x)
-    return net.avgpool(x).flatten(1)
+    return torch.flatten(net.avgpool(x), 1)
 
 
 class CrossHead(nn.Module):
@@ -81,9 +81,7 @@ class CrossHead(nn.Module):
         self.level_embedding = nn.Embedding(levels, width)
         # Level i counts from the deepest tap and is enlarged i times; SAM's ViTs need no projection.
         deep_first = tuple(reversed(tap_channels))
-        self.project = nn.ModuleList(
-            nn.Identity() if c == width else nn.Conv2d(c, width, 1) for c in deep_first
-        )
+        self.project = nn.ModuleList(nn.Identity() if c == width else nn.Conv2d(c, width, 1) for c in deep_first)
         self.enlarge = nn.ModuleList(nn.Sequential(*(Enlarge(width) for _ in range(i))) for i in range(levels))
         self.layers = nn.ModuleList(CrossLayer(width) for _ in range(levels))
         self.score = nn.Linear(width, 2)
@@ -99,7 +97,8 @@ class CrossHead(nn.Module):
             key = value + sine_position(level.shape[2], level.shape[3], level.shape[1], level.device).to(value.dtype)
             query = self.layers[i](query, position, key, value)
         with torch.autocast(query.device.type, enabled=False):  # as in ResNetHead
-            return self.score(query.to(self.score.weight.dtype))
+            scores: Tensor = self.score(query.to(self.score.weight.dtype))
+            return scores
 
 
 class Enlarge(nn.Module):
@@ -131,7 +130,8 @@ class CrossLayer(nn.Module):
         """Update queries (B, P, C) with learned positions (P, C) from keys and values (B, N, C)."""
         seen, _ = self.cross_attention(query + position, key, value, need_weights=False)
         query = self.norm1(query + seen)
-        return self.norm3(query + self.lin2(F.gelu(self.lin1(query))))
+        updated: Tensor = self.norm3(query + self.lin2(F.gelu(self.lin1(query))))
+        return updated
 
 
 def sine_position(height: int, width: int, channels: int, device: torch.device) -> Tensor:

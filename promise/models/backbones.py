@@ -5,10 +5,12 @@ A new backbone is one :class:`Backbone` handed to :func:`register`.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from segment_anything import sam_model_registry
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from promise.errors import MissingFileError, UserError, unknown_name
 from promise.models.weights import Weights, find_weights, read_state_dict
 
-Encoder = Callable[[nn.Module, Tensor, tuple[int, ...]], tuple[Tensor, tuple[Tensor, ...]]]
+Encoder = Callable[[Any, Tensor, tuple[int, ...]], tuple[Tensor, tuple[Tensor, ...]]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Backbone:
     channels_last: bool = False  # whether the image encoder runs faster in that memory format
 
 
-def encode_vit(encoder: nn.Module, image: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+def encode_vit(encoder: Any, image: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run ``ImageEncoderViT`` block by block.
 
     Args:
@@ -59,9 +61,7 @@ def encode_vit(encoder: nn.Module, image: Tensor, taps: tuple[int, ...]) -> tupl
     return encoder.neck(x.permute(0, 3, 1, 2)), tuple(kept)
 
 
-def encode_tiny_vit(
-    encoder: nn.Module, image: Tensor, taps: tuple[int, ...]
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def encode_tiny_vit(encoder: Any, image: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run LiteMedSAM's ``TinyViT`` stage by stage; arguments and result as :func:`encode_vit`, taps are stages."""
     x = encoder.layers[0](encoder.patch_embed(image))  # a convolution stage; the others give (B, E·E, C)
     kept = []
@@ -73,8 +73,9 @@ def encode_tiny_vit(
 
 
 def _as_map(tokens: Tensor) -> Tensor:
-    side = int(tokens.shape[1] ** 0.5)
-    return tokens.transpose(1, 2).unflatten(2, (side, side))
+    batch, count, channels = tokens.shape
+    side = math.isqrt(count)
+    return tokens.view(batch, side, side, channels).permute(0, 3, 1, 2)
 
 
 def _build_lite_medsam() -> nn.Module:
@@ -109,7 +110,13 @@ def register(backbone: Backbone) -> Backbone:
 
 
 def _register_vit(
-    name: str, *, weights: Weights, builder: str, blocks: tuple[int, ...], width: int, pixels: str = "imagenet"
+    name: str,
+    *,
+    weights: Weights,
+    builder: str,
+    blocks: tuple[int, ...],
+    width: int,
+    pixels: str = "imagenet",
 ) -> None:
     register(
         Backbone(
@@ -166,9 +173,7 @@ _register_vit(
     width=768,
     pixels="minmax",
     # The publisher gives no SHA-256; the size is what can be checked.
-    weights=Weights(
-        "medsam_vit_b.pth", "https://zenodo.org/records/10689643/files/medsam_vit_b.pth", size=375049145
-    ),
+    weights=Weights("medsam_vit_b.pth", "https://zenodo.org/records/10689643/files/medsam_vit_b.pth", size=375049145),
 )
 register(
     Backbone(
@@ -218,9 +223,7 @@ def build_sam(backbone: Backbone, checkpoint: Path | str | None = "auto") -> nn.
 
 def _checkpoint_path(backbone: Backbone, checkpoint: Path | str | None) -> Path | None:
     if checkpoint is None or (checkpoint == "auto" and backbone.weights is None):
-        warnings.warn(
-            f"SAM ({backbone.name}) has random weights: good for tests only.", RuntimeWarning, stacklevel=3
-        )
+        warnings.warn(f"SAM ({backbone.name}) has random weights: good for tests only.", RuntimeWarning, stacklevel=3)
         return None
     if checkpoint == "auto":
         assert backbone.weights is not None

@@ -22,5 +22,5 @@ class IncrementalPatternShifting(nn.Module):
     def forward(self, embedding: Tensor) -> Tensor:
         """Map an embedding (B, C, E, E) to a shift (B, tokens, C), one for each image."""
         pooled = embedding.mean(dim=(2, 3))
-        shift = self.lin2(torch.nn.functional.gelu(self.lin1(pooled)))
-        return shift.unflatten(1, (self.tokens, -1))
+        shift: Tensor = self.lin2(torch.nn.functional.gelu(self.lin1(pooled)))
+        return shift.view(shift.shape[0], self.tokens, -1)

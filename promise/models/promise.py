@@ -60,9 +60,7 @@ class Promise(nn.Module):
         with self._autocast(image.device):
             return self.sam.encode(image, taps=self.apm is not None)
 
-    def decode(
-        self, encoded: Encoded, points: Points | None = None, *, boxes: Tensor | None = None
-    ) -> Prediction:
+    def decode(self, encoded: Encoded, points: Points | None = None, *, boxes: Tensor | None = None) -> Prediction:
         """Prompt and decode.
 
         Args:
@@ -82,9 +80,7 @@ class Promise(nn.Module):
             logits, iou = self.sam.decode(encoded, points=points, boxes=boxes, token_shift=shift)
         return Prediction(logits, iou, points, boxes)
 
-    def forward(
-        self, image: Tensor, points: Points | None = None, *, boxes: Tensor | None = None
-    ) -> Prediction:
+    def forward(self, image: Tensor, points: Points | None = None, *, boxes: Tensor | None = None) -> Prediction:
         """Encode (B, 3, S, S) images and decode them; prompts as in :meth:`decode`."""
         return self.decode(self.encode(image), points, boxes=boxes)
 

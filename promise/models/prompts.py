@@ -30,9 +30,7 @@ def fixed_labels(num_points: int, values: tuple[int, ...] | None = None) -> tupl
             )
         return tuple(values)
     if num_points != 1 and (num_points < 1 or num_points % 2):
-        raise UserError(
-            f"--num-points must be 1 or an even number (half positive, half negative), got {num_points}."
-        )
+        raise UserError(f"--num-points must be 1 or an even number (half positive, half negative), got {num_points}.")
     positive = max(1, num_points // 2)
     return (1,) * positive + (0,) * (num_points - positive)
 
@@ -83,15 +81,13 @@ def oracle_points(mask: Tensor, num_points: int, generators: list[np.random.Gene
         num_points: how many a picture.
         generators: one an image.
     """
-    drawn = [
-        points_from_mask(m, num_points, g) for m, g in zip((mask[:, 0] > 0.5).numpy(), generators, strict=True)
-    ]
+    drawn = [points_from_mask(m, num_points, g) for m, g in zip((mask[:, 0] > 0.5).numpy(), generators, strict=True)]
     xy, label = zip(*drawn, strict=True)
     return Points(torch.from_numpy(np.stack(xy)), torch.from_numpy(np.stack(label)))
 
 
 def oracle_boxes(mask: Tensor) -> Tensor:
-    """Tight boxes (B, 4) float x0, y0, x1, y1 around the foreground of (B, 1, S, S); the whole image where there is none."""
+    """Tight boxes (B, 4) x0, y0, x1, y1 around the foreground of (B, 1, S, S); the whole image where there is none."""
     boxes = []
     for m in (mask[:, 0] > 0.5).numpy():
         y, x = np.nonzero(m)

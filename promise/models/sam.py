@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,11 @@ FIRST_MULTIMASK = (1,)
 class FrozenSam(nn.Module):
     """SAM as this method uses it: in evaluation mode for ever, without gradients where it is frozen."""
 
-    def __init__(self, sam: nn.Module, backbone: Backbone, *, freeze: str = "FZ0") -> None:
+    image_encoder: Any
+    prompt_encoder: Any
+    mask_decoder: Any
+
+    def __init__(self, sam: Any, backbone: Backbone, *, freeze: str = "FZ0") -> None:
         """Take over a SAM.
 
         Args:
@@ -80,16 +85,14 @@ class FrozenSam(nn.Module):
         """
         side = self.backbone.image_size
         if image.ndim != 4 or image.shape[1:] != (3, side, side):
-            raise ValueError(
-                f"{self.backbone.name} wants images (B, 3, {side}, {side}), got {tuple(image.shape)}."
-            )
+            raise ValueError(f"{self.backbone.name} wants images (B, 3, {side}, {side}), got {tuple(image.shape)}.")
         blocks = self.backbone.tap_blocks if taps else ()
         frozen = "image_encoder" in FREEZE[self.freeze]
         image = image.contiguous(memory_format=self.memory_format)
         with torch.no_grad() if frozen else nullcontext():
             return Encoded(*self.backbone.encode(self.image_encoder, image, blocks))
 
-    def decode(  # noqa: PLR0913 - SAM's prompts are three, and none stands for another
+    def decode(
         self,
         encoded: Encoded,
         *,
@@ -159,10 +162,14 @@ class FrozenSam(nn.Module):
             xy = torch.cat((xy, xy.new_zeros(xy.shape[0], 1, 2)), dim=1)
             label = torch.cat((label, label.new_full((label.shape[0], 1), -1)), dim=1)
         with _full_precision(xy):
-            where = encoder.pe_layer.forward_with_coords(xy, encoder.input_image_size)
+            raw = encoder.pe_layer.forward_with_coords(xy, encoder.input_image_size)
         label = label.unsqueeze(-1)
-        where = torch.where(label == -1, torch.zeros_like(where), where)
-        kinds = ((-1, encoder.not_a_point_embed), (0, encoder.point_embeddings[0]), (1, encoder.point_embeddings[1]))
+        where: Tensor = torch.where(label == -1, torch.zeros_like(raw), raw)
+        kinds = (
+            (-1, encoder.not_a_point_embed),
+            (0, encoder.point_embeddings[0]),
+            (1, encoder.point_embeddings[1]),
+        )
         for value, embed in kinds:
             where = where + (label == value) * embed.weight
         return where

@@ -112,9 +112,7 @@ class ShiftScaleRotate:
 
         def move(tensor: Tensor, flags: int) -> Tensor:
             array = _to_array(tensor)
-            moved = cv2.warpAffine(
-                array, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101
-            )
+            moved = cv2.warpAffine(array, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
             return _to_tensor(np.asarray(moved))
 
         return move(image, cv2.INTER_LINEAR), move(mask, cv2.INTER_NEAREST)

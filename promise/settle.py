@@ -1,0 +1,101 @@
+"""What a training configuration leaves open is settled, and what cannot work refused, before anything slow.
+
+Knows no loop and writes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+
+from promise.config import TrainConfig, check_train, check_values, parse_labels, read_yaml
+from promise.device import resolve_device
+from promise.errors import UserError
+from promise.losses import get_loss
+from promise.models.backbones import get_backbone
+from promise.models.promise import resolve_precision
+from promise.models.prompts import fixed_labels
+from promise.optim import check_optimizer, parse_schedule
+from promise.registry import parse_net_name, resolve_sam
+from promise.run_folder import RunFolder
+from promise.transforms import build_transform
+
+# What a resumed run may change: none of it alters the result.
+FREE_TO_CHANGE = ("workers", "pin_memory", "check", "resume", "overwrite", "quiet", "tensorboard", "output")
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """Fill in what a configuration leaves open, and refuse what cannot work, before anything slow.
+
+    Names, seed, precision, device and folder are settled; a resumed run takes its settings from its folder.
+    """
+    if config.resume:
+        config = _resumed(config)
+    faults: list[str] = []
+    for check in (check_train, _check_net, _check_points, _check_names, _check_device):
+        try:
+            check(config)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n  ".join(faults))
+    spec, _ = parse_net_name(config.net)
+    sam = resolve_sam(config.net, config.sam)
+    precision = resolve_precision(config.precision, resolve_device(config.device))
+    return dataclasses.replace(
+        config,
+        net=spec.name,
+        sam=sam,
+        precision=precision,
+        seed=random.SystemRandom().randrange(2**31) if config.seed is None else config.seed,
+        output=config.output or f"runs/{spec.name}-{sam}",
+    )
+
+
+def _check_net(config: TrainConfig) -> None:
+    spec, _ = parse_net_name(config.net)
+    if not spec.trainable:
+        raise UserError(
+            f"{spec.name} is for evaluation only: train "
+            f"{spec.name.replace('_GT', '') if spec.ips else 'another net'} and pass it to promise-eval."
+        )
+    get_backbone(resolve_sam(config.net, config.sam))
+
+
+def _check_points(config: TrainConfig) -> None:
+    fixed_labels(config.num_points, parse_labels(config.point_labels))
+
+
+def _check_names(config: TrainConfig) -> None:
+    get_loss(config.loss)
+    check_optimizer(config.optimizer)
+    parse_schedule(config.scheduler, lr=config.lr, epochs=config.epochs)
+    build_transform(config.augment, image_size=64, pixels="imagenet")
+
+
+def _check_device(config: TrainConfig) -> None:
+    resolve_precision(config.precision, resolve_device(config.device))
+
+
+def _resumed(config: TrainConfig) -> TrainConfig:
+    if config.output is None:
+        spec, _ = parse_net_name(config.net)
+        config = dataclasses.replace(config, output=f"runs/{spec.name}-{resolve_sam(config.net, config.sam)}")
+    folder = RunFolder(Path(config.output or ""))
+    folder.check(resume=True, overwrite=False)
+    then = TrainConfig(**check_values(read_yaml(folder.config, TrainConfig), TrainConfig, origin=str(folder.config)))
+    kept = {name: getattr(config, name) for name in FREE_TO_CHANGE}
+    default = TrainConfig()
+    changed = [
+        f"--{f.name.replace('_', '-')} is {getattr(config, f.name)} now and was {getattr(then, f.name)}"
+        for f in dataclasses.fields(config)
+        if f.name not in FREE_TO_CHANGE
+        and getattr(config, f.name) not in (getattr(default, f.name), getattr(then, f.name))
+    ]
+    if changed:
+        raise UserError(
+            f"cannot resume {folder.path} with other settings: {'; '.join(changed)}. Drop them, or start a new run "
+            "with another --output."
+        )
+    return dataclasses.replace(then, **kept)
