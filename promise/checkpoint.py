@@ -105,17 +105,12 @@ def load(
     if sam is not None and sam != metadata.sam:
         raise UserError(f"{path} was trained on {metadata.sam}, but --sam says {sam}: drop --sam.")
     wanted = parse_net_name(net_name)[0] if net_name else NETS[metadata.net]
-    source = sam_checkpoint or (None if metadata.sam_checkpoint == "random" else metadata.sam_checkpoint)
-    if source is not None and source != "auto" and not Path(source).expanduser().is_file():
-        raise MissingFileError(
-            f"{path} was trained on a SAM read from {source}, which is not here. Pass it with --sam-checkpoint."
-        )
     net = build_net(
         wanted.name,
         sam=metadata.sam,
         num_points=metadata.num_points,
         point_labels=metadata.point_labels,
-        sam_checkpoint=source,
+        sam_checkpoint=sam_checkpoint or _sam_source(metadata),
         freeze=metadata.freeze,
         precision=precision,
         seed=0,
@@ -128,6 +123,13 @@ def load(
         )
     load_learned(net, safetensors.torch.load_file(path), origin=f"{path} (net {metadata.net})", target=wanted.name)
     return net, metadata
+
+
+def _sam_source(metadata: Metadata) -> str | None:
+    """Where to look for the base SAM: the file of the training, if it is here, else the published weights."""
+    if metadata.sam_checkpoint == "random":
+        return None
+    return metadata.sam_checkpoint if Path(metadata.sam_checkpoint).is_file() else "auto"
 
 
 def load_learned(net: Promise, state: dict[str, Tensor], *, origin: str, target: str) -> None:

@@ -41,3 +41,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
     hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
     return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+
+
+SHOWN = 20  # faults told in full
+
+
+def list_faults(head: str, faults: list[tuple[int, str]]) -> str:
+    """``head`` and a line for each fault, at most :data:`SHOWN` of them."""
+    lines = [f"  line {line}: {words}" for line, words in sorted(faults)[:SHOWN]]
+    more = len(faults) - SHOWN
+    return "\n".join([head, *lines, *([f"  … and {more} more"] if more > 0 else [])])

@@ -269,7 +269,7 @@ class _Trainer:
             num_points=config.num_points,
             point_labels=parse_labels(config.point_labels),
             sam_sha256=self.sam_sha256,
-            sam_checkpoint=config.sam_checkpoint or "auto",
+            sam_checkpoint=_sam_origin(config),
             freeze=config.freeze,
             seed=self.seed,
             epoch=self.progress.epoch,
@@ -324,6 +324,12 @@ class _Trainer:
             loader.batches, total=loader.steps, desc=name, leave=False, disable=hidden, unit="batch"
         )
         return bar
+
+
+def _sam_origin(config: TrainConfig) -> str:
+    if config.sam_checkpoint in (None, "random"):
+        return config.sam_checkpoint or "auto"
+    return str(Path(config.sam_checkpoint).expanduser().resolve())
 
 
 def _build(config: TrainConfig) -> Promise:

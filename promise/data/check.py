@@ -7,30 +7,18 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from promise.data.images import read_image, read_mask, read_size
-from promise.errors import UserError
-
-if TYPE_CHECKING:
-    from promise.data.table import Row
-
-SHOWN = 20  # faults told in full
+from promise.data.table import Row
+from promise.errors import UserError, list_faults
 
 
 @dataclass(frozen=True)
 class _Finding:
     faults: tuple[str, ...] = ()
     empty_mask: bool = False
-
-
-def list_faults(head: str, faults: list[tuple[int, str]]) -> str:
-    """``head`` and a line for each fault, at most :data:`SHOWN` of them."""
-    lines = [f"  line {line}: {words}" for line, words in sorted(faults)[:SHOWN]]
-    more = len(faults) - SHOWN
-    return "\n".join([head, *lines, *([f"  … and {more} more"] if more > 0 else [])])
 
 
 def check_files(rows: Sequence[Row], *, csv_path: str | Path, level: str, progress: bool) -> list[str]:

@@ -12,11 +12,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from promise.data.check import check_files, list_faults
 from promise.data.locate import SEGMENTATION_SUFFIX, Found, Locator, Parts, Written, stem
-from promise.errors import MissingFileError, UserError
-
-__all__ = ["Row", "SplitTable", "check_files", "list_faults", "read_table"]
+from promise.errors import MissingFileError, UserError, list_faults
 
 COLUMNS = ("image_name", "train_type", "mask_name")
 SPLITS = ("train", "val", "test")

@@ -109,72 +109,67 @@ def register(backbone: Backbone) -> Backbone:
     return backbone
 
 
-def _register_vit(
-    name: str,
-    *,
-    weights: Weights,
-    builder: str,
-    blocks: tuple[int, ...],
-    width: int,
-    pixels: str = "imagenet",
-) -> None:
+# name, builder, taps (the last three global-attention blocks), width, pixels, weights
+_VITS = (
+    (
+        "vit_b",
+        "vit_b",
+        (6, 9, 12),
+        768,
+        "imagenet",
+        Weights(
+            "sam_vit_b_01ec64.pth",
+            _META + "sam_vit_b_01ec64.pth",
+            "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        ),
+    ),
+    (
+        "vit_l",
+        "vit_l",
+        (12, 18, 24),
+        1024,
+        "imagenet",
+        Weights(
+            "sam_vit_l_0b3195.pth",
+            _META + "sam_vit_l_0b3195.pth",
+            "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        ),
+    ),
+    (
+        "vit_h",
+        "vit_h",
+        (16, 24, 32),
+        1280,
+        "imagenet",
+        Weights(
+            "sam_vit_h_4b8939.pth",
+            _META + "sam_vit_h_4b8939.pth",
+            "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        ),
+    ),
+    (
+        "medsam_vit_b",
+        "vit_b",
+        (6, 9, 12),
+        768,
+        "minmax",
+        # The publisher gives no SHA-256; the size is what can be checked.
+        Weights("medsam_vit_b.pth", "https://zenodo.org/records/10689643/files/medsam_vit_b.pth", size=375049145),
+    ),
+)
+for _name, _builder, _blocks, _width, _pixels, _weights in _VITS:
     register(
         Backbone(
-            name=name,
-            build=sam_model_registry[builder],
+            name=_name,
+            build=sam_model_registry[_builder],
             encode=encode_vit,
             image_size=1024,
-            tap_blocks=blocks,
-            tap_channels=(width,) * len(blocks),
-            pixels=pixels,
-            weights=weights,
+            tap_blocks=_blocks,
+            tap_channels=(_width,) * len(_blocks),
+            pixels=_pixels,
+            weights=_weights,
         )
     )
-
-
-# Taps: the last three global-attention blocks.
-_register_vit(
-    "vit_b",
-    builder="vit_b",
-    blocks=(6, 9, 12),
-    width=768,
-    weights=Weights(
-        "sam_vit_b_01ec64.pth",
-        _META + "sam_vit_b_01ec64.pth",
-        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-    ),
-)
-_register_vit(
-    "vit_l",
-    builder="vit_l",
-    blocks=(12, 18, 24),
-    width=1024,
-    weights=Weights(
-        "sam_vit_l_0b3195.pth",
-        _META + "sam_vit_l_0b3195.pth",
-        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
-    ),
-)
-_register_vit(
-    "vit_h",
-    builder="vit_h",
-    blocks=(16, 24, 32),
-    width=1280,
-    weights=Weights(
-        "sam_vit_h_4b8939.pth",
-        _META + "sam_vit_h_4b8939.pth",
-        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
-    ),
-)
-_register_vit(
-    "medsam_vit_b",
-    builder="vit_b",
-    blocks=(6, 9, 12),
-    width=768,
-    pixels="minmax",
-    # The publisher gives no SHA-256; the size is what can be checked.
-    weights=Weights("medsam_vit_b.pth", "https://zenodo.org/records/10689643/files/medsam_vit_b.pth", size=375049145),
-)
 register(
     Backbone(
         name="lite_medsam",

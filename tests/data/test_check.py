@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from promise.data.table import check_files, read_table
+from promise.data.check import check_files
+from promise.data.table import read_table
 from promise.errors import UserError
 
 MakeTable = Callable[..., Path]

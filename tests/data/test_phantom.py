@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from promise.data.check import check_files
 from promise.data.images import read_image, read_mask
 from promise.data.phantom import make_phantom, make_phantoms
-from promise.data.table import check_files, read_table
+from promise.data.table import read_table
 from promise.errors import UserError
 
 

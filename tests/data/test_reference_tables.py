@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from promise.data.table import check_files, read_table
+from promise.data.check import check_files
+from promise.data.table import read_table
 
 REFERENCE = {
     "combined_5_1024": {"train": 1450, "val": 798},
