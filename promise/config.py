@@ -122,7 +122,9 @@ class EvalConfig:
         None, "rows to score; default: test where there are any, else val", choices=SPLITS, group="data"
     )
     check: str = option("full", "how far files are opened before scoring", choices=("full", "header"), group="data")
-    recipe: str = option("basic_color", "pixel recipe, one without augmentation", group="data")
+    recipe: str | None = option(
+        None, "pixel recipe, one without augmentation; default: the checkpoint's, else basic_color", group="data"
+    )
     batch_size: int = option(8, "images a step", group="data")
     workers: int = option(2, "loader processes; 0 loads in the main one", group="data")
 

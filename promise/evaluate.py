@@ -42,7 +42,7 @@ from promise.scoring import (
     mean_scores,
     score,
 )
-from promise.transforms import build_transform
+from promise.transforms import build_transform, plain_recipe
 from promise.types import Batch
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
         raise UserError(f"{metadata.net} places no prompts of its own: use --prompts gt, gt-box or centre.")
     seed = next(s for s in (config.seed, metadata.seed, random.SystemRandom().randrange(2**31)) if s is not None)
     net.to(device)
+    config = dataclasses.replace(config, recipe=config.recipe or plain_recipe(metadata.config.get("augment")))
     tables: dict[str, Any] = {}
     per_image: list[dict[str, Any]] = []
     for dataset in datasets:
@@ -103,6 +104,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
         "prompt_source": source,
         "seed": seed,
         "precision": precision,
+        "recipe": config.recipe,
         "postprocess": {
             "reference": str(postprocess or REFERENCE_POSTPROCESS),
             "native": str(postprocess or NATIVE_POSTPROCESS),
@@ -126,7 +128,7 @@ def _check(config: EvalConfig) -> None:
         faults.append("--batch-size must be at least 1, --workers and --overlays at least 0")
     if config.net is not None:
         parse_net_name(config.net)
-    if not build_transform(config.recipe, image_size=64, pixels="imagenet").deterministic:
+    if config.recipe and not build_transform(config.recipe, image_size=64, pixels="imagenet").deterministic:
         faults.append(
             f"--recipe {config.recipe} draws augmentations; evaluation wants one without, such as basic_color"
         )
@@ -222,7 +224,7 @@ def _loader(config: EvalConfig, net: Promise, dataset: DataSet) -> DataLoader[Sa
     backbone = net.sam.backbone
     return build_loader(
         dataset.rows,
-        build_transform(config.recipe, image_size=backbone.image_size, pixels=backbone.pixels),
+        build_transform(config.recipe or "basic_color", image_size=backbone.image_size, pixels=backbone.pixels),
         batch_size=config.batch_size,
         shuffle=False,
         seed=0,

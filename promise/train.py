@@ -33,7 +33,7 @@ from promise.registry import NETS, build_net
 from promise.run_folder import Progress, RunFolder
 from promise.run_log import EpochRow, RunLog
 from promise.settle import settle
-from promise.transforms import build_transform
+from promise.transforms import build_transform, plain_recipe
 from promise.types import Batch
 
 log = logging.getLogger(__name__)
@@ -279,7 +279,7 @@ class _Trainer:
 
     def _loader(self, rows: tuple[Row, ...], *, train: bool) -> _Loader:
         config, backbone = self.config, self.bare.sam.backbone
-        recipe = config.augment if train else _plain_recipe(config.augment)
+        recipe = config.augment if train else plain_recipe(config.augment)
         loader = build_loader(
             rows,
             build_transform(recipe, image_size=backbone.image_size, pixels=backbone.pixels),
@@ -344,8 +344,3 @@ def _build(config: TrainConfig) -> Promise:
         precision=config.precision,
         seed=config.seed,
     )
-
-
-def _plain_recipe(augment: str) -> str:
-    """The recipe of rows that are only looked at: the same pixels, no augmentation."""
-    return augment if augment.startswith("basic") else "basic_color"

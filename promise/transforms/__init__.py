@@ -8,6 +8,7 @@ from promise.transforms.recipes import (
     build_transform,
     geometric_steps,
     photometric_steps,
+    plain_recipe,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "build_transform",
     "geometric_steps",
     "photometric_steps",
+    "plain_recipe",
 ]

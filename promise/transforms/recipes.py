@@ -147,6 +147,14 @@ def _recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
+def plain_recipe(augment: str | None) -> str:
+    """The recipe of rows that are only looked at, beside a training recipe: the same pixels, no augmentation."""
+    if augment is None:
+        return "basic_color"
+    recipe = _recipe(augment)
+    return "basic_color" if recipe.geometry or recipe.photometry else augment
+
+
 def geometric_steps(recipe: str) -> tuple[Step, ...]:
     """Every geometric step of a recipe, each applied always: for tests, and to look at them one by one."""
     return tuple(step for chance in _recipe(recipe).geometry for step in chance.choices)
