@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Metadata:
     sam_checkpoint: str = "auto"  # "auto", "random", or the name of the file
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    seen: Mapping[str, Sequence[str]] = field(default_factory=dict)  # split → content hashes of its images
 
 
 def save(net: Promise, path: Path, metadata: Metadata) -> None:

@@ -114,7 +114,9 @@ class EvalConfig:
     net: str | None = option(None, "net to evaluate as; required for original files and without --ckpt", group="net")
     sam: str | None = option(None, "backbone, where the checkpoint does not name it", group="net")
     sam_checkpoint: str | None = option(None, "SAM's weight file, where it is not the published one", group="net")
-    num_points: int = option(16, "point prompts an image, where no checkpoint says it", group="net")
+    num_points: int | None = option(
+        None, "points drawn from the ground truth; default: the checkpoint's, else 16", group="net"
+    )
 
     split_csv: tuple[str, ...] = option((), "one or more split CSVs, each a data set", group="data")
     data_root: str | None = option(None, "folder that the CSVs' paths are taken relative to", group="data")

@@ -22,14 +22,14 @@ from promise import checkpoint
 from promise.config import EvalConfig
 from promise.data.check import check_files
 from promise.data.dataset import Sample, build_loader
-from promise.data.images import read_image, read_mask
+from promise.data.images import content_hash, read_image, read_mask
 from promise.data.table import Row, read_table
 from promise.device import describe_environment, keep_freed_memory, resolve_device
 from promise.engine import RowPrediction, predict_rows
 from promise.errors import ExistingRunError, UserError
 from promise.files import write_json, write_text
 from promise.models.promise import Promise, resolve_precision
-from promise.models.prompts import ORIGINS, prompt_batch
+from promise.models.prompts import ORIGINS, fixed_labels, prompt_batch
 from promise.postprocess import Postprocess
 from promise.registry import build_net, parse_net_name, resolve_sam
 from promise.report import draw_overlay, save_picture
@@ -82,15 +82,20 @@ def evaluate(config: EvalConfig) -> EvalResult:
     source = config.prompts or ("auto" if not net.needs_prompts else "gt")
     if source == "auto" and net.needs_prompts:
         raise UserError(f"{metadata.net} places no prompts of its own: use --prompts gt, gt-box or centre.")
+    own = config.num_points is not None and config.num_points != metadata.num_points
+    if source == "auto" and own:
+        raise UserError(
+            f"{metadata.net} places {metadata.num_points} points of its own: drop --num-points {config.num_points}."
+        )
     seed = next(s for s in (config.seed, metadata.seed, random.SystemRandom().randrange(2**31)) if s is not None)
     net.to(device)
     config = dataclasses.replace(config, recipe=config.recipe or plain_recipe(metadata.config.get("augment")))
     tables: dict[str, Any] = {}
     per_image: list[dict[str, Any]] = []
     for dataset in datasets:
-        prompter = partial(prompt_batch, source, num_points=metadata.num_points, seed=seed)
+        prompter = partial(prompt_batch, source, num_points=config.num_points or metadata.num_points, seed=seed)
         rows = _score_dataset(config, net, dataset, prompter, device, postprocess, folder)
-        tables[dataset.name] = _summarise(rows, dataset)
+        tables[dataset.name] = {**_summarise(rows, dataset), "seen": _count_seen(dataset, metadata)}
         per_image += [_flat(dataset, row, scored, ORIGINS[source]) for row, scored in rows]
     summary = {
         "net": metadata.net,
@@ -98,7 +103,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
         "checkpoint": config.ckpt,
         "trained": config.ckpt is not None,
         "epoch": metadata.epoch,
-        "num_points": metadata.num_points,
+        "num_points": config.num_points or metadata.num_points,
         "sam_sha256": metadata.sam_sha256,
         "prompts": ORIGINS[source],
         "prompt_source": source,
@@ -128,6 +133,8 @@ def _check(config: EvalConfig) -> None:
         faults.append("--batch-size must be at least 1, --workers and --overlays at least 0")
     if config.net is not None:
         parse_net_name(config.net)
+    if config.num_points is not None:
+        fixed_labels(config.num_points)
     if config.recipe and not build_transform(config.recipe, image_size=64, pixels="imagenet").deterministic:
         faults.append(
             f"--recipe {config.recipe} draws augmentations; evaluation wants one without, such as basic_color"
@@ -183,18 +190,18 @@ def _load(config: EvalConfig, precision: str) -> tuple[Promise, checkpoint.Metad
         return net, dataclasses.replace(metadata, net=name)
     assert config.net is not None
     spec, sam = parse_net_name(config.net)[0], resolve_sam(config.net, config.sam)
-    seed = 0 if config.seed is None else config.seed
+    seed, points = config.seed or 0, config.num_points or 16
     if spec.head or spec.ips:
         log.warning("no --ckpt: %s is scored untrained, with the first weights of seed %d.", spec.name, seed)
     net = build_net(
         spec.name,
         sam=sam,
-        num_points=config.num_points,
+        num_points=points,
         sam_checkpoint=sam_source,
         precision=precision,
         seed=seed,
     )
-    return net, checkpoint.Metadata(spec.name, sam, config.num_points, net.sam.weights_sha256(), seed=config.seed)
+    return net, checkpoint.Metadata(spec.name, sam, points, net.sam.weights_sha256(), seed=config.seed)
 
 
 def _score_dataset(
@@ -255,6 +262,22 @@ def _draw(
     )
     name = f"{row.name.replace('/', '_').replace(chr(92), '_')}.png"
     save_picture(folder / "overlays" / dataset.name / name, picture)
+
+
+def _count_seen(dataset: DataSet, metadata: checkpoint.Metadata) -> dict[str, int]:
+    """How many of the rows the net was trained or selected on, by content; a warning where there are any."""
+    found = {content_hash(row.image) for row in dataset.rows}
+    counts = {split: len(found.intersection(hashes)) for split, hashes in metadata.seen.items()}
+    for split, verb in (("train", "trained"), ("val", "selected")):
+        if counts.get(split):
+            log.warning(
+                "%s: the net was %s on %d of the %d scored images; these scores are no test of it.",
+                dataset.name,
+                verb,
+                counts[split],
+                len(dataset.rows),
+            )
+    return counts
 
 
 def _summarise(rows: Sequence[tuple[RowPrediction, Scored]], dataset: DataSet) -> dict[str, Any]:

@@ -51,7 +51,7 @@ NETS: dict[str, NetSpec] = {
 }
 
 _SHORT = {alias: spec.name for spec in NETS.values() for alias in (spec.name, *spec.aliases)}
-_LONG = re.compile(r"SAM_vit-(?P<size>[blh])_(?P<net>.+?)_train(?P<freeze>_FZ\d)?$")
+_LONG = re.compile(r"SAM_vit-(?P<size>[blh])_(?P<net>.+?)_(train|test)(_FZ\d)?$")
 
 
 def parse_net_name(name: str) -> tuple[NetSpec, str | None]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from tqdm import tqdm
 
@@ -21,6 +22,7 @@ from promise import checkpoint
 from promise.config import TrainConfig, parse_labels, write_yaml
 from promise.data.check import check_files
 from promise.data.dataset import EpochSampler, build_loader
+from promise.data.images import content_hash
 from promise.data.table import Row, SplitTable, read_table
 from promise.device import describe_environment, keep_freed_memory, resolve_device
 from promise.engine import train_epoch, validate
@@ -92,8 +94,6 @@ class _Trainer:
     """One run: holds the parts, so that the loop reads as what it does."""
 
     def __init__(self, config: TrainConfig, folder: RunFolder, table: SplitTable) -> None:
-        assert config.seed is not None
-        self.config, self.folder, self.seed = config, folder, config.seed
         device = resolve_device(config.device)
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
@@ -103,6 +103,11 @@ class _Trainer:
             mixed_precision="fp16" if config.precision == "fp16" else "no",
             gradient_accumulation_steps=config.accumulate,
         )
+        self.seed = _agree_on_seed(config)
+        self.config = config = dataclasses.replace(config, seed=self.seed)
+        self.folder = folder
+        # Evaluation compares its rows with these, and says when it scores what it was trained or selected on.
+        self.seen = {split: [content_hash(row.image) for row in table.split(split)] for split in ("train", "val")}
         bare = _build(config)
         self.sam_sha256 = bare.sam.weights_sha256()
         log.info("SAM's weights: SHA-256 %s", self.sam_sha256)
@@ -274,6 +279,7 @@ class _Trainer:
             seed=self.seed,
             epoch=self.progress.epoch,
             config=dataclasses.asdict(config),
+            seen=self.seen,
             metrics=metrics,
         )
 
@@ -324,6 +330,14 @@ class _Trainer:
             loader.batches, total=loader.steps, desc=name, leave=False, disable=hidden, unit="batch"
         )
         return bar
+
+
+def _agree_on_seed(config: TrainConfig) -> int:
+    """The main process's seed: a drawn one differs from process to process."""
+    seeds = [config.seed]
+    broadcast_object_list(seeds)
+    assert seeds[0] is not None
+    return seeds[0]
 
 
 def _sam_origin(config: TrainConfig) -> str:

@@ -18,9 +18,7 @@ EXPECTED = json.loads((GOLDEN / "metrics.json").read_text())
 REFERENCE_NAMES = {name: name.lower() for name in ("MAE", "IOU", "Precision", "Recall", "Dice", "F_beta")}
 REFERENCE_NAMES |= {"Salpha": "s_alpha", "Ephi": "e_phi"}
 PYSODMETRICS_NAMES = {"Smeasure": "s_alpha", "MAE": "mae", "wFmeasure": "weighted_f", "adp_fm": "f_adaptive"}
-PYSODMETRICS_NAMES |= {f"Emeasure_{cut}": f"e_{cut}" for cut in ("mean", "max")} | {
-    "Emeasure_adp": "e_adaptive"
-}
+PYSODMETRICS_NAMES |= {f"Emeasure_{cut}": f"e_{cut}" for cut in ("mean", "max")} | {"Emeasure_adp": "e_adaptive"}
 PYSODMETRICS_NAMES |= {
     f"{cut}_{theirs}": f"{ours}_{cut}"
     for cut in ("mean", "max")

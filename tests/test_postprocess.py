@@ -32,13 +32,9 @@ def test_parse_reads_operation_and_kernel():
     assert Postprocess.parse("none") == Postprocess()
 
 
-@pytest.mark.parametrize(
-    "text", ["", "open", "open:", "open:4", "open:1", "open:-5", "open:5:5", "dilate:5", "None"]
-)
+@pytest.mark.parametrize("text", ["", "open", "open:", "open:4", "open:1", "open:-5", "open:5:5", "dilate:5", "None"])
 def test_other_text_is_refused_with_the_accepted_forms(text):
-    with pytest.raises(
-        UserError, match="'none', 'open:K' or 'close:K' with an odd kernel side K of at least 3"
-    ):
+    with pytest.raises(UserError, match="'none', 'open:K' or 'close:K' with an odd kernel side K of at least 3"):
         Postprocess.parse(text)
 
 

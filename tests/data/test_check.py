@@ -54,9 +54,7 @@ def test_an_empty_mask_is_a_warning(pairs: Path, make_table: MakeTable) -> None:
     assert warning == f"polyp.csv: 1 mask has no foreground:\n  line 3: {pairs}/masks/b.png"
 
 
-def test_progress_goes_to_stderr(
-    pairs: Path, make_table: MakeTable, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_goes_to_stderr(pairs: Path, make_table: MakeTable, capsys: pytest.CaptureFixture[str]) -> None:
     path = make_table(["images/a.png,train,masks/a.png"])
     check_files(read_table(path).rows, csv_path=path, level="header", progress=True)
     out, err = capsys.readouterr()

@@ -28,9 +28,7 @@ def images_by_name(batches: list[Batch]) -> dict[str, torch.Tensor]:
     return {name: batch.image[i] for batch in batches for i, name in enumerate(batch.name)}
 
 
-def run(
-    rows: list[Row], *, epoch: int = 0, seed: int = 1, workers: int = 0, **options: object
-) -> list[Batch]:
+def run(rows: list[Row], *, epoch: int = 0, seed: int = 1, workers: int = 0, **options: object) -> list[Batch]:
     settings = {"batch_size": 4, "shuffle": False, "seed": seed, "workers": workers, **options}
     loader = build_loader(rows, TRAIN, **settings)
     loader.sampler.set_epoch(epoch)

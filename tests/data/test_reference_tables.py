@@ -63,9 +63,7 @@ def test_reference_tables_load_unchanged(shared: Path, tmp_path: Path, name: str
     table = read_table(path, data_root=tmp_path / "root")
     assert table.counts == REFERENCE[name]
     assert len({row.name for row in table.rows}) == len(table.rows)
-    below = [
-        tuple(p.relative_to(tmp_path / "root").as_posix() for p in (r.image, r.mask)) for r in table.rows
-    ]
+    below = [tuple(p.relative_to(tmp_path / "root").as_posix() for p in (r.image, r.mask)) for r in table.rows]
     assert below == expected
     assert not any(PurePosixPath(row.name).is_absolute() for row in table.rows)
 
@@ -74,9 +72,7 @@ def test_reference_tables_load_unchanged(shared: Path, tmp_path: Path, name: str
 @pytest.mark.parametrize(
     ("name", "folder", "suffix"), [("CVC-ClinicDB", "cvc_clinicdb", ".png"), ("Kvasir", "kvasir_seg", ".jpg")]
 )
-def test_reference_tables_load_onto_the_real_images(
-    shared: Path, name: str, folder: str, suffix: str
-) -> None:
+def test_reference_tables_load_onto_the_real_images(shared: Path, name: str, folder: str, suffix: str) -> None:
     root = shared / "data" / folder
     if not root.is_dir():
         pytest.skip(f"{root} is not here")

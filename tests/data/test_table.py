@@ -50,9 +50,7 @@ def test_absolute_paths_are_used_as_they_are(pairs: Path, tmp_path_factory: pyte
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_delimiters_bom_order_blank_lines_and_case(
-    pairs: Path, tmp_path: Path, delimiter: str, encoding: str
-) -> None:
+def test_delimiters_bom_order_blank_lines_and_case(pairs: Path, tmp_path: Path, delimiter: str, encoding: str) -> None:
     lines = ["Mask_Name,note, image_name ,train_type", "", "masks\\a.png,x,images\\a.png, Train ", ",,,", ""]
     path = tmp_path / "s.csv"
     path.write_text("\r\n".join(lines).replace(",", delimiter), encoding=encoding)
