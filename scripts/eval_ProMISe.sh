@@ -20,6 +20,7 @@ TEST_net_name="${TEST_net_name:-}"                  # required for an original's
 TEST_check_point_path="${TEST_check_point_path:-}"  # required: best.safetensors, or the original's .pt
 TEST_IF_SPLIT_CSV="${TEST_IF_SPLIT_CSV:-}"          # required: one CSV, or several with blanks between
 TEST_SPLIT="${TEST_SPLIT-val}"                      # empty: test rows where there are any, else val
+TEST_point_num="${TEST_point_num:-}"                # ground-truth points; default: the checkpoint's, 16 for IPS_GT files
 DATA_ROOT="${DATA_ROOT:-}"                          # folder that the CSV's paths are re-rooted onto
 check_point_path="${check_point_path:-${SAM_CHECKPOINT:-}}"  # SAM's weights; default: from the cache, else fetched
 RESULT_DIR="${RESULT_DIR:-}"                        # default: eval beside the checkpoint
@@ -40,6 +41,7 @@ command+=(--split-csv "${csvs[@]}")
 if [[ -n "$DATA_ROOT" ]]; then command+=(--data-root "$DATA_ROOT"); fi
 if [[ -n "$TEST_SPLIT" ]]; then command+=(--split "$TEST_SPLIT"); fi
 command+=(--batch-size "$BATCH" --precision "$PRECISION" --device "$device")
+if [[ -n "$TEST_point_num" ]]; then command+=(--num-points "$TEST_point_num"); fi
 if [[ -n "$SEED" ]]; then command+=(--seed "$SEED"); fi
 if [[ -n "$RESULT_DIR" ]]; then command+=(--output "$RESULT_DIR"); fi
 run_command "${command[@]}" "$@"

@@ -238,7 +238,8 @@ def test_quickstart_commands_parse(parse: Parse) -> None:
         before.sam,
         before.seed,
     )  # the same first weights
-    assert training.num_points == before.num_points
+    assert training.num_points == 16
+    assert before.num_points is None  # 16 too
     assert after.ckpt == f"{training.output}/best.safetensors"
     assert after.beside == (f"{before.output}/summary.json",)
     assert before.overwrite
