@@ -102,10 +102,13 @@ def validate(
     for batch in batches:
         prediction = predict(net, batch, prompter(batch), accelerator.device)
         target = batch.mask.to(accelerator.device, non_blocking=True)
-        value = loss(prediction.mask_logits, resize_target(target, _side(prediction)))
+        small = resize_target(target, _side(prediction))
+        # Image by image, so that the mean does not depend on how images share batches.
+        pairs = zip(torch.split(prediction.mask_logits, 1), torch.split(small, 1), strict=True)
+        losses = torch.stack([loss(logits, truth) for logits, truth in pairs])
         scores = overlap(prediction.mask_logits, target)
         index = batch.index.to(accelerator.device)
-        rows.append(torch.stack((index, value.detach().expand(len(batch)), *scores), dim=1).double())
+        rows.append(torch.stack((index, losses, *scores), dim=1).double())
     table = accelerator.gather(torch.cat(rows)).cpu()
     # Several processes pad their last batch with rows that another has: count each row once.
     _, first = np.unique(table[:, 0].numpy(), return_index=True)

@@ -48,6 +48,7 @@ class TrainResult:
     folder: Path
     progress: Progress
     seconds: float
+    main_process: bool  # one of several speaks
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def train(config: TrainConfig) -> TrainResult:
         log.warning(note)
     trainer = _Trainer(config, folder, table)
     trainer.run()
-    return TrainResult(folder.path, trainer.progress, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return TrainResult(folder.path, trainer.progress, seconds, trainer.accelerator.is_main_process)
 
 
 def _read_rows(config: TrainConfig) -> tuple[SplitTable, list[str]]:
@@ -103,6 +105,8 @@ class _Trainer:
             mixed_precision="fp16" if config.precision == "fp16" else "no",
             gradient_accumulation_steps=config.accumulate,
         )
+        if not self.accelerator.is_main_process:
+            logging.getLogger("promise").setLevel(logging.WARNING)
         self.seed = _agree_on_seed(config)
         self.config = config = dataclasses.replace(config, seed=self.seed)
         self.folder = folder

@@ -35,6 +35,8 @@ def _work(arguments: argparse.Namespace) -> int:
     from promise.train import train
 
     result = train(config)
+    if not result.main_process:
+        return 0
     progress = result.progress
     score = "" if progress.best_score is None else f", validation {config.select} {progress.best_score:.4f}"
     print(f"best epoch {progress.best_epoch} of {progress.epoch}{score}, {result.seconds / 60:.1f} min")
