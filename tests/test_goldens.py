@@ -1,0 +1,170 @@
+"""Do all seven nets, at full ViT-B size, give the original's numbers? Where they come from: tests/golden/README.md."""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from promise.checkpoint import load_reference_state, to_reference_state
+from promise.losses import reference, resize_target
+from promise.models.promise import Promise
+from promise.models.sam import FrozenSam
+from promise.reference_names import reference_name
+from promise.registry import NETS, build_net, build_parts, parse_net_name
+from promise.types import Encoded, Points
+
+GOLDEN = Path(__file__).parent / "golden"
+SEED, LR = 0, 1e-3
+FILES = sorted(path.name for path in GOLDEN.glob("*_s0.npz"))
+TRAINED = ("APM_resnet_s0.npz", "APM_IPS_resnet_s0.npz", "IPS_GT_resnet_s0.npz")
+
+
+def formula(name: str, shape: tuple[int, ...]) -> Tensor:
+    """The value of one entry, from its name and shape alone."""
+    n = np.random.RandomState((zlib.crc32(name.encode()) + SEED) % 2**32).standard_normal(shape)
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    if name.endswith("running_var"):
+        n = 1 + 0.1 * np.abs(n)
+    elif name.endswith("running_mean"):
+        n = 0.1 * n
+    elif name.endswith("positional_encoding_gaussian_matrix"):
+        pass
+    elif "pos_embed" in name or "rel_pos" in name:
+        n = 0.02 * n
+    elif len(shape) >= 2:
+        n = n / np.sqrt(np.prod(shape[1:]))
+    elif name.endswith("weight"):
+        n = 1 + 0.1 * n
+    else:
+        n = 0.02 * n
+    return torch.from_numpy(np.asarray(n, dtype=np.float32))
+
+
+def formula_inputs(batch: int = 2) -> tuple[Tensor, Tensor]:
+    """Coarse noise (B, 3, 1024, 1024) and ellipses (B, 1, 1024, 1024)."""
+    rs = np.random.RandomState(SEED + 1000)
+    image = np.kron(rs.standard_normal((batch, 3, 32, 32)), np.ones((1, 1, 32, 32))).astype(np.float32)
+    y, x = np.mgrid[:1024, :1024]
+    masks = []
+    for _ in range(batch):
+        cy, cx = rs.uniform(300, 700, 2)
+        ry, rx = rs.uniform(80, 260, 2)
+        masks.append(((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 <= 1)
+    return torch.from_numpy(image), torch.from_numpy(np.stack(masks)).float()[:, None]
+
+
+@dataclass(frozen=True)
+class Full:
+    """The frozen half of every net, and what it says of the images: the slow part, done once."""
+
+    sam: FrozenSam
+    sam_state: dict[str, Tensor]
+    encoded: Encoded
+    mask: Tensor
+
+    def net(self, name: str) -> Promise:
+        """A net with formula weights, given under the original's names."""
+        apm, ips = build_parts(parse_net_name(name)[0], self.sam.backbone, num_points=16)
+        net = Promise(self.sam, apm=apm, ips=ips)
+        learned = {k: v for k, v in to_reference_state(net).items() if k not in self.sam_state}
+        state = {name: formula(name, tuple(value.shape)) for name, value in learned.items()}
+        load_reference_state(net, {**self.sam_state, **state})
+        return net
+
+
+@pytest.fixture(scope="module")
+def full() -> Full:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        net = build_net("SAM", sam="vit_b", sam_checkpoint=None)
+    state = {name: formula(name, tuple(value.shape)) for name, value in to_reference_state(net).items()}
+    load_reference_state(net, state)
+    image, mask = formula_inputs()
+    with torch.no_grad():
+        encoded = net.sam.encode(image)
+    return Full(net.sam, state, encoded, mask)
+
+
+def _load(file: str) -> tuple[str, dict[str, np.ndarray]]:
+    with np.load(GOLDEN / file) as stream:
+        golden = {name: stream[name] for name in stream.files}
+    return json.loads(str(golden["meta"]))["net"], golden
+
+
+def _points(golden: dict[str, np.ndarray], net: Promise, prefix: str = "") -> Points | None:
+    if not net.needs_prompts:
+        return None
+    return Points(*(torch.from_numpy(golden[f"{prefix}{name}"]) for name in ("coords", "labels")))
+
+
+def _distance(ours: Tensor, golden: np.ndarray) -> float:
+    assert ours.shape == golden.shape
+    return float(np.abs(ours.detach().double().numpy() - golden).max())
+
+
+def test_every_net_of_the_original_has_its_golden() -> None:
+    named = {parse_net_name(_load(file)[0])[0].name for file in FILES}
+    assert named == set(NETS) - {"SAM"}
+    assert {file for file in FILES if "train_loss" in _load(file)[1]} == set(TRAINED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+def test_prompts_and_masks_are_the_originals(file: str, full: Full) -> None:
+    name, golden = _load(file)
+    net = full.net(name).eval()
+    with torch.no_grad():
+        points = _points(golden, net) or net.apm(full.encoded.taps)
+        shift = None if net.ips is None else net.ips(full.encoded.embedding)
+        logits, iou = net.sam.decode(full.encoded, points=points, token_shift=shift, channels=(1, 2, 3))
+        prediction = net.decode(full.encoded, _points(golden, net))
+    probability = torch.sigmoid(logits)
+    assert _distance(points.xy, golden["coords"]) <= 1e-2
+    assert points.label.tolist() == golden["labels"].tolist()
+    assert _distance(probability[:, :, ::4, ::4], golden["probs"]) <= 1e-4
+    assert _distance(probability.mean((2, 3)), golden["probs_mean"]) <= 1e-4
+    assert _distance(probability.std((2, 3)), golden["probs_std"]) <= 1e-4
+    assert _distance(iou, golden["iou"]) <= 1e-4
+    # What the net itself gives is the first of the three.
+    assert _distance(torch.sigmoid(prediction.mask_logits[:, :, ::4, ::4]), golden["probs"][:, :1]) <= 1e-4
+    assert _distance(prediction.iou, golden["iou"][:, :1]) <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", TRAINED)
+def test_a_training_step_is_the_originals(file: str, full: Full) -> None:
+    name, golden = _load(file)
+    net = full.net(name).train()
+    learned = {reference_name(k): p for k, p in net.named_parameters() if p.requires_grad}
+    before = {k: p.detach().clone() for k, p in learned.items()}
+    optimizer = torch.optim.Adam(learned.values(), lr=LR)
+    prediction = net.decode(full.encoded, _points(golden, net, "train_"))
+    loss = reference(prediction.mask_logits, resize_target(full.mask, (256, 256)))
+    loss.backward()
+    assert _distance(prediction.points.xy, golden["train_coords"]) <= 1e-2
+    assert prediction.points.label.tolist() == golden["train_labels"].tolist()
+    assert abs(loss.item() - float(golden["train_loss"])) <= 1e-5
+    assert {k for k, p in learned.items() if p.grad is not None} == set(golden["grad_names"])
+
+    norms = dict(zip(golden["grad_names"].tolist(), golden["grad_norms"].tolist(), strict=True))
+    off = np.array([abs(float(learned[k].grad.norm()) - norm) / norm for k, norm in norms.items()])
+    print("OFF", file, np.quantile(off, [0, .5, .75, .9, .95, 1]))
+    grads = {k: p.grad.clone() for k, p in learned.items()}
+    optimizer.step()
+    sums = dict(zip(golden["grad_names"].tolist(), golden["step_sum"].tolist(), strict=True))
+    r = []
+    for k, s in sums.items():
+        n = learned[k].numel(); o = abs(learned[k].detach().double().sum().item() - s)
+        r.append((o, o / (2 * LR * n), o / (2 * LR * n**.5), n, k, abs(s), learned[k].detach().double().abs().sum().item()))
+    r.sort(key=lambda t: -t[1]); print("SHARE", r[:8])
+    r.sort(key=lambda t: -t[2]); print("SQRT", r[:8])
+    r.sort(key=lambda t: -t[0]); print("ABS", r[:8])
