@@ -7,6 +7,7 @@ metrics stand in the file's metadata as JSON.
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from promise.models.promise import Promise
 from promise.models.weights import read_state_dict
 from promise.reference_names import is_reference_name, own_name, reference_name
 from promise.registry import NETS, build_net, parse_net_name
+
+log = logging.getLogger(__name__)
 
 FORMAT = "promise-sam/1"
 SAM_PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
@@ -189,6 +192,8 @@ def load_reference_state(net: Promise, state_dict: Mapping[str, Tensor]) -> None
     faults = _misfits(wanted, {**ours, **strangers})
     if faults:
         raise UserError(f"the original's state dict does not fit this net: {faults}. Is it the right net and backbone?")
+    if net.ips is None and any(name.startswith("ips.") for name in map(own_name, unused) if name):
+        log.warning("the original's file holds an IPS, which this net has not: it is left aside.")
     net.load_state_dict(ours)
     net.reference_unused = unused
 

@@ -172,6 +172,8 @@ def read_yaml(path: Path, kind: type[Config]) -> dict[str, Any]:
         raise MissingFileError(f"no configuration at {path}. Is the path right?")
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text.") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
@@ -192,7 +194,7 @@ def check_values(values: Mapping[str, Any], kind: type[Config], *, origin: str) 
             continue
         try:
             checked[key] = _coerce(value, hints[key])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             faults.append(f"{key}: {value!r} is not {_type_name(hints[key])}")
             continue
         choices = fields[key].metadata["choices"]
@@ -214,7 +216,7 @@ def _coerce(value: Any, hint: Any) -> Any:
         return value
     if isinstance(value, bool) or value is None:
         raise TypeError
-    if hint is int and float(value) != int(value):
+    if hint is int and isinstance(value, float) and not value.is_integer():
         raise ValueError
     return hint(value)  # float("1e-5") too: YAML 1.1 reads that as a text
 
@@ -249,7 +251,7 @@ def check_train(config: TrainConfig) -> None:
         )
         if getattr(config, name) < least
     ]
-    if config.lr <= 0:
+    if not config.lr > 0:
         faults.append(f"--lr must be above 0, got {config.lr}")
     if config.split_csv is None:
         faults.append("--split-csv is missing: which images? (data_format/README.md shows the format)")

@@ -147,6 +147,8 @@ def _claim(config: EvalConfig) -> Path:
     name = "eval" if config.prompts is None else f"eval-{config.prompts}"
     beside = Path(config.ckpt).parent if config.ckpt else Path("runs") / f"{config.net}-untrained"
     folder = Path(config.output) if config.output else beside / name
+    if folder.exists() and not folder.is_dir():
+        raise ExistingRunError(f"{folder} is a file, not a folder. Choose another with --output.")
     present = [n for n in ("summary.json", "per_image.csv") if (folder / n).exists()]
     if present and not config.overwrite:
         raise ExistingRunError(

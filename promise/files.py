@@ -11,6 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_MARK = ".promise-"  # every temporary name starts with it
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that a killed process left in a folder and below it."""
+    for path in folder.rglob(f"{_MARK}*"):
+        path.unlink(missing_ok=True)
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -19,7 +27,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffix, since some writers choose their format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_MARK}{path.stem}-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -56,6 +56,8 @@ class RunFolder:
             ExistingRunError: it holds a run already, and neither flag says what to do with it.
             MissingFileError: there is nothing to resume.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ExistingRunError(f"{self.path} is a file, not a folder. Choose another with --output.")
         present = self._present()
         if resume and not self.state.is_file():
             raise MissingFileError(
@@ -72,6 +74,8 @@ class RunFolder:
         """Make the folder, and remove an earlier run's files from it; others are left alone."""
         for name in self._present():
             (self.path / name).unlink()
+        for events in self.events.glob("events.out.tfevents.*"):
+            events.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
 
     def _present(self) -> list[str]:

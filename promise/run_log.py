@@ -29,6 +29,18 @@ class RunLog:
 
     def tell(self, history: Sequence[EpochRow], *, best: bool) -> None:
         """Tell the last row of the history; the files are written anew from all of it."""
+        self.write(history)
+        row = history[-1]
+        if self.events is not None:
+            for name, value in row.items():
+                if value is not None and name != "epoch":
+                    self.events.add_scalar(name, value, row["epoch"])
+        log.info(_line(row, self.epochs, best=best))
+
+    def write(self, history: Sequence[EpochRow]) -> None:
+        """Write log.csv and log.jsonl anew from the whole history; nothing where there is none."""
+        if not history:
+            return
         row = history[-1]
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
@@ -36,11 +48,6 @@ class RunLog:
         writer.writerows(history)
         write_text(self.folder / "log.csv", text.getvalue())
         write_text(self.folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in history))
-        if self.events is not None:
-            for name, value in row.items():
-                if value is not None and name != "epoch":
-                    self.events.add_scalar(name, value, row["epoch"])
-        log.info(_line(row, self.epochs, best=best))
 
     def close(self, history: Sequence[EpochRow]) -> None:
         """Draw the curves and close TensorBoard's file."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Collection
 from pathlib import Path
 
 from promise.config import TrainConfig, check_train, check_values, parse_labels, read_yaml
@@ -25,13 +26,14 @@ from promise.transforms import build_transform
 FREE_TO_CHANGE = ("workers", "pin_memory", "check", "resume", "overwrite", "quiet", "tensorboard", "output")
 
 
-def settle(config: TrainConfig) -> TrainConfig:
+def settle(config: TrainConfig, given: Collection[str] = ()) -> TrainConfig:
     """Fill in what a configuration leaves open, and refuse what cannot work, before anything slow.
 
-    Names, seed, precision, device and folder are settled; a resumed run takes its settings from its folder.
+    Names, seed, precision, device and folder are settled; a resumed run takes its settings from its folder, and
+    refuses those among ``given`` that differ.
     """
     if config.resume:
-        config = _resumed(config)
+        config = _resumed(config, given)
     faults: list[str] = []
     for check in (check_train, _check_net, _check_points, _check_names, _check_device):
         try:
@@ -78,20 +80,21 @@ def _check_device(config: TrainConfig) -> None:
     resolve_precision(config.precision, resolve_device(config.device))
 
 
-def _resumed(config: TrainConfig) -> TrainConfig:
+def _resumed(config: TrainConfig, given: Collection[str]) -> TrainConfig:
     if config.output is None:
         spec, _ = parse_net_name(config.net)
         config = dataclasses.replace(config, output=f"runs/{spec.name}-{resolve_sam(config.net, config.sam)}")
     folder = RunFolder(Path(config.output or ""))
     folder.check(resume=True, overwrite=False)
     then = TrainConfig(**check_values(read_yaml(folder.config, TrainConfig), TrainConfig, origin=str(folder.config)))
+    config = dataclasses.replace(config, net=parse_net_name(config.net)[0].name)
     kept = {name: getattr(config, name) for name in FREE_TO_CHANGE}
-    default = TrainConfig()
     changed = [
         f"--{f.name.replace('_', '-')} is {getattr(config, f.name)} now and was {getattr(then, f.name)}"
         for f in dataclasses.fields(config)
         if f.name not in FREE_TO_CHANGE
-        and getattr(config, f.name) not in (getattr(default, f.name), getattr(then, f.name))
+        and (f.name in given or getattr(config, f.name) != f.default)
+        and getattr(config, f.name) != getattr(then, f.name)
     ]
     if changed:
         raise UserError(

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,13 @@ from tqdm import tqdm
 from promise import checkpoint
 from promise.config import TrainConfig, parse_labels, write_yaml
 from promise.data.check import check_files
-from promise.data.dataset import EpochSampler, build_loader
+from promise.data.dataset import build_loader
 from promise.data.images import content_hash
 from promise.data.table import Row, SplitTable, read_table
 from promise.device import describe_environment, keep_freed_memory, resolve_device
 from promise.engine import train_epoch, validate
 from promise.errors import UserError
+from promise.files import remove_leftovers
 from promise.losses import get_loss
 from promise.models.promise import Promise
 from promise.models.prompts import prompt_batch
@@ -53,19 +54,22 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class _Loader:
-    batches: Iterable[Batch]
-    sampler: EpochSampler
+    batches: Any  # accelerate's loader: yields Batch
     steps: int
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig, *, given: Collection[str] = ()) -> TrainResult:
     """Train a net as the configuration says.
+
+    Args:
+        config: every setting.
+        given: names of settings that the user gave; a resumed run refuses those that differ from its own.
 
     Raises:
         UserError: settings, files or weights that cannot be used; nothing has been written then.
     """
     started = time.monotonic()
-    config = settle(config)
+    config = settle(config, given)
     keep_freed_memory()
     folder = RunFolder(Path(config.output or ""))
     folder.check(resume=config.resume, overwrite=config.overwrite)
@@ -137,6 +141,8 @@ class _Trainer:
             return
         config, progress = self.config, self.progress
         told = RunLog(self.folder.path, epochs=config.epochs, done=progress.epoch, tensorboard=config.tensorboard)
+        remove_leftovers(self.folder.path)
+        told.write(progress.history)
         try:
             self._loop(told)
         finally:
@@ -144,7 +150,7 @@ class _Trainer:
 
     def _loop(self, told: RunLog | None) -> None:
         config, progress = self.config, self.progress
-        while progress.epoch < config.epochs:
+        while progress.epoch < config.epochs and not self._stale():
             row = self._epoch(progress.epoch)
             progress.epoch += 1
             progress.history.append(row)
@@ -152,15 +158,18 @@ class _Trainer:
             if told is not None:
                 self._write(row, told)
             self.accelerator.wait_for_everyone()
-            if config.early_stopping and progress.stale >= config.early_stopping:
-                log.info("stopping early: no better epoch than %s for %d", progress.best_epoch, progress.stale)
-                break
+        if self._stale():
+            log.info("stopping early: no better epoch than %s for %d", progress.best_epoch, progress.stale)
         self._finish()
+
+    def _stale(self) -> bool:
+        return 0 < self.config.early_stopping <= self.progress.stale
 
     def _epoch(self, epoch: int) -> EpochRow:
         config, loader, started = self.config, self.train_loader, time.monotonic()
         torch.manual_seed(self.seed + epoch)  # whatever draws from the global generator, draws the same after --resume
-        loader.sampler.set_epoch(epoch)
+        # On accelerate's loader, which counts its own epochs and tells the sampler: a resumed run starts in the middle.
+        loader.batches.set_epoch(epoch)
         loss = get_loss(config.loss)
         mean_loss = train_epoch(
             self.net,
@@ -172,11 +181,7 @@ class _Trainer:
             accelerator=self.accelerator,
             clip_norm=config.clip_norm,
         )
-        if not math.isfinite(mean_loss):
-            raise UserError(
-                f"training diverged: the loss of epoch {epoch + 1} is {mean_loss}. What epoch {epoch} left is kept in "
-                f"{self.folder.path}. Lower --lr, set --clip-norm, or use --precision fp32."
-            )
+        self._refuse_broken(epoch, mean_loss)
         scores: dict[str, float] = {}
         due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs
         if self.val_loader is not None and due:
@@ -187,6 +192,7 @@ class _Trainer:
                 loss=loss,
                 accelerator=self.accelerator,
             )
+        self._refuse_broken(epoch, scores.get("loss", 0.0))
         return {
             "epoch": epoch + 1,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -194,6 +200,16 @@ class _Trainer:
             **{f"val_{name}": scores.get(name) for name in ("loss", "dice", "iou")},
             "seconds": round(time.monotonic() - started, 2),
         }
+
+    def _refuse_broken(self, epoch: int, loss: float) -> None:
+        """Refuse to keep an epoch whose loss or weights are no numbers any more."""
+        learned = (p for p in self.bare.parameters() if p.requires_grad)
+        if not math.isfinite(loss) or not all(bool(p.isfinite().all()) for p in learned):
+            raise UserError(
+                f"training diverged: the loss of epoch {epoch + 1} is {loss}, or its last steps broke the weights. "
+                f"What epoch {epoch} left is kept in {self.folder.path}. Lower --lr, set --clip-norm, or use "
+                "--precision fp32."
+            )
 
     def _select(self, row: EpochRow) -> None:
         progress = self.progress
@@ -300,15 +316,13 @@ class _Trainer:
             pin_memory=config.pin_memory and self.accelerator.device.type == "cuda",
             drop_last=train and config.drop_last,
         )
-        sampler = loader.sampler
-        assert isinstance(sampler, EpochSampler)
         # Shares the rows among the processes; batches stay on the CPU, where prompts are drawn from their masks.
         shared = self.accelerator.prepare_data_loader(loader, device_placement=False)
         if len(shared) == 0:
             raise UserError(
                 f"--drop-last leaves no batch: {len(rows)} rows are fewer than --batch-size {config.batch_size}."
             )
-        return _Loader(shared, sampler, len(shared))
+        return _Loader(shared, len(shared))
 
     def _prompter(self, epoch: int) -> Callable[[Batch], Any]:
         source = "gt" if NETS[self.config.net].prompts == "oracle" else "auto"

@@ -79,8 +79,11 @@ def register_tiny_vit() -> None:
 @pytest.fixture(scope="session")
 def tiny_vit() -> Iterator[str]:
     """The name of a small backbone that stands in the table for the session."""
+    import torch
+
     from promise.models.backbones import BACKBONES
 
+    torch.set_num_threads(1)  # maps of 4 × 4: a second thread only waits, for minutes where the cores are taken
     register_tiny_vit()
     yield "tiny_vit"
     del BACKBONES["tiny_vit"]

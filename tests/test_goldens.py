@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +16,14 @@ import torch
 from torch import Tensor
 
 from promise.checkpoint import load_reference_state, to_reference_state
-from promise.losses import reference, resize_target
+from promise.device import keep_freed_memory
+from promise.losses import bce_dice, reference, resize_target
 from promise.models.promise import Promise
+from promise.models.prompts import generator_for, oracle_points
 from promise.models.sam import FrozenSam
 from promise.reference_names import reference_name
 from promise.registry import NETS, build_net, build_parts, parse_net_name
+from promise.scoring import score
 from promise.types import Encoded, Points
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -82,7 +87,10 @@ class Full:
 
 
 @pytest.fixture(scope="module")
-def full() -> Full:
+def full() -> Iterator[Full]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    keep_freed_memory()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         net = build_net("SAM", sam="vit_b", sam_checkpoint=None)
@@ -91,7 +99,8 @@ def full() -> Full:
     image, mask = formula_inputs()
     with torch.no_grad():
         encoded = net.sam.encode(image)
-    return Full(net.sam, state, encoded, mask)
+    yield Full(net.sam, state, encoded, mask)
+    torch.set_num_threads(threads)
 
 
 def _load(file: str) -> tuple[str, dict[str, np.ndarray]]:
@@ -126,7 +135,7 @@ def test_prompts_and_masks_are_the_originals(file: str, full: Full) -> None:
         points = _points(golden, net) or net.apm(full.encoded.taps)
         shift = None if net.ips is None else net.ips(full.encoded.embedding)
         logits, iou = net.sam.decode(full.encoded, points=points, token_shift=shift, channels=(1, 2, 3))
-        prediction = net.decode(full.encoded, _points(golden, net))
+        prediction = net.decode(full.encoded, points)
     probability = torch.sigmoid(logits)
     assert _distance(points.xy, golden["coords"]) <= 1e-2
     assert points.label.tolist() == golden["labels"].tolist()
@@ -157,14 +166,49 @@ def test_a_training_step_is_the_originals(file: str, full: Full) -> None:
 
     norms = dict(zip(golden["grad_names"].tolist(), golden["grad_norms"].tolist(), strict=True))
     off = np.array([abs(float(learned[k].grad.norm()) - norm) / norm for k, norm in norms.items()])
-    print("OFF", file, np.quantile(off, [0, .5, .75, .9, .95, 1]))
-    grads = {k: p.grad.clone() for k, p in learned.items()}
     optimizer.step()
     sums = dict(zip(golden["grad_names"].tolist(), golden["step_sum"].tolist(), strict=True))
-    r = []
-    for k, s in sums.items():
-        n = learned[k].numel(); o = abs(learned[k].detach().double().sum().item() - s)
-        r.append((o, o / (2 * LR * n), o / (2 * LR * n**.5), n, k, abs(s), learned[k].detach().double().abs().sum().item()))
-    r.sort(key=lambda t: -t[1]); print("SHARE", r[:8])
-    r.sort(key=lambda t: -t[2]); print("SQRT", r[:8])
-    r.sort(key=lambda t: -t[0]); print("ABS", r[:8])
+    drift = {k: abs(float(learned[k].detach().double().sum()) - value) for k, value in sums.items()}
+    moved = [float((learned[k].detach() - before[k]).abs().max()) for k in learned]
+    assert all(0.9 * LR < m < 1.1 * LR for m in moved)  # Adam's first step is lr · sign(gradient)
+    if net.apm is None:
+        assert off.max() <= 1e-3
+        assert max(drift.values()) <= 1e-4
+        return
+    # Behind the ReLUs and BatchNorms of a deep head the gradient is ill-conditioned in float32: taps that are off by
+    # 1e-6 move some norms by 1 %, and a float64 head is 0.7 % away from the golden as well. Measured here: median
+    # 1e-4, nine in ten below 3e-3, the worst 7e-3.
+    assert np.median(off) <= 1e-3
+    assert np.quantile(off, 0.9) <= 1e-2
+    assert off.max() <= 2e-2
+    # An entry whose gradient is of rounding size may go the other way, 2 · lr apart. Were all signs drawn anew, the
+    # sums would lie 0.7 · sqrt(n) such flips apart; measured here: the median below 0.01, nine in ten below 0.13,
+    # the worst 0.27.
+    flips = np.array([value / (2 * LR) / learned[k].numel() ** 0.5 for k, value in drift.items()])
+    assert np.median(flips) <= 0.1
+    assert flips.max() <= 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, spec in NETS.items() if spec.trainable])
+def test_every_net_learns_and_scores_at_full_size(name: str, full: Full) -> None:
+    net = full.net(name)
+    encoded = Encoded(full.encoded.embedding[:1], tuple(tap[:1] for tap in full.encoded.taps))
+    mask = full.mask[:1]
+    points = oracle_points(mask, 16, [generator_for(0, name)]) if net.needs_prompts else None
+    sam = net.sam.weights_sha256()
+    net.train()
+    learned = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(learned, lr=1e-4)
+    first = bce_dice(net.decode(encoded, points).mask_logits, resize_target(mask, (256, 256)))
+    first.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in learned)
+    optimizer.step()
+    net.eval()
+    with torch.no_grad():
+        prediction = net.decode(encoded, points)
+    result = score(prediction.mask_logits[0, 0].numpy(), mask[0, 0].numpy() > 0.5)
+    assert result.mask.shape == (1024, 1024)
+    predicted, truth = result.mask, mask[0, 0].numpy() > 0.5
+    assert result.scores["native"]["iou"] == pytest.approx((predicted & truth).sum() / (predicted | truth).sum())
+    assert net.sam.weights_sha256() == sam

@@ -266,7 +266,7 @@ def test_a_freeze_switch_releases_exactly_its_parts(freeze, build) -> None:
 
 
 def test_an_unknown_freeze_switch_is_an_error(build) -> None:
-    with pytest.raises(UserError, match="unknown freeze switch 'FZ5'.*FZ0, FZ1, FZ2, FZ3, FZ4"):
+    with pytest.raises(UserError, match=r"unknown freeze switch 'FZ5'.*FZ0, FZ1, FZ2, FZ3, FZ4"):
         build("IPS_GT", freeze="FZ5")
 
 

@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     listing = arguments.__dict__.pop("list_nets", False)
+    given = vars(arguments).keys()
     config = gather(arguments, TrainConfig)
     start_logging(quiet=config.quiet)
     if listing:
@@ -34,7 +35,7 @@ def _work(arguments: argparse.Namespace) -> int:
         return 0
     from promise.train import train
 
-    result = train(config)
+    result = train(config, given=given)
     if not result.main_process:
         return 0
     progress = result.progress

@@ -179,10 +179,10 @@ def _field_of_view(rng: Generator, canvas: _Canvas) -> Field:
 
 
 def _lesion_shares(rng: Generator) -> list[float]:
-    """Wanted share of the picture's area for each lesion: 1.2–24 %, small ones as common as large."""
-    share = float(np.exp(rng.uniform(np.log(0.012), np.log(0.24))))
-    if share < 0.12 and rng.random() < 0.3:
-        return [share, float(np.exp(rng.uniform(np.log(0.012), np.log(0.06))))]
+    """Wanted share of the picture's area for each lesion: 2–36 %, small ones as common as large."""
+    share = float(np.exp(rng.uniform(np.log(0.02), np.log(0.36))))
+    if share < 0.15 and rng.random() < 0.3:
+        return [share, float(np.exp(rng.uniform(np.log(0.02), np.log(0.08))))]
     return [share]
 
 
@@ -222,7 +222,7 @@ def _paint_lesion(rng: Generator, canvas: _Canvas, picture: Colour, outline: Fie
     relief = -(slope_x * away_x + slope_y * away_y) / (np.hypot(away_x, away_y) + 0.15)
     relief = np.clip(1 - 0.25 * relief, 0.7, 1.25)
     tints = ((0.02, -0.22, -0.18), (0.12, 0.24, 0.22), (-0.14, -0.20, -0.26), (0.06, 0.10, -0.10))
-    tint = np.array(tints[int(rng.integers(len(tints)))]) * rng.uniform(0.35, 1.2)
+    tint = np.array(tints[int(rng.integers(len(tints)))]) * rng.uniform(0.6, 1.5)
     tint = tint + rng.normal(0, 0.04, 3)
     grain = 1 + rng.uniform(0.02, 0.09) * _noise(rng, canvas, rng.uniform(25, 60))
     wall = gaussian_filter(picture, (side / 60, side / 60, 0))  # folds do not show through a lesion

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import logging
 import os
 from collections.abc import Callable
@@ -87,7 +88,7 @@ def _download(weights: Weights, path: Path) -> None:
     try:
         # Writes to a temporary name, checks the hash, then renames: an interrupted download leaves nothing.
         torch.hub.download_url_to_file(url, str(path), hash_prefix=weights.sha256)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         raise MissingFileError(
             f"{weights.file_name} is not at {path} and {url} could not be fetched ({error}). {advice}"
         ) from error

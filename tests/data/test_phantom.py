@@ -59,7 +59,7 @@ def test_pictures_differ_and_files_hold_what_was_drawn(tmp_path: Path) -> None:
 def test_lesions_are_of_varied_size_and_neither_missing_nor_everywhere() -> None:
     shares = np.array([make_phantom(seed=2, index=i, size=(64, 64))[1].mean() for i in range(60)])
     assert shares.min() > 0.004
-    assert shares.max() < 0.3
+    assert shares.max() < 0.42
     assert (shares < 0.04).sum() >= 5
     assert (shares > 0.12).sum() >= 5
 

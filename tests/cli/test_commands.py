@@ -1,0 +1,139 @@
+"""The commands from outside: instant help, one clear line for a mistake, settings from files and flags."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from promise.cli import eval as eval_command
+from promise.cli import train as train_command
+from promise.cli.common import build_parser, gather
+from promise.config import TrainConfig, read_yaml
+from promise.registry import NETS
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+HEAVY = ("torch", "torchvision", "accelerate", "safetensors", "pandas", "matplotlib", "cv2", "segment_anything")
+
+
+def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(["-c", code] if code else ["-m"]), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "phantom"])
+def test_help_is_instant(command: str) -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = run(f"promise.cli.{command}", "--help")
+        seconds.append(time.perf_counter() - started)
+        assert done.returncode == 0
+        assert done.stdout.startswith(f"usage: promise-{command}")
+    assert statistics.median(seconds) < 0.5
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "phantom"])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    code = (
+        f"import sys; from promise.cli.{command} import main\n"
+        "try: main(['--help'])\n"
+        f"except SystemExit: print('LOADED', *[m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    assert run(code=code).stdout.splitlines()[-1] == "LOADED"
+
+
+def test_help_shows_every_setting_with_its_default() -> None:
+    text = run("promise.cli.train", "--help").stdout
+    for name in TrainConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in text
+    assert re.search(r"--epochs N\s+passes over the training rows \(default: 30\)", text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--net", "APM_resnt", "--split-csv", "a.csv"], "unknown net 'APM_resnt'. Did you mean 'APM_resnet'?"),
+        (["--sam", "vit_bb", "--split-csv", "a.csv"], "unknown backbone 'vit_bb'. Did you mean 'vit_b'?"),
+        (["--config", "{tmp}/bad.yaml"], "unknown key 'learning_rat'"),
+        (["--config", "{tmp}/absent.yaml"], "no configuration at"),
+        (["--split-csv", "{tmp}/columns.csv", "--device", "cpu"], "mask_name"),
+        (["--split-csv", "{tmp}/absent.csv", "--device", "cpu"], "absent.csv"),
+        ([], "--split-csv is missing"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(arguments: list[str], words: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("learning_rat: 3\n")
+    (tmp_path / "columns.csv").write_text("image_name,train_type,mask_nam\na.png,train,b.png\n")
+    done = run("promise.cli.train", *(a.format(tmp=tmp_path) for a in arguments))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert words in done.stderr
+    assert done.stderr.startswith("promise-train: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("main", [train_command.main, eval_command.main])
+@pytest.mark.parametrize(
+    "arguments", [["--epoch"], ["--nonsense", "3"], ["--workers", "two"], ["--split", "all"], ["--freeze", "FZ9"]]
+)
+def test_bad_usage_is_status_2(main, arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: promise-" in capsys.readouterr().err
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("promise.train.train", lambda _config: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_command.main(["--split-csv", "a.csv"])
+
+
+def test_an_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def interrupt(_config: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("promise.train.train", interrupt)
+    assert train_command.main(["--split-csv", "a.csv"]) == 130
+    assert capsys.readouterr().err == "promise-train: interrupted.\n"
+
+
+def test_flags_go_before_the_file_and_the_file_before_defaults(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("lr: 1e-5\nepochs: 7\nshuffle: false\nsplit_csv: a.csv\n")
+    parser = build_parser("promise-train", "", TrainConfig)
+    arguments = parser.parse_args(["--config", str(tmp_path / "a.yaml"), "--epochs", "9", "--no-pin-memory"])
+    config = gather(arguments, TrainConfig)
+    assert (config.lr, config.epochs, config.shuffle, config.pin_memory) == (1e-5, 9, False, False)
+    assert config.batch_size == TrainConfig().batch_size
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_loads(path: Path) -> None:
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = TrainConfig(**read_yaml(path, TrainConfig))
+    assert config.net in NETS
+    assert {name: getattr(config, name) for name in written} == written
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        (16, {"APM_resnet": 28.19, "APM_cross": 44.3, "IPS_GT": 1.31, "APM_IPS_resnet": 29.50, "SAM": 0}),
+        (2, {"IPS_GT": 1.31, "SAM": 0}),
+    ],
+)
+def test_the_list_of_nets_counts_what_is_trained(points: int, expected: dict[str, float], capsys) -> None:
+    assert train_command.main(["--list-nets", "--sam", "vit_b", "--num-points", str(points)]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines.keys() >= NETS.keys()
+    for name, millions in expected.items():
+        count = int(re.search(r"\b(\d[\d,]*)   ", lines[name])[1].replace(",", ""))
+        assert count / 1e6 == pytest.approx(millions, abs=0.05 if name == "APM_cross" else 0.005), name

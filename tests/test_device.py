@@ -1,0 +1,71 @@
+"""Names of devices and precisions, and the record of the machine."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from promise.device import describe_environment, keep_freed_memory, resolve_device
+from promise.errors import UserError
+from promise.models.promise import resolve_precision
+
+CPU = torch.device("cpu")
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+@without_gpu
+def test_auto_is_what_is_here() -> None:
+    assert resolve_device("auto").type == ("mps" if torch.backends.mps.is_available() else "cpu")
+    assert resolve_device("cpu") == CPU
+
+
+@without_gpu
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_cuda_that_is_not_here_is_an_error_with_the_next_move(name: str) -> None:
+    with pytest.raises(UserError, match=f"--device {name}: no CUDA device is usable here. Use --device cpu"):
+        resolve_device(name)
+
+
+def test_a_cuda_device_too_many_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="--device cuda:2: there are only 2 CUDA devices"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "xla", "meta"])
+def test_an_unknown_device_lists_the_known(name: str) -> None:
+    with pytest.raises(UserError, match=r"unknown device.*auto, cpu, cuda, cuda:1, mps"):
+        resolve_device(name)
+
+
+def test_precision() -> None:
+    assert resolve_precision("auto", CPU) in ("bf16", "fp32")
+    assert resolve_precision("auto", torch.device("mps")) == "fp32"
+    assert resolve_precision("bf16", CPU) == "bf16"
+    with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
+        resolve_precision("fp16", CPU)
+    with pytest.raises(UserError, match=r"unknown precision 'bf61'. Did you mean 'bf16'"):
+        resolve_precision("bf61", CPU)
+
+
+def test_the_record_names_versions_commit_and_device() -> None:
+    record = describe_environment(CPU)
+    assert record["command"] == sys.argv
+    assert record["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert record["device"] == "cpu"
+    assert record["threads"] == torch.get_num_threads()
+    assert record["git_commit"] is None or len(record["git_commit"].removesuffix("-dirty")) == 40
+
+
+def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert describe_environment(CPU)["git_commit"] is None
+
+
+def test_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
+    assert keep_freed_memory() is False
