@@ -221,8 +221,10 @@ def _paint_lesion(rng: Generator, canvas: _Canvas, picture: Colour, outline: Fie
     away_x, away_y = canvas.x - light[0], canvas.y - light[1]
     relief = -(slope_x * away_x + slope_y * away_y) / (np.hypot(away_x, away_y) + 0.15)
     relief = np.clip(1 - 0.25 * relief, 0.7, 1.25)
-    tints = ((0.02, -0.22, -0.18), (0.12, 0.24, 0.22), (-0.14, -0.20, -0.26), (0.06, 0.10, -0.10))
-    tint = np.array(tints[int(rng.integers(len(tints)))]) * rng.uniform(0.6, 1.5)
+    # Redder than the wall, brighter or darker: between the two, and faint to strong.
+    bright, dark = np.array((0.12, -0.20, -0.16)), np.array((-0.16, -0.26, -0.28))
+    blend = rng.uniform(0, 1)
+    tint = (blend * bright + (1 - blend) * dark) * rng.uniform(0.7, 1.6)
     tint = tint + rng.normal(0, 0.04, 3)
     grain = 1 + rng.uniform(0.02, 0.09) * _noise(rng, canvas, rng.uniform(25, 60))
     wall = gaussian_filter(picture, (side / 60, side / 60, 0))  # folds do not show through a lesion
