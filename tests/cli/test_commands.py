@@ -92,13 +92,13 @@ def test_bad_usage_is_status_2(main, arguments: list[str], capsys) -> None:
 
 
 def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promise.train.train", lambda _config: 1 / 0)
+    monkeypatch.setattr("promise.train.train", lambda _config, **_options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train_command.main(["--split-csv", "a.csv"])
 
 
 def test_an_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    def interrupt(_config: object) -> None:
+    def interrupt(_config: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("promise.train.train", interrupt)
