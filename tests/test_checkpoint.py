@@ -333,4 +333,5 @@ def test_loading_an_original_file_does_not_warn_of_random_weights(build, tmp_pat
     torch.save(original_state(build("IPS_GT")), tmp_path / "a.pt")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        checkpoint.load(tmp_path / "a.pt", net_name="IPS_GT", sam="tiny_vit")
+        _, metadata = checkpoint.load(tmp_path / "a.pt", net_name="IPS_GT", sam="tiny_vit")
+    assert metadata.net == "IPS_GT"

@@ -300,7 +300,7 @@ def test_the_readme_has_commands_and_code() -> None:
 
 @pytest.mark.parametrize("line", README_COMMANDS)
 def test_a_command_of_the_readme_parses(line: str, parse: Parse) -> None:
-    parse(line)
+    assert parse(line) is not None
 
 
 @bash
