@@ -10,7 +10,7 @@ import random
 from collections.abc import Collection
 from pathlib import Path
 
-from promise.config import TrainConfig, check_train, check_values, parse_labels, read_yaml
+from promise.config import TrainConfig, check_train, parse_labels, read_yaml
 from promise.device import resolve_device
 from promise.errors import UserError
 from promise.losses import get_loss
@@ -86,7 +86,7 @@ def _resumed(config: TrainConfig, given: Collection[str]) -> TrainConfig:
         config = dataclasses.replace(config, output=f"runs/{spec.name}-{resolve_sam(config.net, config.sam)}")
     folder = RunFolder(Path(config.output or ""))
     folder.check(resume=True, overwrite=False)
-    then = TrainConfig(**check_values(read_yaml(folder.config, TrainConfig), TrainConfig, origin=str(folder.config)))
+    then = TrainConfig(**read_yaml(folder.config, TrainConfig))
     config = dataclasses.replace(config, net=parse_net_name(config.net)[0].name)
     kept = {name: getattr(config, name) for name in FREE_TO_CHANGE}
     changed = [

@@ -127,6 +127,14 @@ class _Trainer:
             weight_decay=config.weight_decay,
             momentum=config.momentum,
         )
+        self.schedule = parse_schedule(
+            config.scheduler,
+            lr=config.lr,
+            epochs=config.epochs,
+            min_lr=config.min_lr,
+            cycle=config.restart_epochs,
+            warmup=config.warmup_epochs,
+        )
         self.net: nn.Module
         self.net, self.optimizer = self.accelerator.prepare(bare, self.optimizer)
         self.train_loader = self._loader(table.split("train"), train=True)
@@ -329,18 +337,9 @@ class _Trainer:
         return partial(prompt_batch, source, num_points=self.config.num_points, seed=self.seed, epoch=epoch)
 
     def _set_lr(self, epoch: int, step: int) -> None:
-        config = self.config
-        schedule = parse_schedule(
-            config.scheduler,
-            lr=config.lr,
-            epochs=config.epochs,
-            min_lr=config.min_lr,
-            cycle=config.restart_epochs,
-            warmup=config.warmup_epochs,
-        )
-        steps = math.ceil(self.train_loader.steps / config.accumulate)
+        steps = math.ceil(self.train_loader.steps / self.config.accumulate)
         for group in self.optimizer.param_groups:
-            group["lr"] = schedule(epoch + step / steps)
+            group["lr"] = self.schedule(epoch + step / steps)
 
     def _bar(self, loader: _Loader, name: str) -> Iterable[Batch]:
         hidden = self.config.quiet or not self.accelerator.is_main_process
