@@ -285,7 +285,8 @@ def test_encode_equals_the_packages_encoder(sam, build, request) -> None:
         theirs = net.sam.image_encoder(image)
         bare = net.sam.encode(image, taps=False)
     backbone = net.sam.backbone
-    torch.testing.assert_close(ours.embedding, theirs, atol=1e-6, rtol=1e-6)
+    close = 1e-6 if backbone.fuse is None else 1e-4  # fused: the same sums in another order
+    torch.testing.assert_close(ours.embedding, theirs, atol=close, rtol=1e-6)
     assert torch.equal(bare.embedding, ours.embedding)
     assert bare.taps == ()
     side = backbone.embedding_side

@@ -17,9 +17,12 @@ from segment_anything import sam_model_registry
 from torch import Tensor, nn
 
 from promise.errors import MissingFileError, UserError, unknown_name
+from promise.models.fused_tiny_vit import FusedTinyViT
 from promise.models.weights import Weights, find_weights, read_state_dict
 
-Encoder = Callable[[Any, Tensor, tuple[int, ...]], tuple[Tensor, tuple[Tensor, ...]]]
+Maps = tuple[Tensor, tuple[Tensor, ...]]  # embedding (B, 256, E, E); taps, shallow to deep, each (B, C, E, E)
+Encode = Callable[[Any, Tensor, tuple[int, ...]], Maps]
+Fused = Callable[[Tensor, tuple[int, ...]], Maps]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Backbone:
 
     name: str
     build: Callable[[], nn.Module]  # a SAM with random weights: image_encoder, prompt_encoder, mask_decoder
-    encode: Encoder  # (image_encoder, image, tap blocks) -> embedding, taps shallow to deep
+    encode: Encode  # (image_encoder, image, tap blocks)
     image_size: int  # S, pixels
     tap_blocks: tuple[int, ...]  # counted from 1, shallow to deep
     tap_channels: tuple[int, ...]
@@ -36,10 +39,11 @@ class Backbone:
     weights: Weights | None = None
     embedding_side: int = 64  # E
     embedding_channels: int = 256
-    channels_last: bool = False  # whether the image encoder runs faster in that memory format
+    # (image_encoder, dtype) -> the frozen encoder, arranged for inference: (image, tap blocks) gives the same maps
+    fuse: Callable[[Any, torch.dtype], Fused] | None = None
 
 
-def encode_vit(encoder: Any, image: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+def encode_vit(encoder: Any, image: Tensor, taps: tuple[int, ...]) -> Maps:
     """Run ``ImageEncoderViT`` block by block.
 
     Args:
@@ -61,7 +65,7 @@ def encode_vit(encoder: Any, image: Tensor, taps: tuple[int, ...]) -> tuple[Tens
     return encoder.neck(x.permute(0, 3, 1, 2)), tuple(kept)
 
 
-def encode_tiny_vit(encoder: Any, image: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+def encode_tiny_vit(encoder: Any, image: Tensor, taps: tuple[int, ...]) -> Maps:
     """Run LiteMedSAM's ``TinyViT`` stage by stage; arguments and result as :func:`encode_vit`, taps are stages."""
     x = encoder.layers[0](encoder.patch_embed(image))  # a convolution stage; the others give (B, E·E, C)
     kept = []
@@ -179,7 +183,7 @@ register(
         tap_blocks=(2, 3, 4),
         tap_channels=(160, 320, 320),
         pixels="minmax",
-        channels_last=True,
+        fuse=FusedTinyViT,
         weights=Weights(
             "lite_medsam.pth",
             sha256="79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from promise.errors import unknown_name
-from promise.models.backbones import Backbone
+from promise.models.backbones import Backbone, Fused
 from promise.models.weights import state_sha256
 from promise.types import Encoded, Points
 
@@ -54,8 +54,7 @@ class FrozenSam(nn.Module):
         self.mask_decoder = sam.mask_decoder
         self.backbone = backbone
         self.freeze = freeze
-        self.memory_format = torch.channels_last if backbone.channels_last else torch.contiguous_format
-        self.image_encoder.to(memory_format=self.memory_format)
+        self._fused: tuple[object, Fused] | None = None  # the encoder's state it was made from, and itself
         for name, part in self.named_children():
             part.requires_grad_(name not in FREEZE[freeze])
         self.eval()
@@ -87,10 +86,24 @@ class FrozenSam(nn.Module):
         if image.ndim != 4 or image.shape[1:] != (3, side, side):
             raise ValueError(f"{self.backbone.name} wants images (B, 3, {side}, {side}), got {tuple(image.shape)}.")
         blocks = self.backbone.tap_blocks if taps else ()
-        frozen = "image_encoder" in FREEZE[self.freeze]
-        image = image.contiguous(memory_format=self.memory_format)
-        with torch.no_grad() if frozen else nullcontext():
+        if "image_encoder" not in FREEZE[self.freeze]:
             return Encoded(*self.backbone.encode(self.image_encoder, image, blocks))
+        with torch.no_grad():
+            if self.backbone.fuse is None:
+                return Encoded(*self.backbone.encode(self.image_encoder, image, blocks))
+            kind = image.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else image.dtype
+            fused = self._fuse(self.backbone.fuse, dtype)
+            with _full_precision(image):
+                return Encoded(*fused(image, blocks))
+
+    def _fuse(self, fuse: Callable[[Any, torch.dtype], Fused], dtype: torch.dtype) -> Fused:
+        """The fused encoder in this dtype: made at the first image, and again when weights change or move."""
+        state = itertools.chain(self.image_encoder.parameters(), self.image_encoder.buffers())
+        now = (dtype, *((t.data_ptr(), t._version, t.device) for t in state))
+        if self._fused is None or self._fused[0] != now:
+            self._fused = now, fuse(self.image_encoder, dtype)
+        return self._fused[1]
 
     def decode(
         self,

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from promise.metrics import evaluate_pair
+from promise.models import fused_tiny_vit
+from promise.models.backbones import build_sam, encode_tiny_vit, get_backbone
+from promise.models.fused_tiny_vit import FusedTinyViT
+from promise.models.sam import FrozenSam
+
+TAPS = (2, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def lite_encoder(lite: None) -> nn.Module:
+    encoder: nn.Module = build_sam(get_backbone("lite_medsam")).image_encoder
+    return encoder.requires_grad_(False)
+
+
+def image(seed: int = 0, count: int = 1) -> Tensor:
+    """Smooth and sharp places, in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 16, 16, generator=generator)
+    return nn.functional.interpolate(coarse, size=256, mode="bicubic").clamp(0, 1)
+
+
+@pytest.mark.parametrize("elements", [2**16, 2**20, 2**30], ids=["one row", "strips", "whole"])
+def test_tiny_vit_equals_the_packages_in_full_precision(elements, lite_encoder, monkeypatch) -> None:
+    monkeypatch.setattr(fused_tiny_vit, "STRIP_ELEMENTS", elements)
+    pixels = image(count=2)
+    embedding, taps = FusedTinyViT(lite_encoder, torch.float32)(pixels, TAPS)
+    theirs, their_taps = encode_tiny_vit(lite_encoder, pixels, TAPS)
+    for ours, truth in zip((embedding, *taps), (theirs, *their_taps), strict=True):
+        torch.testing.assert_close(ours, truth, atol=1e-4, rtol=1e-5)
+
+
+def test_only_wanted_taps_are_kept(lite_encoder) -> None:
+    embedding, taps = FusedTinyViT(lite_encoder, torch.float32)(image(), (3,))
+    both, all_taps = FusedTinyViT(lite_encoder, torch.float32)(image(), TAPS)
+    assert len(taps) == 1
+    assert torch.equal(taps[0], all_taps[1])
+    assert torch.equal(embedding, both)
+
+
+def test_a_frozen_sam_fuses_anew_when_its_encoder_changes(lite) -> None:
+    backbone = get_backbone("lite_medsam")
+    sam = FrozenSam(build_sam(backbone), backbone)
+    pixels = image()
+    before = sam.encode(pixels)
+    assert sam.encode(pixels).embedding.equal(before.embedding)
+    with torch.no_grad():
+        sam.image_encoder.neck[0].weight.mul_(1.5)
+        sam.image_encoder.layers[0].blocks[0].conv1.bn.running_mean.add_(0.1)
+    after, truth = sam.encode(pixels), encode_tiny_vit(sam.image_encoder, pixels, TAPS)
+    torch.testing.assert_close(after.embedding, truth[0].detach(), atol=1e-4, rtol=1e-5)
+    assert (after.taps[0] - before.taps[0]).abs().max() > 1e-3
+
+
+def test_an_unfrozen_encoder_is_not_fused_and_learns(lite) -> None:
+    backbone = get_backbone("lite_medsam")
+    sam = FrozenSam(build_sam(backbone), backbone, freeze="FZ4")
+    sam.encode(image()).embedding.square().mean().backward()
+    assert sam.image_encoder.patch_embed.seq[0].c.weight.grad.abs().max() > 0
+
+
+def test_masks_in_bfloat16_agree_with_full_precision(lite, shared) -> None:
+    from promise.data.images import read_image, read_mask
+    from promise.transforms import build_transform
+
+    backbone = get_backbone("lite_medsam")
+    sam = FrozenSam(build_sam(backbone), backbone)
+    transform = build_transform("basic_color", image_size=256, pixels=backbone.pixels)
+    agreement = []
+    for path in sorted((shared / "data/kvasir_seg/images").iterdir())[:12]:
+        mask_path = next((shared / "data/kvasir_seg/masks").glob(f"{path.stem}.*"))
+        pair = torch.from_numpy(read_image(path)).permute(2, 0, 1), torch.from_numpy(read_mask(mask_path))[None]
+        pixels, mask = transform(pair[0], pair[1].to(torch.uint8))
+        ys, xs = torch.nonzero(mask[0], as_tuple=True)
+        box = torch.stack((xs.min(), ys.min(), xs.max(), ys.max())).float()[None]
+        with torch.no_grad():
+            full, _ = sam.decode(sam.encode(pixels[None]), boxes=box)
+            with torch.autocast("cpu", torch.bfloat16):
+                half, _ = sam.decode(sam.encode(pixels[None]), boxes=box)
+        agreement.append(evaluate_pair((half[0, 0] > 0).numpy(), (full[0, 0] > 0).numpy())["dice"])
+    assert min(agreement) > 0.98
+    assert sum(agreement) / len(agreement) >= 0.995
