@@ -7,7 +7,7 @@
 # again. The training's settings stand in configs/quickstart.yaml. May be run again; results are replaced.
 set -euo pipefail
 
-COUNT=300   # pictures: 70 % train, 10 % val, 20 % test
+COUNT=400   # pictures: 70 % train, 10 % val, 20 % test
 SEED=7      # of the net's first weights, the order of the images and the augmentation
 OVERLAYS=8  # pictures of results
 RUN=runs/quickstart
