@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -99,10 +98,11 @@ class FrozenSam(nn.Module):
 
     def _fuse(self, fuse: Callable[[Any, torch.dtype], Fused], dtype: torch.dtype) -> Fused:
         """The fused encoder in this dtype: made at the first image, and again when weights change or move."""
-        state = itertools.chain(self.image_encoder.parameters(), self.image_encoder.buffers())
-        now = (dtype, *((t.data_ptr(), t._version, t.device) for t in state))
+        state = self.image_encoder.state_dict(keep_vars=True).values()
+        now = (dtype, *((t.data_ptr(), 0 if t.is_inference() else t._version, t.device) for t in state))
         if self._fused is None or self._fused[0] != now:
-            self._fused = now, fuse(self.image_encoder, dtype)
+            with torch.inference_mode(False), torch.no_grad():  # used inside inference mode and outside
+                self._fused = now, fuse(self.image_encoder, dtype)
         return self._fused[1]
 
     def decode(

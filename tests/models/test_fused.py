@@ -58,6 +58,21 @@ def test_a_frozen_sam_fuses_anew_when_its_encoder_changes(lite) -> None:
     assert (after.taps[0] - before.taps[0]).abs().max() > 1e-3
 
 
+def test_an_encoder_fused_in_inference_mode_serves_outside_and_the_mode_changes_nothing(lite) -> None:
+    backbone = get_backbone("lite_medsam")
+    sam = FrozenSam(build_sam(backbone), backbone)
+    pixels = image()
+    with torch.inference_mode():
+        sam.eval()  # TinyViT makes its position biases anew here
+        inside = sam.encode(pixels).embedding
+    fused = sam._fused
+    sam.train()
+    outside = sam.encode(pixels).embedding
+    assert torch.equal(inside, outside)
+    assert sam._fused is fused
+    assert not outside.is_inference()
+
+
 def test_an_unfrozen_encoder_is_not_fused_and_learns(lite) -> None:
     backbone = get_backbone("lite_medsam")
     sam = FrozenSam(build_sam(backbone), backbone, freeze="FZ4")
