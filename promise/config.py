@@ -30,6 +30,10 @@ SPLITS = ("train", "val", "test")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 EMPTY_RULES = ("one", "skip", "zero")
 PROMPTS = ("auto", "gt", "gt-box", "centre")
+CACHES = ("off", "eval", "all")
+CACHE_DTYPES = ("auto", "fp32", "bf16")
+_CACHE_DIR = "folder of cached features; default: $PROMISE_FEATURES, else promise/features in the user's cache folder"
+_CACHE_DTYPE = "what features are stored in; auto: what they are computed in, so that nothing is lost"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +70,22 @@ class TrainConfig:
     drop_last: bool = option(False, "drop the last, smaller batch of an epoch", group="data")
     shuffle: bool = option(True, "shuffle training rows every epoch", group="data")
 
+    cache: str = option(
+        "eval",
+        "features kept on disk: off; eval: of validation rows, which is exact, where the disk allows; all: of training "
+        "rows too",
+        choices=CACHES,
+        group="features",
+    )
+    cache_views: int = option(
+        1,
+        "with --cache all: fixed augmented views of each training image; 1 with an augmenting recipe: one drawing, for "
+        "all epochs",
+        group="features",
+    )
+    cache_dir: str | None = option(None, _CACHE_DIR, group="features")
+    cache_dtype: str = option("auto", _CACHE_DTYPE, choices=CACHE_DTYPES, group="features")
+
     epochs: int = option(30, "passes over the training rows", group="training")
     batch_size: int = option(8, "images a step and process", group="training")
     loss: str = option("bce_dice", "bce, bce_dice, or reference (the original's)", group="training")
@@ -84,7 +104,7 @@ class TrainConfig:
     accumulate: int = option(1, "batches whose gradients make one step", group="training")
     clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", group="training")
     precision: str = option(
-        "auto", "auto: bf16 where the device has matrix units for it", choices=PRECISIONS, group="training"
+        "auto", "auto: bf16 where the device has instructions for it", choices=PRECISIONS, group="training"
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", group="training")
     seed: int | None = option(None, "default: drawn, and recorded in the run", group="training")
@@ -130,6 +150,12 @@ class EvalConfig:
     batch_size: int = option(8, "images a step", group="data")
     workers: int = option(2, "loader processes; 0 loads in the main one", group="data")
 
+    cache: str = option(
+        "eval", "features kept on disk: off; eval: where the disk allows", choices=CACHES[:2], group="features"
+    )
+    cache_dir: str | None = option(None, _CACHE_DIR, group="features")
+    cache_dtype: str = option("auto", _CACHE_DTYPE, choices=CACHE_DTYPES, group="features")
+
     prompts: str | None = option(
         None,
         "auto: the net's own; gt: points from the ground truth; gt-box: its box; centre: the image's middle; "
@@ -151,7 +177,7 @@ class EvalConfig:
     seed: int | None = option(None, "of drawn prompts; default: the checkpoint's", group="scoring")
 
     precision: str = option(
-        "auto", "auto: bf16 where the device has matrix units for it", choices=PRECISIONS, group="run"
+        "auto", "auto: bf16 where the device has instructions for it", choices=PRECISIONS, group="run"
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", group="run")
     output: str | None = option(None, "folder for the results; default: eval beside the checkpoint", group="run")
@@ -241,6 +267,7 @@ def check_train(config: TrainConfig) -> None:
             ("batch_size", 1),
             ("accumulate", 1),
             ("validate_every", 1),
+            ("cache_views", 1),
             ("restart_epochs", 1),
             ("workers", 0),
             ("early_stopping", 0),

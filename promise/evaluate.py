@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from promise import checkpoint
+from promise.cached import CacheSettings, serve
 from promise.config import EvalConfig
 from promise.data.check import check_files
-from promise.data.dataset import Sample, build_loader
+from promise.data.dataset import SegmentationDataset, build_loader
 from promise.data.images import content_hash, read_image, read_mask
 from promise.data.table import Row, read_table
 from promise.device import describe_environment, keep_freed_memory, resolve_device
@@ -215,7 +216,7 @@ def _score_dataset(
     postprocess: Postprocess | None,
     folder: Path,
 ) -> list[tuple[RowPrediction, Scored]]:
-    loader = _loader(config, net, dataset)
+    loader = _loader(config, net, dataset, device)
     bar = tqdm(total=len(dataset.rows), desc=dataset.name, disable=config.quiet, leave=False, unit="image")
     scored = []
     with bar:
@@ -229,11 +230,20 @@ def _score_dataset(
     return scored
 
 
-def _loader(config: EvalConfig, net: Promise, dataset: DataSet) -> DataLoader[Sample]:
-    backbone = net.sam.backbone
+def _loader(config: EvalConfig, net: Promise, dataset: DataSet, device: torch.device) -> DataLoader[Any]:
+    backbone, recipe = net.sam.backbone, config.recipe or "basic_color"
+    transform = build_transform(recipe, image_size=backbone.image_size, pixels=backbone.pixels)
+    served, collate_fn = serve(
+        SegmentationDataset(dataset.rows, transform, seed=0),
+        net,
+        CacheSettings.of(config),
+        recipe=recipe,
+        training=False,
+        device=device,
+    )
     return build_loader(
-        dataset.rows,
-        build_transform(config.recipe or "basic_color", image_size=backbone.image_size, pixels=backbone.pixels),
+        served,
+        collate_fn=collate_fn,
         batch_size=config.batch_size,
         shuffle=False,
         seed=0,
@@ -241,7 +251,7 @@ def _loader(config: EvalConfig, net: Promise, dataset: DataSet) -> DataLoader[Sa
     )
 
 
-def _batches(loader: DataLoader[Sample]) -> Iterator[Batch]:
+def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:
     yield from loader
 
 

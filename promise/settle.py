@@ -23,7 +23,17 @@ from promise.run_folder import RunFolder
 from promise.transforms import build_transform
 
 # What a resumed run may change: none of it alters the result.
-FREE_TO_CHANGE = ("workers", "pin_memory", "check", "resume", "overwrite", "quiet", "tensorboard", "output")
+FREE_TO_CHANGE = (
+    "workers",
+    "pin_memory",
+    "check",
+    "resume",
+    "overwrite",
+    "quiet",
+    "tensorboard",
+    "output",
+    "cache_dir",
+)
 
 
 def settle(config: TrainConfig, given: Collection[str] = ()) -> TrainConfig:

@@ -19,9 +19,10 @@ from torch import nn
 from tqdm import tqdm
 
 from promise import checkpoint
+from promise.cached import CacheSettings, serve
 from promise.config import TrainConfig, parse_labels, write_yaml
 from promise.data.check import check_files
-from promise.data.dataset import build_loader
+from promise.data.dataset import SegmentationDataset, build_loader
 from promise.data.images import content_hash
 from promise.data.table import Row, SplitTable, read_table
 from promise.device import describe_environment, keep_freed_memory, resolve_device
@@ -312,20 +313,31 @@ class _Trainer:
         )
 
     def _loader(self, rows: tuple[Row, ...], *, train: bool) -> _Loader:
-        config, backbone = self.config, self.bare.sam.backbone
+        config, backbone, accelerator = self.config, self.bare.sam.backbone, self.accelerator
         recipe = config.augment if train else plain_recipe(config.augment)
+        transform = build_transform(recipe, image_size=backbone.image_size, pixels=backbone.pixels)
+        dataset, collate_fn = serve(
+            SegmentationDataset(rows, transform, seed=self.seed),
+            self.bare,
+            CacheSettings.of(config),
+            recipe=recipe,
+            training=train,
+            device=accelerator.device,
+            share=(accelerator.process_index, accelerator.num_processes),
+            wait=accelerator.wait_for_everyone,
+        )
         loader = build_loader(
-            rows,
-            build_transform(recipe, image_size=backbone.image_size, pixels=backbone.pixels),
+            dataset,
+            collate_fn=collate_fn,
             batch_size=config.batch_size,
             shuffle=train and config.shuffle,
             seed=self.seed,
             workers=config.workers,
-            pin_memory=config.pin_memory and self.accelerator.device.type == "cuda",
+            pin_memory=config.pin_memory and accelerator.device.type == "cuda",
             drop_last=train and config.drop_last,
         )
         # Shares the rows among the processes; batches stay on the CPU, where prompts are drawn from their masks.
-        shared = self.accelerator.prepare_data_loader(loader, device_placement=False)
+        shared = accelerator.prepare_data_loader(loader, device_placement=False)
         if len(shared) == 0:
             raise UserError(
                 f"--drop-last leaves no batch: {len(rows)} rows are fewer than --batch-size {config.batch_size}."

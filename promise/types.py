@@ -6,6 +6,7 @@ C channels. Points are (x, y), x before y, in input pixels with (0, 0) the centr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,6 +57,18 @@ class Encoded:
     embedding: Tensor  # (B, 256, E, E) float, after the neck
     taps: tuple[Tensor, ...] = ()  # each (B, C_i, E, E), before the neck, shallow to deep; () when not asked for
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Encoded:
+        """The same features with a change applied to every map."""
+        return Encoded(change(self.embedding), tuple(change(tap) for tap in self.taps))
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Encoded:
+        """The same features on another device."""
+        return self.map(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Encoded:
+        """The same features in page-locked memory."""
+        return self.map(Tensor.pin_memory)
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -71,7 +84,7 @@ class Prediction:
 class Batch:
     """A batch of samples, ready for a net."""
 
-    image: Tensor  # (B, 3, S, S) float, normalised as the backbone wants it
+    image: Tensor | Encoded  # (B, 3, S, S) float, normalised as the backbone wants it; or its features
     mask: Tensor  # (B, 1, S, S) float, 0 background, 1 foreground
     name: tuple[str, ...]  # B names, unique in their table
     index: Tensor  # (B,) int64, row numbers in the table

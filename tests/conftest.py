@@ -132,6 +132,22 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_phantoms(folder, count=12, size=SIDE, seed=3, splits=(0.5, 0.25, 0.25))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_features_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What fixtures of a wider scope cache, and child processes, goes to the session's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROMISE_FEATURES", str(tmp_path_factory.mktemp("features")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_features(no_features_at_home: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Features are cached in the test's own folder."""
+    folder = tmp_path / "features"
+    monkeypatch.setenv("PROMISE_FEATURES", str(folder))
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[None]:
     """Accelerate keeps its state in singletons: the next test starts without it."""

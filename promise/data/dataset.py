@@ -7,8 +7,9 @@ outlive an epoch draw new augmentations without being told anything.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import torch
@@ -111,45 +112,45 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return iter([(self.epoch, index) for index in order])
 
 
-def _start_worker(_worker: int) -> None:
+def start_worker(_worker: int) -> None:
     """A worker is one thread: several of them share the machine."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 
 def build_loader(
-    rows: Sequence[Row],
-    transform: Transform,
+    dataset: Dataset[Any],
     *,
+    collate_fn: Callable[[Any], Batch] = collate,
     batch_size: int,
     shuffle: bool,
     seed: int,
     workers: int,
     pin_memory: bool = False,
     drop_last: bool = False,
-) -> DataLoader[Sample]:
+) -> DataLoader[Any]:
     """A loader that yields :class:`promise.types.Batch`; call ``loader.sampler.set_epoch(e)`` first.
 
     Args:
-        rows: what to read.
-        transform: what to do with it.
+        dataset: asked for ``(epoch, index)``.
+        collate_fn: B of its items to a batch.
         batch_size: B, at least 1.
         shuffle: whether each epoch has its own order.
-        seed: of the order and of the augmentation.
+        seed: of the order.
         workers: worker processes; 0 reads in this one. They live as long as the loader.
         pin_memory: as in torch.
         drop_last: leave out a last batch that is not full.
     """
     # Not `shuffle=`: torch would draw the order from its global generator.
     return DataLoader(
-        SegmentationDataset(rows, transform, seed=seed),
+        dataset,
         batch_size=batch_size,
-        sampler=EpochSampler(len(rows), shuffle=shuffle, seed=seed),
+        sampler=EpochSampler(len(dataset), shuffle=shuffle, seed=seed),  # type: ignore[arg-type]
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate_fn,
         pin_memory=pin_memory,
         drop_last=drop_last,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         persistent_workers=workers > 0,
         # The loader draws a base seed at each start; its own generator keeps it from the global one.
         generator=torch.Generator().manual_seed(seed),

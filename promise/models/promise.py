@@ -80,9 +80,12 @@ class Promise(nn.Module):
             logits, iou = self.sam.decode(encoded, points=points, boxes=boxes, token_shift=shift)
         return Prediction(logits, iou, points, boxes)
 
-    def forward(self, image: Tensor, points: Points | None = None, *, boxes: Tensor | None = None) -> Prediction:
-        """Encode (B, 3, S, S) images and decode them; prompts as in :meth:`decode`."""
-        return self.decode(self.encode(image), points, boxes=boxes)
+    def forward(
+        self, image: Tensor | Encoded, points: Points | None = None, *, boxes: Tensor | None = None
+    ) -> Prediction:
+        """Encode (B, 3, S, S) images, unless features are given, and decode; prompts as in :meth:`decode`."""
+        encoded = image if isinstance(image, Encoded) else self.encode(image)
+        return self.decode(encoded, points, boxes=boxes)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         dtype = PRECISIONS[self.precision]

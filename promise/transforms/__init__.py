@@ -3,6 +3,7 @@
 from promise.transforms.recipes import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    PIXELS_VERSION,
     RECIPES,
     Transform,
     build_transform,
@@ -14,6 +15,7 @@ from promise.transforms.recipes import (
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "PIXELS_VERSION",
     "RECIPES",
     "Transform",
     "build_transform",

@@ -72,6 +72,9 @@ def _photometry(*artefacts: Callable[[Pixels], Pixels]) -> tuple[Chance, ...]:
     )
 
 
+# Counted up when any recipe gives other pixels than before, so that cached features of the old ones are not used.
+PIXELS_VERSION = 1
+
 RECIPES: dict[str, Recipe] = {
     "basic_color": Recipe(),
     "basic_gray": Recipe(pixels="half"),

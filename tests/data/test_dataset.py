@@ -30,7 +30,7 @@ def images_by_name(batches: list[Batch]) -> dict[str, torch.Tensor]:
 
 def run(rows: list[Row], *, epoch: int = 0, seed: int = 1, workers: int = 0, **options: object) -> list[Batch]:
     settings = {"batch_size": 4, "shuffle": False, "seed": seed, "workers": workers, **options}
-    loader = build_loader(rows, TRAIN, **settings)
+    loader = build_loader(SegmentationDataset(rows, TRAIN, seed=seed), **settings)
     loader.sampler.set_epoch(epoch)
     return list(loader)
 
@@ -82,7 +82,7 @@ def test_epoch_seed_and_name_change_the_augmentation(rows: list[Row]) -> None:
 
 
 def test_persistent_workers_see_the_new_epoch(rows: list[Row]) -> None:
-    loader = build_loader(rows, TRAIN, batch_size=4, shuffle=True, seed=1, workers=1)
+    loader = build_loader(SegmentationDataset(rows, TRAIN, seed=1), batch_size=4, shuffle=True, seed=1, workers=1)
     for epoch in (0, 1, 0):
         loader.sampler.set_epoch(epoch)
         batches = list(loader)
