@@ -59,12 +59,14 @@ def build_tiny_vit() -> Any:
 
 def register_tiny_vit() -> None:
     from promise.models.backbones import Backbone, encode_vit, register
+    from promise.models.fused.vit import FusedViT
 
     register(
         Backbone(
             name="tiny_vit",
             build=build_tiny_vit,
             encode=encode_vit,
+            fuse=FusedViT,
             image_size=SIDE,
             tap_blocks=(2, 4, 6),
             tap_channels=(WIDTH,) * 3,

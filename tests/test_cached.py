@@ -232,6 +232,7 @@ def test_a_trained_encoder_is_not_cached(build, dataset, tmp_path) -> None:
 
 
 def test_fixed_views_of_an_augmenting_recipe_are_told(build, dataset, tmp_path, caplog) -> None:
+    caplog.set_level(logging.WARNING)
     offer(build, dataset, tmp_path, policy="all", training=True, recipe="train2_color")
     assert "augmentation draws nothing new after epoch 1" in caplog.text
     caplog.clear()

@@ -17,7 +17,8 @@ from segment_anything import sam_model_registry
 from torch import Tensor, nn
 
 from promise.errors import MissingFileError, UserError, unknown_name
-from promise.models.fused_tiny_vit import FusedTinyViT
+from promise.models.fused.tiny_vit import FusedTinyViT
+from promise.models.fused.vit import FusedViT
 from promise.models.weights import Weights, find_weights, read_state_dict
 
 Maps = tuple[Tensor, tuple[Tensor, ...]]  # embedding (B, 256, E, E); taps, shallow to deep, each (B, C, E, E)
@@ -171,6 +172,7 @@ for _name, _builder, _blocks, _width, _pixels, _weights in _VITS:
             tap_blocks=_blocks,
             tap_channels=(_width,) * len(_blocks),
             pixels=_pixels,
+            fuse=FusedViT,
             weights=_weights,
         )
     )

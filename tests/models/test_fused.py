@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from promise.metrics import evaluate_pair
-from promise.models import fused_tiny_vit
-from promise.models.backbones import build_sam, encode_tiny_vit, get_backbone
-from promise.models.fused_tiny_vit import FusedTinyViT
+from promise.models.backbones import build_sam, encode_tiny_vit, encode_vit, get_backbone
+from promise.models.fused import parts, vit
+from promise.models.fused.tiny_vit import FusedTinyViT
+from promise.models.fused.vit import FusedViT
 from promise.models.sam import FrozenSam
 
 TAPS = (2, 3, 4)
@@ -28,12 +29,49 @@ def image(seed: int = 0, count: int = 1) -> Tensor:
 
 @pytest.mark.parametrize("elements", [2**16, 2**20, 2**30], ids=["one row", "strips", "whole"])
 def test_tiny_vit_equals_the_packages_in_full_precision(elements, lite_encoder, monkeypatch) -> None:
-    monkeypatch.setattr(fused_tiny_vit, "STRIP_ELEMENTS", elements)
+    monkeypatch.setattr(parts, "STRIP_ELEMENTS", elements)
     pixels = image(count=2)
     embedding, taps = FusedTinyViT(lite_encoder, torch.float32)(pixels, TAPS)
     theirs, their_taps = encode_tiny_vit(lite_encoder, pixels, TAPS)
     for ours, truth in zip((embedding, *taps), (theirs, *their_taps), strict=True):
         torch.testing.assert_close(ours, truth, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pairs", [1, 40, 2**30], ids=["one query", "blocks", "whole"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_vit_equals_the_packages(dtype, pairs, build, monkeypatch) -> None:
+    """Windows that do not fill the map, relative positions that are not zero, global blocks between."""
+    monkeypatch.setattr(vit, "BLOCK_PAIRS", pairs)
+    monkeypatch.setattr(vit, "MASK_PAIRS", pairs)
+    encoder = build("SAM").sam.image_encoder
+    assert encoder.blocks[0].window_size == 3
+    assert encoder.blocks[0].attn.rel_pos_h.abs().max() > 0.05
+    pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        embedding, taps = FusedViT(encoder, dtype)(pixels, (2, 3, 6))
+        theirs, their_taps = encode_vit(encoder, pixels, (2, 3, 6))
+    for ours, truth in zip((embedding, *taps), (theirs, *their_taps), strict=True):
+        assert ours.dtype == dtype
+        if dtype == torch.float32:
+            torch.testing.assert_close(ours, truth, atol=1e-4, rtol=1e-5)
+        else:
+            assert (ours.float() - truth).abs().mean() < 0.02 * truth.abs().mean()
+
+
+def test_vit_without_relative_positions_or_bias_equals_the_packages() -> None:
+    from segment_anything.modeling import ImageEncoderViT
+
+    torch.manual_seed(0)
+    encoder = ImageEncoderViT(
+        img_size=32, patch_size=8, embed_dim=12, depth=2, num_heads=2, out_chans=8, window_size=3,
+        qkv_bias=False, use_abs_pos=False, use_rel_pos=False, global_attn_indexes=(1,),
+    ).eval()  # fmt: skip
+    pixels = torch.randn(2, 3, 32, 32)
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.no_grad():
+            ours, _ = FusedViT(encoder, dtype)(pixels, ())
+            theirs = encoder(pixels)
+        assert (ours.float() - theirs).abs().mean() < (1e-6 if dtype == torch.float32 else 0.02)
 
 
 def test_only_wanted_taps_are_kept(lite_encoder) -> None:

@@ -8,7 +8,7 @@ this small.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,34 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# On a CPU, elements of a hidden layer that are alive at once: a megabyte or two of bfloat16.
-STRIP_ELEMENTS = 2**20
-
-
-@dataclass(frozen=True)
-class _Linear:
-    """A linear layer on the last axis of (B, H, W, C)."""
-
-    weight: Tensor  # (out, in)
-    bias: Tensor | None
-
-    @staticmethod
-    def of(layer: Any, dtype: torch.dtype) -> _Linear:
-        bias = None if layer.bias is None else layer.bias.to(dtype)
-        return _Linear(layer.weight.flatten(1).to(dtype), bias)
-
-    @staticmethod
-    def folded(pair: Any, dtype: torch.dtype) -> _Linear:
-        """Of a 1 × 1 convolution and its batch normalisation."""
-        weight, bias = _fold(pair)
-        return _Linear(weight.flatten(1).to(dtype), bias.to(dtype))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.dtype == torch.float32:
-            # The same product by oneDNN, which is the faster library for matrices as narrow as these.
-            wide = F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias)
-            return wide.permute(0, 2, 3, 1)
-        return F.linear(x, self.weight, self.bias)
+from promise.models.fused.parts import Linear, Mlp, Neck, Norm, fold_batch_norm, strips
 
 
 @dataclass(frozen=True)
@@ -56,7 +29,7 @@ class _Depthwise:
 
     @staticmethod
     def folded(pair: Any, dtype: torch.dtype) -> _Depthwise:
-        weight, bias = _fold(pair)
+        weight, bias = fold_batch_norm(pair)
         return _Depthwise(weight.to(dtype), bias.to(dtype), int(pair.c.stride[0]))
 
     def __call__(self, x: Tensor, *, pad_rows: int = 1) -> Tensor:
@@ -66,42 +39,20 @@ class _Depthwise:
 
 
 @dataclass(frozen=True)
-class _Norm:
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-    @staticmethod
-    def of(layer: Any, dtype: torch.dtype) -> _Norm:
-        return _Norm(layer.weight.to(dtype), layer.bias.to(dtype), layer.eps)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
-def _fold(pair: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one convolution that does what ``pair.c`` and ``pair.bn`` (in evaluation) do together."""
-    norm = pair.bn
-    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    weight = pair.c.weight.double() * scale[:, None, None, None]
-    return weight.float(), (norm.bias.double() - norm.running_mean.double() * scale).float()
-
-
-@dataclass(frozen=True)
 class _Bottleneck:
     """Widen, filter, narrow: the body of an MBConv (with ``residual``) or of a PatchMerging, on (B, H, W, C)."""
 
-    widen: _Linear
+    widen: Linear
     filter: _Depthwise
-    narrow: _Linear
+    narrow: Linear
     residual: bool
 
     @staticmethod
     def of(block: Any, dtype: torch.dtype, *, residual: bool) -> _Bottleneck:
         return _Bottleneck(
-            _Linear.folded(block.conv1, dtype),
+            Linear.folded(block.conv1, dtype),
             _Depthwise.folded(block.conv2, dtype),
-            _Linear.folded(block.conv3, dtype),
+            Linear.folded(block.conv3, dtype),
             residual,
         )
 
@@ -110,7 +61,7 @@ class _Bottleneck:
         stride = self.filter.stride
         out = x.new_empty(batch, height // stride, width // stride, self.narrow.weight.shape[0])
         wide = self.widen.weight.shape[0]
-        for picture, top, bottom in _strips(out, stride * width * wide):
+        for picture, top, bottom in strips(out, stride * width * wide):
             # Output row r reads input rows stride·r - 1 to stride·r + 1.
             first, last = stride * top - 1, stride * (bottom - 1) + 2
             hidden = F.gelu(self.widen(x[picture, max(first, 0) : min(last, height)]))
@@ -127,9 +78,9 @@ class _Bottleneck:
 class _Attention:
     """Attention within windows, with its normalisation and residual, on (B, H, W, C)."""
 
-    norm: _Norm
-    qkv: _Linear
-    project: _Linear
+    norm: Norm
+    qkv: Linear
+    project: Linear
     biases: Tensor  # (heads, N, N), N the pixels of a window
     beyond: Tensor  # (3C,) what a zero pixel beyond the border gives: windows there attend to it
     window: int
@@ -140,9 +91,9 @@ class _Attention:
         biases = attention.attention_biases[:, attention.attention_bias_idxs].to(dtype)
         beyond = F.linear(attention.norm.bias, attention.qkv.weight, attention.qkv.bias).to(dtype)
         return _Attention(
-            _Norm.of(attention.norm, dtype),
-            _Linear.of(attention.qkv, dtype),
-            _Linear.of(attention.proj, dtype),
+            Norm.of(attention.norm, dtype),
+            Linear.of(attention.qkv, dtype),
+            Linear.of(attention.proj, dtype),
             biases,
             beyond,
             window,
@@ -152,7 +103,7 @@ class _Attention:
     def __call__(self, x: Tensor) -> Tensor:
         width, channels = x.shape[2:]
         out = torch.empty_like(x)
-        for picture, top, bottom in _strips(out, 3 * width * channels, multiple=self.window):
+        for picture, top, bottom in strips(out, 3 * width * channels, multiple=self.window):
             strip = x[picture, top:bottom]
             out[picture, top:bottom] = strip + self.project(self._attend(self.qkv(self.norm(strip))))
         return out
@@ -174,46 +125,6 @@ class _Attention:
         return mixed.reshape(batch, down * side, across * side, -1)[:, :height, :width]
 
 
-@dataclass(frozen=True)
-class _Mlp:
-    """Two linear layers with their normalisation and residual, on (B, H, W, C)."""
-
-    norm: _Norm
-    widen: _Linear
-    narrow: _Linear
-
-    @staticmethod
-    def of(mlp: Any, dtype: torch.dtype) -> _Mlp:
-        return _Mlp(_Norm.of(mlp.norm, dtype), _Linear.of(mlp.fc1, dtype), _Linear.of(mlp.fc2, dtype))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        out = torch.empty_like(x)
-        for picture, top, bottom in _strips(out, x.shape[2] * self.widen.weight.shape[0]):
-            strip = x[picture, top:bottom]
-            out[picture, top:bottom] = strip + self.narrow(F.gelu(self.widen(self.norm(strip))))
-        return out
-
-
-@dataclass(frozen=True)
-class _Neck:
-    """The last convolutions, on (B, H, W, C)."""
-
-    first: _Linear
-    first_norm: _Norm
-    second: Tensor  # (256, 256, 3, 3)
-    second_norm: _Norm
-
-    @staticmethod
-    def of(neck: Any, dtype: torch.dtype) -> _Neck:
-        return _Neck(
-            _Linear.of(neck[0], dtype), _Norm.of(neck[1], dtype), neck[2].weight.to(dtype), _Norm.of(neck[3], dtype)
-        )
-
-    def __call__(self, x: Tensor) -> Tensor:
-        x = self.first_norm(self.first(x)).permute(0, 3, 1, 2)
-        return self.second_norm(F.conv2d(x, self.second, padding=1).permute(0, 2, 3, 1))
-
-
 class FusedTinyViT:
     """A TinyViT's weights, arranged for inference on the device they lie on; later changes of them are not seen."""
 
@@ -226,13 +137,13 @@ class FusedTinyViT:
         """
         self.dtype = dtype
         embed = encoder.patch_embed.seq
-        self.embed = (_Linear.folded(embed[0], dtype), _Linear.folded(embed[2], dtype))
+        self.embed = (Linear.folded(embed[0], dtype), Linear.folded(embed[2], dtype))
         self.stages = [[part for block in stage.blocks for part in _block(block, dtype)] for stage in encoder.layers]
         self.merges = [
             None if stage.downsample is None else _Bottleneck.of(stage.downsample, dtype, residual=False)
             for stage in encoder.layers
         ]
-        self.neck = _Neck.of(encoder.neck, dtype)
+        self.neck = Neck.of(encoder.neck, dtype)
 
     def __call__(self, image: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Encode.
@@ -247,7 +158,7 @@ class FusedTinyViT:
         image = image.permute(0, 2, 3, 1).to(self.dtype)
         widen, narrow = self.embed
         x = image.new_empty(*image.shape[:3], narrow.weight.shape[0])
-        for picture, top, bottom in _strips(x, x.shape[2] * x.shape[3]):
+        for picture, top, bottom in strips(x, x.shape[2] * x.shape[3]):
             x[picture, top:bottom] = narrow(F.gelu(widen(image[picture, top:bottom])))
         kept = []
         for number, (stage, merge) in enumerate(zip(self.stages, self.merges, strict=True), start=1):
@@ -266,23 +177,5 @@ def _block(block: Any, dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], 
     return (
         _Attention.of(block.attn, block.window_size, dtype),
         _Depthwise.folded(block.local_conv, dtype),
-        _Mlp.of(block.mlp, dtype),
+        Mlp.of(block.mlp.norm, block.mlp.fc1, block.mlp.fc2, dtype, stream=dtype),
     )
-
-
-def _strips(out: Tensor, row: int, *, multiple: int = 1) -> Iterator[tuple[slice, int, int]]:
-    """Cut (B, H, W, C) into (pictures, first row, row after the last).
-
-    Args:
-        out: what the strips will fill.
-        row: elements of the widest hidden layer for one row of one picture.
-        multiple: each strip but a picture's last has a multiple of so many rows.
-    """
-    batch, height = out.shape[:2]
-    if out.device.type != "cpu":
-        yield slice(None), 0, height
-        return
-    rows = max(STRIP_ELEMENTS // row // multiple, 1) * multiple
-    for picture in range(batch):
-        for top in range(0, height, rows):
-            yield slice(picture, picture + 1), top, min(top + rows, height)

@@ -1,0 +1,1 @@
+"""Frozen image encoders arranged for inference: the same numbers, less work."""
