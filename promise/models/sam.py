@@ -95,7 +95,9 @@ class FrozenSam(nn.Module):
             fused = self._fuse(self.backbone.fuse, dtype)
             with _full_precision(image):
                 # On a CPU one by one: as fast, less memory, and no bit of an image depends on its batch.
-                each = [Encoded(*fused(part, blocks)) for part in (image.split(1) if kind == "cpu" else (image,))]
+                each = [
+                    Encoded(*fused(part, blocks)) for part in (torch.split(image, 1) if kind == "cpu" else (image,))
+                ]
             kept = tuple(torch.cat(tap).contiguous() for tap in zip(*(e.taps for e in each), strict=True))
             return Encoded(torch.cat([e.embedding for e in each]).contiguous(), kept)
 
