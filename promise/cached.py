@@ -34,7 +34,7 @@ from promise.feature_cache import (
 from promise.models.promise import Promise
 from promise.models.weights import state_sha256
 from promise.transforms import PIXELS_VERSION
-from promise.types import Batch, Encoded
+from promise.types import Batch, Encoded, join
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +96,8 @@ class CachedDataset(Dataset[CachedSample]):
 
 def collate_cached(samples: Sequence[CachedSample]) -> Batch:
     """B samples to a batch that holds features instead of pixels."""
-    taps = zip(*(s.entry.taps for s in samples), strict=True)
     return Batch(
-        image=Encoded(torch.stack([s.entry.embedding for s in samples]), tuple(torch.stack(tap) for tap in taps)),
+        image=join([Encoded(s.entry.embedding[None], tuple(tap[None] for tap in s.entry.taps)) for s in samples]),
         mask=torch.stack([s.entry.mask for s in samples]),
         name=tuple(s.name for s in samples),
         index=torch.tensor([s.index for s in samples], dtype=torch.int64),

@@ -47,8 +47,8 @@ def default_folder() -> Path:
 class Entry:
     """One image's features and its mask, as they lie on the disk."""
 
-    embedding: Tensor  # (256, E, E)
-    taps: tuple[Tensor, ...]  # each (C, E, E), shallow to deep; () when the space is read without them
+    embedding: Tensor  # (256, E, E), channels-last in memory
+    taps: tuple[Tensor, ...]  # each (C, E, E), channels-last, shallow to deep; () when the space is read without them
     mask: Tensor  # (1, S, S) float32, 0 or 1
 
 
@@ -94,10 +94,11 @@ class FeatureSpace:
             write_json(self.folder / DESCRIPTION, self.description)
         if TAPS in self.suffixes:
             # First, so that whoever finds the embedding finds the taps.
-            _write(self._path(key, TAPS), {f"tap{i}": tap[0] for i, tap in enumerate(encoded.taps)})
+            _write(self._path(key, TAPS), {f"tap{i}": tap[0].permute(1, 2, 0) for i, tap in enumerate(encoded.taps)})
+        embedding = encoded.embedding[0].permute(1, 2, 0)  # (E, E, C), as it lies in memory
         bits = torch.from_numpy(np.packbits(mask.numpy().astype(bool)))
         side = torch.tensor(mask.shape[-2:])
-        _write(self._path(key, EMBEDDING), {"embedding": encoded.embedding[0], "mask": bits, "mask_size": side})
+        _write(self._path(key, EMBEDDING), {"embedding": embedding, "mask": bits, "mask_size": side})
 
     def get(self, key: str) -> Entry:
         """Read one entry, mapped into memory; :func:`damage` is what compares checksums.
@@ -110,9 +111,9 @@ class FeatureSpace:
             parts.update(_read(path, check=False))
         height, width = parts["mask_size"].tolist()
         bits = np.unpackbits(parts["mask"].numpy(), count=height * width)
-        taps = tuple(parts[f"tap{i}"] for i in range(len(parts) - 3))
+        taps = tuple(parts[f"tap{i}"].permute(2, 0, 1) for i in range(len(parts) - 3))
         mask = torch.from_numpy(bits).view(1, height, width).to(torch.float32)
-        return Entry(parts["embedding"], taps, mask)
+        return Entry(parts["embedding"].permute(2, 0, 1), taps, mask)
 
     def _path(self, key: str, suffix: str) -> Path:
         return self.folder / key[:2] / f"{key}{suffix}"

@@ -6,7 +6,7 @@ C channels. Points are (x, y), x before y, in input pixels with (0, 0) the centr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -68,6 +68,16 @@ class Encoded:
     def pin_memory(self) -> Encoded:
         """The same features in page-locked memory."""
         return self.map(Tensor.pin_memory)
+
+
+def join(parts: Sequence[Encoded]) -> Encoded:
+    """Features of batches as those of one batch, channels-last."""
+
+    def cat(maps: Sequence[Tensor]) -> Tensor:
+        return torch.cat(tuple(maps)).contiguous(memory_format=torch.channels_last)
+
+    taps = zip(*(part.taps for part in parts), strict=True)
+    return Encoded(cat([part.embedding for part in parts]), tuple(cat(tap) for tap in taps))
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from promise.errors import unknown_name
 from promise.models.backbones import Backbone, Fused
 from promise.models.weights import state_sha256
-from promise.types import Encoded, Points
+from promise.types import Encoded, Points, join
 
 # The original's switches: which parts of SAM stay frozen.
 FREEZE: dict[str, frozenset[str]] = {
@@ -50,7 +51,7 @@ class FrozenSam(nn.Module):
             raise unknown_name("freeze switch", freeze, FREEZE)
         self.image_encoder = sam.image_encoder
         self.prompt_encoder = sam.prompt_encoder
-        self.mask_decoder = sam.mask_decoder
+        self.mask_decoder = sam.mask_decoder.to(memory_format=torch.channels_last)
         self.backbone = backbone
         self.freeze = freeze
         self._fused: tuple[object, Fused] | None = None  # the encoder's state it was made from, and itself
@@ -78,6 +79,9 @@ class FrozenSam(nn.Module):
             image: (B, 3, S, S) float, normalised as the backbone wants it.
             taps: also keep the tapped blocks' outputs.
 
+        Returns:
+            Features with their maps in channels-last order.
+
         Raises:
             ValueError: images of another size than the backbone's.
         """
@@ -86,20 +90,17 @@ class FrozenSam(nn.Module):
             raise ValueError(f"{self.backbone.name} wants images (B, 3, {side}, {side}), got {tuple(image.shape)}.")
         blocks = self.backbone.tap_blocks if taps else ()
         if "image_encoder" not in FREEZE[self.freeze]:
-            return Encoded(*self.backbone.encode(self.image_encoder, image, blocks))
+            return _channels_last(Encoded(*self.backbone.encode(self.image_encoder, image, blocks)))
         with torch.no_grad():
             if self.backbone.fuse is None:
-                return Encoded(*self.backbone.encode(self.image_encoder, image, blocks))
+                return _channels_last(Encoded(*self.backbone.encode(self.image_encoder, image, blocks)))
             kind = image.device.type
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else image.dtype
             fused = self._fuse(self.backbone.fuse, dtype)
             with _full_precision(image):
                 # On a CPU one by one: as fast, less memory, and no bit of an image depends on its batch.
-                each = [
-                    Encoded(*fused(part, blocks)) for part in (torch.split(image, 1) if kind == "cpu" else (image,))
-                ]
-            kept = tuple(torch.cat(tap).contiguous() for tap in zip(*(e.taps for e in each), strict=True))
-            return Encoded(torch.cat([e.embedding for e in each]).contiguous(), kept)
+                parts = torch.split(image, 1) if kind == "cpu" else (image,)
+                return join([Encoded(*fused(part, blocks)) for part in parts])
 
     def _fuse(self, fuse: Callable[[Any, torch.dtype], Fused], dtype: torch.dtype) -> Fused:
         """The fused encoder in this dtype: made at the first image, and again when weights change or move."""
@@ -146,9 +147,10 @@ class FrozenSam(nn.Module):
             position = self.prompt_encoder.get_dense_pe().expand(batch, -1, -1, -1)
         out, source = decoder.transformer(embedding + dense, position, tokens)
         source = source.transpose(1, 2).reshape(embedding.shape)
-        upscaled = decoder.output_upscaling(source)  # (B, 32, 4E, 4E)
+        upscaled = _upscale(decoder.output_upscaling, source)  # (B, 32, 4E, 4E)
         weights = [decoder.output_hypernetworks_mlps[c](out[:, 1 + c]) for c in channels]
-        logits = (torch.stack(weights, dim=1) @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
+        logits = torch.stack(weights, dim=1) @ upscaled.flatten(2)
+        logits = logits.view(*logits.shape[:2], *upscaled.shape[2:])
         iou = decoder.iou_prediction_head(out[:, 0])[:, list(channels)]
         return logits.float(), iou.float()
 
@@ -191,6 +193,20 @@ class FrozenSam(nn.Module):
         for value, embed in kinds:
             where = where + (label == value) * embed.weight
         return where
+
+
+def _upscale(layers: Any, source: Tensor) -> Tensor:
+    """SAM's upscaling; its normalisation over channels by the fused kernel, on which channels-last maps are rows."""
+    first, norm, *rest = layers
+    x: Tensor = first(source).permute(0, 2, 3, 1)
+    x = F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps).permute(0, 3, 1, 2)
+    for layer in rest:
+        x = layer(x)
+    return x
+
+
+def _channels_last(encoded: Encoded) -> Encoded:
+    return encoded.map(lambda x: x.contiguous(memory_format=torch.channels_last))
 
 
 def _full_precision(like: Tensor) -> torch.autocast:
