@@ -111,7 +111,7 @@ def find_damage(space: FeatureSpace, keys: Collection[str], *, quiet: bool) -> s
     damaged = set()
     with ThreadPoolExecutor() as pool:
         pairs = zip(paths, pool.map(lambda item: damage(item[1]), paths), strict=True)
-        bar = tqdm(pairs, total=len(paths), desc="checking features", unit="file", disable=quiet, leave=False)
+        bar = tqdm(pairs, total=len(paths), desc="checking features", unit="file", disable=quiet or None, leave=False)
         for (key, _), fault in bar:
             if fault is not None:
                 log.warning("%s. It is made again.", fault)
@@ -156,7 +156,7 @@ def fill(
         generator=torch.Generator(),
     )
     keys = iter(key for key, _ in todo)
-    with tqdm(total=len(todo), desc="encoding", unit="image", disable=quiet, leave=False) as bar:
+    with tqdm(total=len(todo), desc="encoding", unit="image", disable=quiet or None, leave=False) as bar:
         writing: Future[None] | None = None
         with ThreadPoolExecutor(1) as writer:
             for batch in loader:

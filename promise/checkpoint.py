@@ -23,7 +23,7 @@ from promise.files import atomic_path
 from promise.models.promise import Promise
 from promise.models.weights import read_state_dict
 from promise.reference_names import is_reference_name, own_name, reference_name
-from promise.registry import NETS, build_net, parse_net_name
+from promise.registry import NETS, NetSpec, build_net, parse_net_name
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def load(
     metadata = read_metadata(path)
     if sam is not None and sam != metadata.sam:
         raise UserError(f"{path} was trained on {metadata.sam}, but --sam says {sam}: drop --sam.")
-    wanted = parse_net_name(net_name)[0] if net_name else NETS[metadata.net]
+    wanted = _wanted_net(path, metadata, net_name)
     net = build_net(
         wanted.name,
         sam=metadata.sam,
@@ -126,7 +126,28 @@ def load(
             f"one {found[:12]}…. Pass the SAM it was trained on with --sam-checkpoint."
         )
     load_learned(net, safetensors.torch.load_file(path), origin=f"{path} (net {metadata.net})", target=wanted.name)
+    net.eval()
     return net, metadata
+
+
+def _wanted_net(path: Path, metadata: Metadata, net_name: str | None) -> NetSpec:
+    """The net to build: the checkpoint's own, or the one that takes its IPS with ground-truth points."""
+    if net_name is None:
+        return NETS[metadata.net]
+    wanted, spelt = parse_net_name(net_name)
+    if spelt is not None and not metadata.sam.endswith(spelt):
+        raise UserError(
+            f"{path} was trained on {metadata.sam}, but --net {net_name} names {spelt}: use its short name."
+        )
+    with_truth = metadata.net.replace("APM_IPS_", "APM_IPS_GT_")
+    if wanted.name not in (metadata.net, with_truth):
+        other = (
+            f", or use {with_truth} for ground-truth points"
+            if with_truth in NETS and with_truth != metadata.net
+            else ""
+        )
+        raise UserError(f"{path} was trained as {metadata.net}, not {wanted.name}: drop --net{other}.")
+    return wanted
 
 
 def _sam_source(metadata: Metadata) -> str | None:
@@ -210,10 +231,20 @@ def to_reference_state(net: Promise) -> dict[str, Tensor]:
 
 
 def _load_original(path: Path, net_name: str | None, sam: str | None, precision: str) -> tuple[Promise, Metadata]:
+    if path.is_dir():
+        best = path / "best.safetensors"
+        hint = f" Did you mean {best}?" if best.is_file() else ""
+        raise UserError(f"{path} is a folder, not a checkpoint.{hint}")
+    if path.name == "resume.pt":
+        raise UserError(
+            f"{path} is what --resume starts from; evaluate best.safetensors or last.safetensors beside it."
+        )
+    state = read_state_dict(path)
+    if all(name.startswith(SAM_PARTS) for name in state):
+        raise UserError(f"{path} holds SAM's own weights and no learned parts: pass it with --sam-checkpoint.")
     if net_name is None:
         raise UserError(f"{path} does not say which net it holds: name it with --net ({', '.join(NETS)}).")
     spec, spelt = parse_net_name(net_name)
-    state = read_state_dict(path)
     points = _count_points(state)
     sam_name = sam or spelt or "vit_b"
     with warnings.catch_warnings():
@@ -223,6 +254,7 @@ def _load_original(path: Path, net_name: str | None, sam: str | None, precision:
         load_reference_state(net, state)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    net.eval()
     metadata = Metadata(spec.name, sam_name, points, net.sam.weights_sha256(), sam_checkpoint=str(path))
     return net, metadata
 

@@ -58,7 +58,7 @@ class TrainConfig:
     )
 
     split_csv: str | None = option(None, "CSV with image_name,train_type,mask_name", group="data")
-    data_root: str | None = option(None, "folder that the CSV's paths are taken relative to", group="data")
+    data_root: str | None = option(None, "folder that the CSV's paths are re-rooted onto", group="data")
     check: str = option("full", "how far files are opened before training", choices=("full", "header"), group="data")
     augment: str = option(
         "train2_color",
@@ -139,7 +139,7 @@ class EvalConfig:
     )
 
     split_csv: tuple[str, ...] = option((), "one or more split CSVs, each a data set", group="data")
-    data_root: str | None = option(None, "folder that the CSVs' paths are taken relative to", group="data")
+    data_root: str | None = option(None, "folder that the CSVs' paths are re-rooted onto", group="data")
     split: str | None = option(
         None, "rows to score; default: test where there are any, else val", choices=SPLITS, group="data"
     )
@@ -187,6 +187,12 @@ class EvalConfig:
     quiet: bool = option(False, "no progress bars, warnings only", group="run")
 
 
+_FIELDS = {
+    command: {f.name for f in dataclasses.fields(kind)}
+    for command, kind in (("promise-train", TrainConfig), ("promise-eval", EvalConfig))
+}
+
+
 def read_yaml(path: Path, kind: type[Config]) -> dict[str, Any]:
     """Read settings from a YAML file, checked against the fields of ``kind``.
 
@@ -204,6 +210,13 @@ def read_yaml(path: Path, kind: type[Config]) -> dict[str, Any]:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path} must hold 'key: value' lines, it holds {type(loaded).__name__}.")
+    own, command = (
+        {f.name for f in dataclasses.fields(kind)},
+        "promise-eval" if kind is TrainConfig else "promise-train",
+    )
+    strange = [str(key) for key in loaded if key not in own]
+    if len(strange) > 1 and all(key in _FIELDS[command] for key in strange):
+        raise UserError(f"{path} is a configuration for {command} (it sets {', '.join(strange[:4])}).")
     return check_values(loaded, kind, origin=str(path))
 
 
@@ -215,7 +228,8 @@ def check_values(values: Mapping[str, Any], kind: type[Config], *, origin: str) 
     faults = []
     for key, value in values.items():
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
+            known = {**{name: name for name in fields}, **{a: n for a, n in _OTHER_NAMES.items() if n in fields}}
+            near = [known[n] for n in difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)]
             faults.append(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
             continue
         try:
@@ -229,6 +243,10 @@ def check_values(values: Mapping[str, Any], kind: type[Config], *, origin: str) 
     if faults:
         raise UserError(f"{origin}: {'; '.join(faults)}.")
     return checked
+
+
+# What others call it, for the hint.
+_OTHER_NAMES = {"learning_rate": "lr", "backbone": "sam", "model": "net", "model_name": "net", "num_workers": "workers"}
 
 
 def _coerce(value: Any, hint: Any) -> Any:

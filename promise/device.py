@@ -38,6 +38,8 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
+        if name.lower().startswith("gpu"):
+            raise UserError(f"unknown device {name!r}: GPUs are called cuda, cuda:1, …, and mps on a Mac.") from None
         raise unknown_name("device", name, ("auto", "cpu", "cuda", "cuda:1", "mps")) from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(

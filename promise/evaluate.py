@@ -91,11 +91,15 @@ def evaluate(config: EvalConfig) -> EvalResult:
     seed = next(s for s in (config.seed, metadata.seed, random.SystemRandom().randrange(2**31)) if s is not None)
     net.to(device)
     config = dataclasses.replace(config, recipe=config.recipe or plain_recipe(metadata.config.get("augment")))
+    if config.overwrite:
+        for picture in (folder / "overlays").glob("*/*.png"):
+            picture.unlink()  # of other prompts, maybe
     tables: dict[str, Any] = {}
     per_image: list[dict[str, Any]] = []
     for dataset in datasets:
         prompter = partial(prompt_batch, source, num_points=config.num_points or metadata.num_points, seed=seed)
-        rows = _score_dataset(config, net, dataset, prompter, device, postprocess, folder)
+        caption = f"{metadata.net}, {ORIGINS[source]}"
+        rows = _score_dataset(config, net, dataset, prompter, device, postprocess, folder, caption)
         tables[dataset.name] = {**_summarise(rows, dataset), "seen": _count_seen(dataset, metadata)}
         per_image += [_flat(dataset, row, scored, ORIGINS[source]) for row, scored in rows]
     summary = {
@@ -215,9 +219,10 @@ def _score_dataset(
     device: torch.device,
     postprocess: Postprocess | None,
     folder: Path,
+    caption: str,
 ) -> list[tuple[RowPrediction, Scored]]:
     loader = _loader(config, net, dataset, device)
-    bar = tqdm(total=len(dataset.rows), desc=dataset.name, disable=config.quiet, leave=False, unit="image")
+    bar = tqdm(total=len(dataset.rows), desc=dataset.name, disable=config.quiet or None, leave=False, unit="image")
     scored = []
     with bar:
         for row in predict_rows(net, _batches(loader), prompter=prompter, device=device):
@@ -225,7 +230,7 @@ def _score_dataset(
             result = score(row.logits, target, postprocess=postprocess, empty_rule=config.empty_masks)
             scored.append((row, result))
             if len(scored) <= config.overlays:
-                _draw(folder, dataset, row, result, target, net.sam.backbone.image_size)
+                _draw(folder, dataset, row, result, target, net.sam.backbone.image_size, caption)
             bar.update()
     return scored
 
@@ -256,7 +261,13 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:
 
 
 def _draw(
-    folder: Path, dataset: DataSet, row: RowPrediction, scored: Scored, target: np.ndarray, input_size: int
+    folder: Path,
+    dataset: DataSet,
+    row: RowPrediction,
+    scored: Scored,
+    target: np.ndarray,
+    input_size: int,
+    caption: str,
 ) -> None:
     image = read_image(dataset.rows[row.index].image)
     height, width = target.shape
@@ -270,7 +281,7 @@ def _draw(
         xy=(row.xy + 0.5) * scale - 0.5,
         label=row.label,
         box=None if row.box is None else (row.box + 0.5) * np.tile(scale, 2) - 0.5,
-        caption=f"Dice {native['dice']:.3f}  IoU {native['iou']:.3f}",
+        caption=f"{caption}  Dice {native['dice']:.3f}  IoU {native['iou']:.3f}",
     )
     name = f"{row.name.replace('/', '_').replace(chr(92), '_')}.png"
     save_picture(folder / "overlays" / dataset.name / name, picture)

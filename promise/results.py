@@ -65,7 +65,8 @@ def results_text(summaries: Sequence[Mapping[str, Any]]) -> str:
         f"reference: 256 px, {last['postprocess']['reference']}, truth grown as the original does; native: the mask's "
         f"own size, {last['postprocess']['native']}; soft: probability map, min-max normalised, over 256 thresholds."
     )
-    blocks.append(f"Empty masks ({last['empty_masks']}): {last['empty_masks_rule']} (native and soft).")
+    if any(table.get("empty_truths") for summary in summaries for table in summary["datasets"].values()):
+        blocks.append(f"Empty masks ({last['empty_masks']}): {last['empty_masks_rule']} (native and soft).")
     return "\n\n".join(blocks)
 
 
@@ -93,5 +94,5 @@ def read_summary(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         found["datasets"], found["net"], found["prompts"], found["postprocess"], found["trained"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no summary.json of promise-eval ({error!r}).") from error
+        raise UserError(f"{path} is no summary.json of promise-eval.") from error
     return dict(found)

@@ -59,6 +59,13 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ExistingRunError(f"{self.path} is a file, not a folder. Choose another with --output.")
         present = self._present()
+        if present and not any(path.exists() for path in (self.state, self.last, self.best)):
+            if resume:
+                raise MissingFileError(
+                    f"the run in {self.path} was stopped before its first epoch ended: nothing to resume. Start it "
+                    "again without --resume."
+                )
+            return  # nothing that could be lost
         if resume and not self.state.is_file():
             raise MissingFileError(
                 f"nothing to resume in {self.path}: {self.state} is not there. Drop --resume to start, or point "

@@ -154,6 +154,15 @@ class _Trainer:
         told.write(progress.history)
         try:
             self._loop(told)
+        except (KeyboardInterrupt, SystemExit):
+            if progress.epoch:
+                log.warning(
+                    "%d of %d epochs are saved; go on with: promise-train --output %s --resume",
+                    progress.epoch,
+                    config.epochs,
+                    self.folder.path,
+                )
+            raise
         finally:
             told.close(progress.history)
 
@@ -356,7 +365,7 @@ class _Trainer:
     def _bar(self, loader: _Loader, name: str) -> Iterable[Batch]:
         hidden = self.config.quiet or not self.accelerator.is_main_process
         bar: Iterable[Batch] = tqdm(
-            loader.batches, total=loader.steps, desc=name, leave=False, disable=hidden, unit="batch"
+            loader.batches, total=loader.steps, desc=name, leave=False, disable=hidden or None, unit="batch"
         )
         return bar
 

@@ -142,19 +142,47 @@ def test_the_sam_of_the_training_is_found_again_by_its_path(build, tmp_path: Pat
     assert again.sam.weights_sha256() == metadata.sam_sha256
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("APM_cross", r"4 of \d+ entries unknown: ips\."),
-        ("APM_IPS_resnet", r"entries missing: apm\.head\.fusion_conv1\.weight.*entries unknown: apm\.head\."),
-    ],
-)
-def test_another_net_is_refused(name: str, words: str, saved: Path) -> None:
-    with pytest.raises(UserError, match=words) as caught:
+@pytest.mark.parametrize("name", ["APM_cross", "APM_IPS_resnet", "APM_IPS_GT_resnet", "IPS_GT", "SAM"])
+def test_another_net_is_refused(name: str, saved: Path) -> None:
+    with pytest.raises(UserError, match=f"trained as APM_IPS_cross, not {name}: drop --net, or use APM_IPS_GT_cross"):
         checkpoint.load(saved, net_name=name)
-    assert f"does not fit the net {name}" in str(caught.value)
-    assert "net APM_IPS_cross" in str(caught.value)
+
+
+def test_a_state_of_another_net_is_one_readable_report(build) -> None:
+    state = build("APM_IPS_cross", num_points=4).learned_state()
+    words = (
+        r"a file does not fit the net APM_IPS_resnet: .*missing: apm\.head\.fusion_conv1\.weight.*unknown: apm\.head\."
+    )
+    with pytest.raises(UserError, match=words) as caught:
+        checkpoint.load_learned(build("APM_IPS_resnet"), state, origin="a file", target="APM_IPS_resnet")
     assert len(str(caught.value)) < 900
+
+
+def test_a_long_name_of_another_backbone_is_refused(saved: Path) -> None:
+    with pytest.raises(UserError, match=r"was trained on tiny_vit, but --net .* names vit_b: use its short name"):
+        checkpoint.load(saved, net_name="SAM_vit-b_APM_IPS_cross_train")
+
+
+def test_a_loaded_net_is_in_evaluation_mode(saved: Path, build, tmp_path: Path) -> None:
+    assert not any(module.training for module in checkpoint.load(saved)[0].modules())
+    torch.save(to_reference_state(build("APM_resnet", num_points=4)), tmp_path / "original.pt")
+    net, _ = checkpoint.load(tmp_path / "original.pt", net_name="APM_resnet", sam="tiny_vit")
+    assert not any(module.training for module in net.modules())
+
+
+def test_what_is_no_checkpoint_is_told_apart(saved: Path, build, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a folder, not a checkpoint\. Did you mean .*best\.safetensors\?"):
+        checkpoint.load(saved.parent)
+    (tmp_path / "resume.pt").touch()
+    with pytest.raises(UserError, match="is what --resume starts from"):
+        checkpoint.load(tmp_path / "resume.pt")
+    sam = build("SAM").sam
+    torch.save(sam.state_dict(), tmp_path / "sam.pth")
+    with pytest.raises(UserError, match=r"SAM's own weights.*--sam-checkpoint"):
+        checkpoint.load(tmp_path / "sam.pth", net_name="APM_resnet")
+    (tmp_path / "mine.csv").write_text("image_name,train_type,mask_name")
+    with pytest.raises(UserError, match=r"mine\.csv cannot be read as PyTorch weights"):
+        checkpoint.load(tmp_path / "mine.csv")
 
 
 def test_another_backbone_is_refused(saved: Path) -> None:

@@ -120,3 +120,17 @@ def test_point_labels(text: str) -> None:
     assert parse_labels(None) is None
     with pytest.raises(UserError, match="--point-labels wants 0s and 1s"):
         parse_labels(text + "-x")
+
+
+def test_a_configuration_of_the_other_command_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text("net: IPS_GT\nepochs: 3\nfreeze: FZ0\n")
+    with pytest.raises(UserError, match=r"is a configuration for promise-train \(it sets epochs, freeze\)"):
+        read_yaml(path, EvalConfig)
+
+
+def test_another_name_of_a_setting_gets_the_hint(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text("learning_rate: 1e-4\n")
+    with pytest.raises(UserError, match="unknown key 'learning_rate', did you mean 'lr'"):
+        read_yaml(path, TrainConfig)

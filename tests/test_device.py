@@ -36,7 +36,12 @@ def test_a_cuda_device_too_many_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
         resolve_device("cuda:2")
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "xla", "meta"])
+def test_a_gpu_is_called_cuda() -> None:
+    with pytest.raises(UserError, match="unknown device 'gpu': GPUs are called cuda"):
+        resolve_device("gpu")
+
+
+@pytest.mark.parametrize("name", ["", "cuda:x", "xla", "meta"])
 def test_an_unknown_device_lists_the_known(name: str) -> None:
     with pytest.raises(UserError, match=r"unknown device.*auto, cpu, cuda, cuda:1, mps"):
         resolve_device(name)

@@ -224,6 +224,14 @@ def test_overlays_are_drawn(run, tmp_path: Path) -> None:
     assert not np.array_equal(read_image(pictures[0]), read_image(pictures[1]))
 
 
+def test_overlays_of_an_earlier_evaluation_go(run, tmp_path: Path) -> None:
+    run(overlays=3)
+    (tmp_path / "eval/overlays/mine.png").touch()
+    run(overlays=1, overwrite=True)
+    assert len(list((tmp_path / "eval/overlays/split").iterdir())) == 1
+    assert (tmp_path / "eval/overlays/mine.png").exists()
+
+
 def test_results_are_not_replaced_unasked(run, tmp_path: Path) -> None:
     run()
     before = (tmp_path / "eval/summary.json").read_bytes()

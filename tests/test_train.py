@@ -438,6 +438,35 @@ def test_early_stopping_counts_validations_without_a_better_one(run: Train, scor
     assert (progress.epoch, progress.best_epoch) == (4, 2)
 
 
+def test_a_run_stopped_in_its_first_epoch_is_no_run(run: Train, monkeypatch, tmp_path: Path) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert (tmp_path / "run/config.yaml").is_file()
+    with pytest.raises(MissingFileError, match=r"before its first epoch ended.*again without --resume"):
+        run(resume=True)
+    assert run().progress.epoch == 3
+
+
+def test_an_interrupted_run_says_how_it_goes_on(run: Train, monkeypatch, tmp_path: Path, caplog) -> None:
+    real, calls = training.train_epoch, []
+
+    def second_stops(*args: Any, **named: Any) -> float:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **named)
+
+    monkeypatch.setattr(training, "train_epoch", second_stops)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert f"1 of 3 epochs are saved; go on with: promise-train --output {tmp_path / 'run'} --resume" in caplog.text
+
+
 def test_resuming_a_run_that_stopped_early_trains_no_further(run: Train, scores, tmp_path: Path) -> None:
     scores([0.4, 0.3, 0.2, *[0.9] * 9])
     assert run(epochs=6, early_stopping=2).progress.epoch == 3

@@ -70,7 +70,7 @@ def _verify(home: Path, arguments: argparse.Namespace) -> int:
 
     paths = [path for space in list_spaces(home) for path in files(space.folder)]
     damaged = 0
-    for path in tqdm(paths, desc="checking features", unit="file", disable=arguments.quiet, leave=False):
+    for path in tqdm(paths, desc="checking features", unit="file", disable=arguments.quiet or None, leave=False):
         fault = damage(path)
         if fault is not None:
             damaged += 1

@@ -17,15 +17,26 @@ from promise.config import Config, check_values, read_yaml
 from promise.errors import UserError
 
 
+class Parser(argparse.ArgumentParser):
+    """Understands flags spelt with underscores, as the original's are."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
+        given = [_dashes(text) for text in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(given, namespace)
+
+
+def _dashes(text: str) -> str:
+    name, equals, value = text.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else text
+
+
 def build_parser(
     command: str, description: str, kind: type[Config], *, skip: Sequence[str] = ()
 ) -> argparse.ArgumentParser:
     """A parser with one flag a field of ``kind``; flags that are not given leave no trace."""
-    parser = argparse.ArgumentParser(
-        prog=command, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False
-    )
+    parser = Parser(prog=command, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"promise-sam {__version__}")
-    parser.add_argument("--config", metavar="FILE", help="YAML file with settings; flags go before it")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings; flags override it")
     hints = get_type_hints(kind)
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
@@ -40,7 +51,7 @@ def build_parser(
 
 def _arguments(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     text = field.metadata["help"].replace("%", "%%")
-    if field.default not in (None, False, ()):
+    if field.default is not None and field.default is not False and field.default != ():
         text += f" (default: {field.default})"
     inner = [a for a in get_args(hint) if a not in (type(None), ...)] or [hint]
     if hint is bool:

@@ -41,7 +41,9 @@ def check_files(rows: Sequence[Row], *, csv_path: str | Path, level: str, progre
     inspect = _inspect_fully if level == "full" else _inspect_header
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = pool.map(inspect, rows)
-        findings = list(tqdm(found, total=len(rows), desc="checking files", disable=not progress, leave=False))
+        findings = list(
+            tqdm(found, total=len(rows), desc="checking files", disable=None if progress else True, leave=False)
+        )
     pairs = list(zip(rows, findings, strict=True))
     faults = [(row.line, words) for row, finding in pairs for words in finding.faults]
     name = Path(csv_path).name

@@ -7,6 +7,7 @@ measured on it says anything of real images.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,12 +84,17 @@ def make_phantoms(
             f"got count {count}, size {size}, seed {seed}."
         )
     lines = ["image_name,train_type,mask_name"]
-    for index, split in enumerate(_assign(count, splits)):
+
+    def write(index: int) -> str:
         image, mask = make_phantom(seed=seed, index=index, size=(low, high))
         name = f"phantom_{index:04d}.png"
         _write_png(output / "images" / name, image[:, :, ::-1])
         _write_png(output / "masks" / name, mask * np.uint8(255))
-        lines.append(f"images/{name},{split},masks/{name}")
+        return name
+
+    with ThreadPoolExecutor() as pool:
+        for name, split in zip(pool.map(write, range(count)), _assign(count, splits), strict=True):
+            lines.append(f"images/{name},{split},masks/{name}")
     csv_path = output / "split.csv"
     write_text(csv_path, "\n".join(lines) + "\n")
     return csv_path

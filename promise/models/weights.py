@@ -114,9 +114,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{path} cannot be read as PyTorch weights ({reason}). Is it complete, and is it a plain state dict?"
+            f"{path} cannot be read as PyTorch weights: it is cut off, of another kind, or holds more than tensors, "
+            "which is not loaded since it could run any code."
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):

@@ -137,3 +137,15 @@ def test_the_list_of_nets_counts_what_is_trained(points: int, expected: dict[str
     for name, millions in expected.items():
         count = int(re.search(r"\b(\d[\d,]*)   ", lines[name])[1].replace(",", ""))
         assert count / 1e6 == pytest.approx(millions, abs=0.05 if name == "APM_cross" else 0.005), name
+
+
+def test_flags_may_be_spelt_with_underscores() -> None:
+    parser = build_parser("promise-train", "", TrainConfig)
+    given = parser.parse_args(["--batch_size", "4", "--split_csv=a_b.csv", "--data-root", "c_d", "--no-drop_last"])
+    assert vars(given) == {"batch_size": 4, "split_csv": "a_b.csv", "data_root": "c_d", "drop_last": False}
+
+
+def test_help_shows_every_default_that_is_a_number() -> None:
+    text = " ".join(build_parser("promise-train", "", TrainConfig).format_help().split())
+    assert "linear warm-up (default: 0.0)" in text
+    assert "0: never (default: 0)" in text
