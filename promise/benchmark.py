@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from promise.cached import CachedDataset, CacheSettings, collate_cached, serve
+from promise.cached import CachedDataset, CacheSettings, collate_cached, serve, workers_for
 from promise.data.dataset import SegmentationDataset, build_loader
 from promise.data.phantom import make_phantoms
 from promise.data.table import Row, read_table
@@ -33,6 +33,7 @@ from promise.errors import UserError, unknown_name
 from promise.files import write_json, write_text
 from promise.losses import bce_dice, resize_target
 from promise.metrics import evaluate_pair
+from promise.models.backbones import run_block
 from promise.models.promise import Promise, resolve_precision
 from promise.models.prompts import prompt_batch
 from promise.registry import build_net
@@ -116,6 +117,7 @@ class Bench:
         table = read_table(make_phantoms(folder / "images", count=settings.images, size=512, seed=0, splits=(1, 0, 0)))
         self.rows: tuple[Row, ...] = table.rows
         self.nets: dict[tuple[str, str], Promise] = {}
+        self.training = False  # the mode that nets are given out in
         backbone = self.net("IPS_GT", "fp32").sam.backbone
         side = backbone.image_size
         generator = torch.Generator().manual_seed(0)
@@ -135,7 +137,7 @@ class Bench:
             if self.nets:
                 net.sam = next(iter(self.nets.values())).sam  # one SAM in memory
             self.nets[key] = net.to(self.device)
-        return self.nets[key]
+        return self.nets[key].train(self.training)
 
     def dataset(self, recipe: str) -> SegmentationDataset:
         """The synthetic images under a recipe."""
@@ -147,7 +149,9 @@ class Bench:
     def upstream_encode(self, image: Tensor, *, taps: bool) -> Encoded:
         """The package's own modules, as published."""
         sam = self.net("IPS_GT", "fp32").sam
-        return Encoded(*sam.backbone.encode(sam.image_encoder, image, sam.backbone.tap_blocks if taps else ()))
+        return Encoded(
+            *sam.backbone.encode(sam.image_encoder, image, sam.backbone.tap_blocks if taps else (), run_block)
+        )
 
     def upstream_predict(self, name: str, image: Tensor) -> Prediction:
         """The original's way: the package's encoder and one decoding an image, in full precision."""
@@ -183,6 +187,7 @@ class Bench:
 
     def step(self, name: str) -> Comparison:
         """One training step: forward, loss, backward, Adam."""
+        self.training = True
         size, cached = self.settings.batch_size, self._features(name)
         optimizers = {
             precision: torch.optim.Adam(
@@ -211,6 +216,7 @@ class Bench:
 
     def validation(self, name: str) -> Comparison:
         """One batch of validation rows: forward only."""
+        self.training = False
         cached = self._features(name)
         variants = {
             "encoder each time, decode one by one, fp32": torch.inference_mode()(
@@ -225,6 +231,7 @@ class Bench:
 
     def epoch(self, name: str = "APM_IPS_resnet") -> Comparison:
         """Steps from features that are in memory, and from features that the loader brings from the disk."""
+        self.training = True
         net, cached = self.net(name, self.precision), self._features(name)
         settings = CacheSettings("all", self.folder / "features", batch_size=self.settings.batch_size, quiet=True)
         served, _ = serve(
@@ -237,7 +244,7 @@ class Bench:
             batch_size=self.settings.batch_size,
             shuffle=True,
             seed=0,
-            workers=2,
+            workers=workers_for(served, 2, self.device),
             drop_last=True,
         )
         steps = len(loader)
@@ -263,12 +270,12 @@ class Bench:
 
     def evaluation(self, name: str = "APM_IPS_resnet") -> Comparison:
         """Reading, predicting and scoring every image, nothing cached."""
+        self.training = False
         dataset = self.dataset("basic_color")
-        prompter = _automatic
 
         def scored(net: torch.nn.Module, *, batch_size: int, workers: int) -> None:
             loader = build_loader(dataset, batch_size=batch_size, shuffle=False, seed=0, workers=workers)
-            for row in predict_rows(net, loader, prompter=prompter, device=self.device):
+            for row in predict_rows(net, loader, prompter=_automatic, device=self.device):
                 score(row.logits, np.zeros((512, 512), bool) | (row.index % 2 == 0))
 
         variants = {

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from promise.config import EvalConfig, TrainConfig
 from promise.data.dataset import SegmentationDataset, collate, start_worker
@@ -33,6 +32,7 @@ from promise.feature_cache import (
 )
 from promise.models.promise import Promise
 from promise.models.weights import state_sha256
+from promise.progress_bar import progress_bar
 from promise.transforms import PIXELS_VERSION
 from promise.types import Batch, Encoded, join
 
@@ -111,7 +111,7 @@ def find_damage(space: FeatureSpace, keys: Collection[str], *, quiet: bool) -> s
     damaged = set()
     with ThreadPoolExecutor() as pool:
         pairs = zip(paths, pool.map(lambda item: damage(item[1]), paths), strict=True)
-        bar = tqdm(pairs, total=len(paths), desc="checking features", unit="file", disable=quiet or None, leave=False)
+        bar = progress_bar(pairs, total=len(paths), name="checking features", unit="file", quiet=quiet)
         for (key, _), fault in bar:
             if fault is not None:
                 log.warning("%s. It is made again.", fault)
@@ -156,7 +156,7 @@ def fill(
         generator=torch.Generator(),
     )
     keys = iter(key for key, _ in todo)
-    with tqdm(total=len(todo), desc="encoding", unit="image", disable=quiet or None, leave=False) as bar:
+    with progress_bar(total=len(todo), name="encoding", unit="image", quiet=quiet) as bar:
         writing: Future[None] | None = None
         with ThreadPoolExecutor(1) as writer:
             for batch in loader:
@@ -273,6 +273,11 @@ def serve(
     )
     wait()
     return served, collate_cached
+
+
+def workers_for(dataset: Dataset[Any], workers: int, device: torch.device) -> int:
+    """Loader processes: none where features are read on a CPU, since they would take the net's cores and only copy."""
+    return 0 if device.type == "cpu" and isinstance(dataset, CachedDataset) else workers
 
 
 def _space(

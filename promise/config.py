@@ -103,6 +103,9 @@ class TrainConfig:
     warmup_epochs: float = option(0.0, "linear warm-up", group="training")
     accumulate: int = option(1, "batches whose gradients make one step", group="training")
     clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", group="training")
+    gradient_checkpointing: bool = option(
+        False, "compute inner values again in the backward pass: less memory, more time", group="training"
+    )
     precision: str = option(
         "auto", "auto: bf16 where the device has instructions for it", choices=PRECISIONS, group="training"
     )

@@ -6,6 +6,8 @@ import ctypes
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,38 @@ def keep_freed_memory() -> bool:
     never_mmap, never_trim = (-4, 0), (-1, 2**31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
     pad = (-2, 2**28)  # M_TOP_PAD
     return all(mallopt(*setting) == 1 for setting in (never_mmap, never_trim, pad))
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB that were in use at most: allocated on a GPU, else resident of this process."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    # In kilobytes, on a Mac in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
+
+
+@contextmanager
+def tell_memory(batch_size: int, *, advice: str = "") -> Iterator[None]:
+    """Turn running out of memory into an error that names a batch size to try.
+
+    Raises:
+        UserError: memory ran out.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        if batch_size == 1:
+            words = "even one image is too much: take a smaller --sam, or --precision bf16"
+        else:
+            words = f"try --batch-size {batch_size // 2}{advice}"
+        raise UserError(f"memory ran out with --batch-size {batch_size}: {words}.") from error
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

@@ -6,32 +6,35 @@ import csv
 import dataclasses
 import io
 import logging
+import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from promise import checkpoint
-from promise.cached import CacheSettings, serve
+from promise.cached import CacheSettings, serve, workers_for
 from promise.config import EvalConfig
 from promise.data.check import check_files
 from promise.data.dataset import SegmentationDataset, build_loader
 from promise.data.images import content_hash, read_image, read_mask
 from promise.data.table import Row, read_table
-from promise.device import describe_environment, keep_freed_memory, resolve_device
+from promise.device import describe_environment, keep_freed_memory, peak_memory, resolve_device, tell_memory
 from promise.engine import RowPrediction, predict_rows
 from promise.errors import ExistingRunError, UserError
 from promise.files import write_json, write_text
 from promise.models.promise import Promise, resolve_precision
 from promise.models.prompts import ORIGINS, fixed_labels, prompt_batch
 from promise.postprocess import Postprocess
+from promise.progress_bar import progress_bar
 from promise.registry import build_net, parse_net_name, resolve_sam
 from promise.report import draw_overlay, save_picture
 from promise.scoring import (
@@ -47,6 +50,8 @@ from promise.transforms import build_transform, plain_recipe
 from promise.types import Batch
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
         "empty_masks_rule": EMPTY_RULES[config.empty_masks],
         "datasets": tables,
         "environment": describe_environment(device),
+        "peak_memory_gib": peak_memory(device),
     }
     _write(folder, summary, per_image)
     return EvalResult(folder, summary)
@@ -222,17 +228,34 @@ def _score_dataset(
     caption: str,
 ) -> list[tuple[RowPrediction, Scored]]:
     loader = _loader(config, net, dataset, device)
-    bar = tqdm(total=len(dataset.rows), desc=dataset.name, disable=config.quiet or None, leave=False, unit="image")
-    scored = []
-    with bar:
-        for row in predict_rows(net, _batches(loader), prompter=prompter, device=device):
-            target = read_mask(dataset.rows[row.index].mask)
-            result = score(row.logits, target, postprocess=postprocess, empty_rule=config.empty_masks)
+    bar = progress_bar(total=len(dataset.rows), name=dataset.name, unit="image", quiet=config.quiet)
+
+    def work(row: RowPrediction) -> tuple[RowPrediction, Scored, np.ndarray]:
+        target = read_mask(dataset.rows[row.index].mask)
+        return row, score(row.logits, target, postprocess=postprocess, empty_rule=config.empty_masks), target
+
+    scored: list[tuple[RowPrediction, Scored]] = []
+    with bar, tell_memory(config.batch_size):
+        predicted = predict_rows(net, _batches(loader), prompter=prompter, device=device)
+        for row, result, target in _beside(work, predicted):
             scored.append((row, result))
             if len(scored) <= config.overlays:
                 _draw(folder, dataset, row, result, target, net.sam.backbone.image_size, caption)
             bar.update()
     return scored
+
+
+def _beside(work: Callable[[RowPrediction], Result], rows: Iterable[RowPrediction]) -> Iterator[Result]:
+    """Do work on rows in threads, beside the net that predicts the next ones; in the rows' order."""
+    threads = min(4, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for row in rows:
+            waiting.append(pool.submit(work, row))
+            if len(waiting) > 4 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _loader(config: EvalConfig, net: Promise, dataset: DataSet, device: torch.device) -> DataLoader[Any]:
@@ -252,7 +275,7 @@ def _loader(config: EvalConfig, net: Promise, dataset: DataSet, device: torch.de
         batch_size=config.batch_size,
         shuffle=False,
         seed=0,
-        workers=config.workers,
+        workers=workers_for(served, config.workers, device),
     )
 
 

@@ -36,8 +36,17 @@ def build_optimizer(
     lr: float,
     weight_decay: float = 0.0,
     momentum: float = 0.9,
+    fused: bool = False,
 ) -> torch.optim.Optimizer:
     """Build an optimiser over the parameters that learn; parameters without gradients are left out.
+
+    Args:
+        name: adam, adamw or sgd.
+        parameters: of the net.
+        lr: first learning rate.
+        weight_decay: of all parameters.
+        momentum: of sgd.
+        fused: PyTorch's one-kernel step, where the device has it.
 
     Raises:
         UserError: unknown name, or nothing that learns.
@@ -48,11 +57,11 @@ def build_optimizer(
         raise UserError("nothing in this net can be trained: choose another --net or --freeze.")
     match name.lower():
         case "adam":
-            return torch.optim.Adam(learning, lr=lr, weight_decay=weight_decay)
+            return torch.optim.Adam(learning, lr=lr, weight_decay=weight_decay, fused=fused)
         case "adamw":
-            return torch.optim.AdamW(learning, lr=lr, weight_decay=weight_decay)
+            return torch.optim.AdamW(learning, lr=lr, weight_decay=weight_decay, fused=fused)
         case _:
-            return torch.optim.SGD(learning, lr=lr, weight_decay=weight_decay, momentum=momentum)
+            return torch.optim.SGD(learning, lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused)
 
 
 @dataclass(frozen=True)

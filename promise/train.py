@@ -16,16 +16,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from tqdm import tqdm
 
 from promise import checkpoint
-from promise.cached import CacheSettings, serve
+from promise.cached import CacheSettings, serve, workers_for
 from promise.config import TrainConfig, parse_labels, write_yaml
 from promise.data.check import check_files
 from promise.data.dataset import SegmentationDataset, build_loader
 from promise.data.images import content_hash
 from promise.data.table import Row, SplitTable, read_table
-from promise.device import describe_environment, keep_freed_memory, resolve_device
+from promise.device import describe_environment, keep_freed_memory, peak_memory, resolve_device, tell_memory
 from promise.engine import train_epoch, validate
 from promise.errors import UserError
 from promise.files import remove_leftovers
@@ -33,6 +32,7 @@ from promise.losses import get_loss
 from promise.models.promise import Promise
 from promise.models.prompts import prompt_batch
 from promise.optim import build_optimizer, parse_schedule
+from promise.progress_bar import progress_bar
 from promise.registry import NETS, build_net
 from promise.run_folder import Progress, RunFolder
 from promise.run_log import EpochRow, RunLog
@@ -118,6 +118,7 @@ class _Trainer:
         # Evaluation compares its rows with these, and says when it scores what it was trained or selected on.
         self.seen = {split: [content_hash(row.image) for row in table.split(split)] for split in ("train", "val")}
         bare = _build(config)
+        bare.sam.gradient_checkpointing = config.gradient_checkpointing
         self.sam_sha256 = bare.sam.weights_sha256()
         log.info("SAM's weights: SHA-256 %s", self.sam_sha256)
         self.bare = bare
@@ -127,6 +128,7 @@ class _Trainer:
             lr=config.lr,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
+            fused=device.type in ("cpu", "cuda"),
         )
         self.schedule = parse_schedule(
             config.scheduler,
@@ -189,16 +191,17 @@ class _Trainer:
         # On accelerate's loader, which counts its own epochs and tells the sampler: a resumed run starts in the middle.
         loader.batches.set_epoch(epoch)
         loss = get_loss(config.loss)
-        mean_loss = train_epoch(
-            self.net,
-            self._bar(loader, f"epoch {epoch + 1}/{config.epochs}"),
-            prompter=self._prompter(epoch + 1),
-            loss=loss,
-            optimizer=self.optimizer,
-            set_lr=partial(self._set_lr, epoch),
-            accelerator=self.accelerator,
-            clip_norm=config.clip_norm,
-        )
+        with tell_memory(config.batch_size, advice="; --accumulate keeps the step as large"):
+            mean_loss = train_epoch(
+                self.net,
+                self._bar(loader, f"epoch {epoch + 1}/{config.epochs}"),
+                prompter=self._prompter(epoch + 1),
+                loss=loss,
+                optimizer=self.optimizer,
+                set_lr=partial(self._set_lr, epoch),
+                accelerator=self.accelerator,
+                clip_norm=config.clip_norm,
+            )
         self._refuse_broken(epoch, mean_loss)
         scores: dict[str, float] = {}
         due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs
@@ -275,7 +278,7 @@ class _Trainer:
     def _finish(self) -> None:
         after = self.bare.sam.weights_sha256()
         if self.accelerator.is_main_process:
-            self.folder.write_environment(sam_sha256_after=after)
+            self.folder.write_environment(sam_sha256_after=after, peak_memory_gib=peak_memory(self.accelerator.device))
         if self.config.freeze == "FZ0" and after != self.sam_sha256:
             raise RuntimeError(f"SAM has changed under FZ0: SHA-256 {self.sam_sha256} before, {after} after.")
         log.info("SAM's weights after training: SHA-256 %s%s", after, " (unchanged)" * (after == self.sam_sha256))
@@ -341,7 +344,7 @@ class _Trainer:
             batch_size=config.batch_size,
             shuffle=train and config.shuffle,
             seed=self.seed,
-            workers=config.workers,
+            workers=workers_for(dataset, config.workers, accelerator.device),
             pin_memory=config.pin_memory and accelerator.device.type == "cuda",
             drop_last=train and config.drop_last,
         )
@@ -363,10 +366,8 @@ class _Trainer:
             group["lr"] = self.schedule(epoch + step / steps)
 
     def _bar(self, loader: _Loader, name: str) -> Iterable[Batch]:
-        hidden = self.config.quiet or not self.accelerator.is_main_process
-        bar: Iterable[Batch] = tqdm(
-            loader.batches, total=loader.steps, desc=name, leave=False, disable=hidden or None, unit="batch"
-        )
+        quiet = self.config.quiet or not self.accelerator.is_main_process
+        bar: Iterable[Batch] = progress_bar(loader.batches, total=loader.steps, name=name, unit="batch", quiet=quiet)
         return bar
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from promise.device import describe_environment, keep_freed_memory, resolve_device
+from promise.device import describe_environment, keep_freed_memory, peak_memory, resolve_device, tell_memory
 from promise.errors import UserError
 from promise.models.promise import resolve_precision
 
@@ -74,3 +74,19 @@ def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None
 def test_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
     assert keep_freed_memory() is False
+
+
+def test_running_out_of_memory_names_a_batch_size() -> None:
+    words, advice = "memory ran out with --batch-size 8: try --batch-size 4; --accu", "; --accumulate keeps the step"
+    with pytest.raises(UserError, match=words), tell_memory(8, advice=advice):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(UserError, match="even one image is too much"), tell_memory(1):
+        torch.empty(2**60)
+    with pytest.raises(RuntimeError, match="something else"), tell_memory(1):
+        raise RuntimeError("something else")
+
+
+def test_peak_memory_is_that_of_this_process() -> None:
+    before = peak_memory(CPU)
+    assert torch.ones(2**28).sum() > 0  # a GiB, touched
+    assert peak_memory(CPU) >= max(before, 1.0)

@@ -173,7 +173,8 @@ def test_a_training_step_is_the_originals(file: str, full: Full) -> None:
     assert all(0.9 * LR < m < 1.1 * LR for m in moved)  # Adam's first step is lr · sign(gradient)
     if net.apm is None:
         assert off.max() <= 1e-3
-        assert max(drift.values()) <= 1e-4
+        # A single weight of the million that steps the other way would show as 2·lr.
+        assert max(drift.values()) <= LR
         return
     # Behind the ReLUs and BatchNorms of a deep head the gradient is ill-conditioned in float32: taps that are off by
     # 1e-6 move some norms by 1 %, and a float64 head is 0.7 % away from the golden as well. Measured here: median

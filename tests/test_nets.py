@@ -381,3 +381,35 @@ def test_the_token_shift_is_added_to_the_mask_tokens(build) -> None:
         net.sam.mask_decoder.mask_tokens.weight.add_(shift)
         theirs, _ = net.sam.decode(encoded, points=points)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("freeze", ["FZ0", "FZ3", "FZ4"])
+@pytest.mark.parametrize("sam", ["tiny_vit", "lite_medsam"])
+def test_gradient_checkpointing_gives_the_same_gradients_from_less_memory(freeze, sam, build, request) -> None:
+    if sam == "lite_medsam":
+        request.getfixturevalue("lite")
+    net = build("APM_IPS_resnet", sam=sam, freeze=freeze)
+    image = images(2, net)
+
+    def learn() -> tuple[list[Tensor], int]:
+        kept: dict[int, int] = {}
+        net.zero_grad()
+
+        def keep(x: Tensor) -> Tensor:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            prediction = net(image)
+        for parameter in net.parameters():  # weights are there anyway
+            kept.pop(parameter.untyped_storage().data_ptr(), None)
+        prediction.mask_logits.square().mean().backward()
+        return [p.grad.clone() for p in net.parameters() if p.grad is not None], sum(kept.values())
+
+    plain, plain_bytes = learn()
+    net.sam.gradient_checkpointing = True
+    saving, saving_bytes = learn()
+    assert len(plain) == len(saving) > 0
+    for ours, theirs in zip(saving, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-3)
+    assert saving_bytes < plain_bytes * (0.5 if freeze == "FZ4" else 0.95)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from promise.cli import bench as bench_cli
+from promise.cli import cache as cache_cli
 from promise.cli import eval as eval_cli
 from promise.cli import phantom as phantom_cli
 from promise.cli import train as train_cli
@@ -22,7 +24,13 @@ from promise.settle import settle
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = {"promise-train": train_cli, "promise-eval": eval_cli, "promise-phantom": phantom_cli}
+COMMANDS = {
+    "promise-train": train_cli,
+    "promise-eval": eval_cli,
+    "promise-phantom": phantom_cli,
+    "promise-cache": cache_cli,
+    "promise-bench": bench_cli,
+}
 bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
 Parse = Callable[[str], Any]

@@ -64,13 +64,12 @@ def _info(home: Path, arguments: argparse.Namespace) -> int:
 
 
 def _verify(home: Path, arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from promise.feature_cache import damage, files, list_spaces
+    from promise.progress_bar import progress_bar
 
     paths = [path for space in list_spaces(home) for path in files(space.folder)]
     damaged = 0
-    for path in tqdm(paths, desc="checking features", unit="file", disable=arguments.quiet or None, leave=False):
+    for path in progress_bar(paths, total=len(paths), name="checking features", unit="file", quiet=arguments.quiet):
         fault = damage(path)
         if fault is not None:
             damaged += 1

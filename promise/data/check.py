@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from promise.data.images import read_image, read_mask, read_size
 from promise.data.table import Row
 from promise.errors import UserError, list_faults
+from promise.progress_bar import progress_bar
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,7 @@ def check_files(rows: Sequence[Row], *, csv_path: str | Path, level: str, progre
     inspect = _inspect_fully if level == "full" else _inspect_header
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = pool.map(inspect, rows)
-        findings = list(
-            tqdm(found, total=len(rows), desc="checking files", disable=None if progress else True, leave=False)
-        )
+        findings = list(progress_bar(found, total=len(rows), name="checking files", unit="file", quiet=not progress))
     pairs = list(zip(rows, findings, strict=True))
     faults = [(row.line, words) for row, finding in pairs for words in finding.faults]
     name = Path(csv_path).name

@@ -92,8 +92,9 @@ def make_phantoms(
         _write_png(output / "masks" / name, mask * np.uint8(255))
         return name
 
+    assigned = _assign(count, splits)
     with ThreadPoolExecutor() as pool:
-        for name, split in zip(pool.map(write, range(count)), _assign(count, splits), strict=True):
+        for name, split in zip(pool.map(write, range(count)), assigned, strict=True):
             lines.append(f"images/{name},{split},masks/{name}")
     csv_path = output / "split.csv"
     write_text(csv_path, "\n".join(lines) + "\n")

@@ -22,7 +22,8 @@ from promise.models.fused.vit import FusedViT
 from promise.models.weights import Weights, find_weights, read_state_dict
 
 Maps = tuple[Tensor, tuple[Tensor, ...]]  # embedding (B, 256, E, E); taps, shallow to deep, each (B, C, E, E)
-Encode = Callable[[Any, Tensor, tuple[int, ...]], Maps]
+Run = Callable[[Any, Tensor], Tensor]  # (block, its input) -> its output
+Encode = Callable[[Any, Tensor, tuple[int, ...], Run], Maps]
 Fused = Callable[[Tensor, tuple[int, ...]], Maps]
 
 
@@ -32,7 +33,7 @@ class Backbone:
 
     name: str
     build: Callable[[], nn.Module]  # a SAM with random weights: image_encoder, prompt_encoder, mask_decoder
-    encode: Encode  # (image_encoder, image, tap blocks)
+    encode: Encode  # (image_encoder, image, tap blocks, how to run a block)
     image_size: int  # S, pixels
     tap_blocks: tuple[int, ...]  # counted from 1, shallow to deep
     tap_channels: tuple[int, ...]
@@ -44,13 +45,20 @@ class Backbone:
     fuse: Callable[[Any, torch.dtype], Fused] | None = None
 
 
-def encode_vit(encoder: Any, image: Tensor, taps: tuple[int, ...]) -> Maps:
+def run_block(block: Any, x: Tensor) -> Tensor:
+    """Run a block and keep what its backward pass needs."""
+    out: Tensor = block(x)
+    return out
+
+
+def encode_vit(encoder: Any, image: Tensor, taps: tuple[int, ...], run: Run = run_block) -> Maps:
     """Run ``ImageEncoderViT`` block by block.
 
     Args:
         encoder: the package's image encoder.
         image: (B, 3, S, S) float.
         taps: blocks whose outputs are wanted, counted from 1.
+        run: runs a block.
 
     Returns:
         The embedding (B, 256, E, E) after the neck, and the taps (B, C, E, E) before it.
@@ -60,18 +68,18 @@ def encode_vit(encoder: Any, image: Tensor, taps: tuple[int, ...]) -> Maps:
         x = x + encoder.pos_embed
     kept = []
     for number, block in enumerate(encoder.blocks, start=1):
-        x = block(x)
+        x = run(block, x)
         if number in taps:
             kept.append(x.permute(0, 3, 1, 2))
     return encoder.neck(x.permute(0, 3, 1, 2)), tuple(kept)
 
 
-def encode_tiny_vit(encoder: Any, image: Tensor, taps: tuple[int, ...]) -> Maps:
+def encode_tiny_vit(encoder: Any, image: Tensor, taps: tuple[int, ...], run: Run = run_block) -> Maps:
     """Run LiteMedSAM's ``TinyViT`` stage by stage; arguments and result as :func:`encode_vit`, taps are stages."""
-    x = encoder.layers[0](encoder.patch_embed(image))  # a convolution stage; the others give (B, E·E, C)
+    x = run(encoder.layers[0], encoder.patch_embed(image))  # a convolution stage; the others give (B, E·E, C)
     kept = []
     for number, stage in enumerate(encoder.layers[1:], start=2):
-        x = stage(x)
+        x = run(stage, x)
         if number in taps:
             kept.append(_as_map(x))
     return encoder.neck(_as_map(x)), tuple(kept)

@@ -35,10 +35,13 @@ class Promise(nn.Module):
         """
         super().__init__()
         self.sam = sam
-        # Maps are channels-last from the encoder on: a tenth of a training step on a CPU, more on a GPU.
-        self.apm = None if apm is None else apm.to(memory_format=torch.channels_last)
+        self.apm = apm
         self.ips = ips
         self.precision = precision
+        if precision != "fp32":  # as promise.types.arrange has it
+            for part in (apm, sam.mask_decoder):
+                if part is not None:
+                    part.to(memory_format=torch.channels_last)
         # Entries of a loaded original state dict that this net has no use for; see promise.checkpoint.
         self.reference_unused: dict[str, Tensor] = {}
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from promise.errors import unknown_name
-from promise.models.backbones import Backbone, Fused
+from promise.models.backbones import Backbone, Fused, run_block
 from promise.models.weights import state_sha256
-from promise.types import Encoded, Points, join
+from promise.types import Encoded, Points, arrange, join
 
 # The original's switches: which parts of SAM stay frozen.
 FREEZE: dict[str, frozenset[str]] = {
@@ -51,9 +53,11 @@ class FrozenSam(nn.Module):
             raise unknown_name("freeze switch", freeze, FREEZE)
         self.image_encoder = sam.image_encoder
         self.prompt_encoder = sam.prompt_encoder
-        self.mask_decoder = sam.mask_decoder.to(memory_format=torch.channels_last)
+        self.mask_decoder = sam.mask_decoder
         self.backbone = backbone
         self.freeze = freeze
+        # Compute a block's inner values again in the backward pass instead of keeping them.
+        self.gradient_checkpointing = False
         self._fused: tuple[object, Fused] | None = None  # the encoder's state it was made from, and itself
         for name, part in self.named_children():
             part.requires_grad_(name not in FREEZE[freeze])
@@ -80,7 +84,7 @@ class FrozenSam(nn.Module):
             taps: also keep the tapped blocks' outputs.
 
         Returns:
-            Features with their maps in channels-last order.
+            Features, arranged as :func:`promise.types.arrange` says.
 
         Raises:
             ValueError: images of another size than the backbone's.
@@ -90,10 +94,10 @@ class FrozenSam(nn.Module):
             raise ValueError(f"{self.backbone.name} wants images (B, 3, {side}, {side}), got {tuple(image.shape)}.")
         blocks = self.backbone.tap_blocks if taps else ()
         if "image_encoder" not in FREEZE[self.freeze]:
-            return _channels_last(Encoded(*self.backbone.encode(self.image_encoder, image, blocks)))
+            return Encoded(*self.backbone.encode(self.image_encoder, image, blocks, self._run)).map(arrange)
         with torch.no_grad():
             if self.backbone.fuse is None:
-                return _channels_last(Encoded(*self.backbone.encode(self.image_encoder, image, blocks)))
+                return Encoded(*self.backbone.encode(self.image_encoder, image, blocks, run_block)).map(arrange)
             kind = image.device.type
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else image.dtype
             fused = self._fuse(self.backbone.fuse, dtype)
@@ -145,14 +149,19 @@ class FrozenSam(nn.Module):
         tokens = torch.cat((quality, queries, sparse), dim=1)
         with _full_precision(embedding):
             position = self.prompt_encoder.get_dense_pe().expand(batch, -1, -1, -1)
-        out, source = decoder.transformer(embedding + dense, position, tokens)
+        out, source = self._run(decoder.transformer, embedding + dense, position, tokens)
         source = source.transpose(1, 2).reshape(embedding.shape)
-        upscaled = _upscale(decoder.output_upscaling, source)  # (B, 32, 4E, 4E)
+        upscaled = self._run(partial(_upscale, decoder.output_upscaling), source)  # (B, 32, 4E, 4E)
         weights = [decoder.output_hypernetworks_mlps[c](out[:, 1 + c]) for c in channels]
         logits = torch.stack(weights, dim=1) @ upscaled.flatten(2)
         logits = logits.view(*logits.shape[:2], *upscaled.shape[2:])
         iou = decoder.iou_prediction_head(out[:, 0])[:, list(channels)]
         return logits.float(), iou.float()
+
+    def _run(self, block: Callable[..., Any], *inputs: Tensor) -> Any:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def _embed_prompts(
         self, points: Points | None, boxes: Tensor | None, mask_prompt: Tensor | None, batch: int
@@ -203,10 +212,6 @@ def _upscale(layers: Any, source: Tensor) -> Tensor:
     for layer in rest:
         x = layer(x)
     return x
-
-
-def _channels_last(encoded: Encoded) -> Encoded:
-    return encoded.map(lambda x: x.contiguous(memory_format=torch.channels_last))
 
 
 def _full_precision(like: Tensor) -> torch.autocast:
