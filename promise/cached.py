@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from promise.config import EvalConfig, TrainConfig
-from promise.data.dataset import SegmentationDataset, collate, start_worker
+from promise.data.dataset import SegmentationDataset, build_loader, collate, start_worker
 from promise.data.images import content_hash
+from promise.data.table import Row
 from promise.errors import UserError
 from promise.feature_cache import (
     DamagedEntry,
@@ -33,7 +34,7 @@ from promise.feature_cache import (
 from promise.models.promise import Promise
 from promise.models.weights import state_sha256
 from promise.progress_bar import progress_bar
-from promise.transforms import PIXELS_VERSION
+from promise.transforms import PIXELS_VERSION, build_transform
 from promise.types import Batch, Encoded, join
 
 log = logging.getLogger(__name__)
@@ -203,6 +204,17 @@ class CacheSettings:
         )
 
 
+@dataclass(frozen=True)
+class Crew:
+    """The processes of a run."""
+
+    index: int = 0  # this one
+    count: int = 1
+    wait: Callable[[], None] = lambda: None  # returns when all have come here
+
+
+ALONE = Crew()
+
 # Of the free disk, what the default may take without being asked.
 MODEST_SHARE = 0.1
 
@@ -215,8 +227,7 @@ def serve(
     recipe: str,
     training: bool,
     device: torch.device,
-    share: tuple[int, int] = (0, 1),
-    wait: Callable[[], None] = lambda: None,
+    crew: Crew = ALONE,
 ) -> tuple[Dataset[Any], Callable[[Any], Batch]]:
     """The dataset to load from and what makes batches of it: with features where the settings want them, else itself.
 
@@ -227,8 +238,7 @@ def serve(
         recipe: name of the dataset's transform.
         training: whether the rows are trained on; others are cached by ``eval`` already.
         device: where images are encoded.
-        share: (this process, processes).
-        wait: called after this process has made its share; returns when all have.
+        crew: the processes that share the encoding.
 
     Raises:
         UserError: ``all`` was asked for and the disk is too small, or SAM's encoder is to be trained.
@@ -268,16 +278,60 @@ def serve(
         encode,
         batch_size=settings.batch_size,
         workers=settings.workers,
-        share=share,
+        share=(crew.index, crew.count),
         quiet=settings.quiet,
     )
-    wait()
+    crew.wait()
     return served, collate_cached
 
 
-def workers_for(dataset: Dataset[Any], workers: int, device: torch.device) -> int:
-    """Loader processes: none where features are read on a CPU, since they would take the net's cores and only copy."""
-    return 0 if device.type == "cpu" and isinstance(dataset, CachedDataset) else workers
+def row_loader(
+    rows: Sequence[Row],
+    net: Promise,
+    config: TrainConfig | EvalConfig,
+    *,
+    recipe: str,
+    seed: int,
+    device: torch.device,
+    training: bool = False,
+    crew: Crew = ALONE,
+) -> DataLoader[Any]:
+    """A loader of rows as a net wants them, from features where the configuration says so.
+
+    Args:
+        rows: of a split.
+        net: which they are for; its weights on ``device``.
+        config: batch size, workers, cache; in training also shuffling and the last batch.
+        recipe: name of the transform.
+        seed: of the order and of the augmentation.
+        device: where the net is.
+        training: whether the rows are trained on.
+        crew: the processes that share the encoding.
+    """
+    backbone = net.sam.backbone
+    transform = build_transform(recipe, image_size=backbone.image_size, pixels=backbone.pixels)
+    dataset, collate_fn = serve(
+        SegmentationDataset(rows, transform, seed=seed),
+        net,
+        CacheSettings.of(config),
+        recipe=recipe,
+        training=training,
+        device=device,
+        crew=crew,
+    )
+    # Features are only copied: on a CPU, worker processes would take the net's cores for it.
+    cheap = device.type == "cpu" and isinstance(dataset, CachedDataset)
+    learning = config if training and isinstance(config, TrainConfig) else None
+    return build_loader(
+        dataset,
+        collate_fn=collate_fn,
+        batch_size=config.batch_size,
+        shuffle=learning is not None and learning.shuffle,
+        seed=seed,
+        workers=0 if cheap else config.workers,
+        pin_memory=isinstance(config, TrainConfig) and config.pin_memory and device.type == "cuda",
+        drop_last=learning is not None and learning.drop_last,
+    )
 
 
 def _space(

@@ -21,10 +21,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from promise import checkpoint
-from promise.cached import CacheSettings, serve, workers_for
+from promise.cached import row_loader
 from promise.config import EvalConfig
 from promise.data.check import check_files
-from promise.data.dataset import SegmentationDataset, build_loader
 from promise.data.images import content_hash, read_image, read_mask
 from promise.data.table import Row, read_table
 from promise.device import describe_environment, keep_freed_memory, peak_memory, resolve_device, tell_memory
@@ -227,7 +226,8 @@ def _score_dataset(
     folder: Path,
     caption: str,
 ) -> list[tuple[RowPrediction, Scored]]:
-    loader = _loader(config, net, dataset, device)
+    recipe = config.recipe or "basic_color"
+    loader = row_loader(dataset.rows, net, config, recipe=recipe, seed=0, device=device)
     bar = progress_bar(total=len(dataset.rows), name=dataset.name, unit="image", quiet=config.quiet)
 
     def work(row: RowPrediction) -> tuple[RowPrediction, Scored, np.ndarray]:
@@ -256,27 +256,6 @@ def _beside(work: Callable[[RowPrediction], Result], rows: Iterable[RowPredictio
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _loader(config: EvalConfig, net: Promise, dataset: DataSet, device: torch.device) -> DataLoader[Any]:
-    backbone, recipe = net.sam.backbone, config.recipe or "basic_color"
-    transform = build_transform(recipe, image_size=backbone.image_size, pixels=backbone.pixels)
-    served, collate_fn = serve(
-        SegmentationDataset(dataset.rows, transform, seed=0),
-        net,
-        CacheSettings.of(config),
-        recipe=recipe,
-        training=False,
-        device=device,
-    )
-    return build_loader(
-        served,
-        collate_fn=collate_fn,
-        batch_size=config.batch_size,
-        shuffle=False,
-        seed=0,
-        workers=workers_for(served, config.workers, device),
-    )
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:

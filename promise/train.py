@@ -18,10 +18,9 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from promise import checkpoint
-from promise.cached import CacheSettings, serve, workers_for
+from promise.cached import Crew, row_loader
 from promise.config import TrainConfig, parse_labels, write_yaml
 from promise.data.check import check_files
-from promise.data.dataset import SegmentationDataset, build_loader
 from promise.data.images import content_hash
 from promise.data.table import Row, SplitTable, read_table
 from promise.device import describe_environment, keep_freed_memory, peak_memory, resolve_device, tell_memory
@@ -37,7 +36,7 @@ from promise.registry import NETS, build_net
 from promise.run_folder import Progress, RunFolder
 from promise.run_log import EpochRow, RunLog
 from promise.settle import settle
-from promise.transforms import build_transform, plain_recipe
+from promise.transforms import plain_recipe
 from promise.types import Batch
 
 log = logging.getLogger(__name__)
@@ -325,28 +324,16 @@ class _Trainer:
         )
 
     def _loader(self, rows: tuple[Row, ...], *, train: bool) -> _Loader:
-        config, backbone, accelerator = self.config, self.bare.sam.backbone, self.accelerator
-        recipe = config.augment if train else plain_recipe(config.augment)
-        transform = build_transform(recipe, image_size=backbone.image_size, pixels=backbone.pixels)
-        dataset, collate_fn = serve(
-            SegmentationDataset(rows, transform, seed=self.seed),
+        config, accelerator = self.config, self.accelerator
+        loader = row_loader(
+            rows,
             self.bare,
-            CacheSettings.of(config),
-            recipe=recipe,
-            training=train,
-            device=accelerator.device,
-            share=(accelerator.process_index, accelerator.num_processes),
-            wait=accelerator.wait_for_everyone,
-        )
-        loader = build_loader(
-            dataset,
-            collate_fn=collate_fn,
-            batch_size=config.batch_size,
-            shuffle=train and config.shuffle,
+            config,
+            recipe=config.augment if train else plain_recipe(config.augment),
             seed=self.seed,
-            workers=workers_for(dataset, config.workers, accelerator.device),
-            pin_memory=config.pin_memory and accelerator.device.type == "cuda",
-            drop_last=train and config.drop_last,
+            device=accelerator.device,
+            training=train,
+            crew=Crew(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone),
         )
         # Shares the rows among the processes; batches stay on the CPU, where prompts are drawn from their masks.
         shared = accelerator.prepare_data_loader(loader, device_placement=False)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from promise import benchmark as bench
-from promise.benchmark import PARTS, Bench, Comparison, Settings, benchmark, published_training, take_turns
+from promise.benchmark import PARTS, Bench, Settings, benchmark
 from promise.cli.bench import main
 from promise.errors import UserError
+from promise.timings import Comparison, published_training, take_turns
 
 pytestmark = pytest.mark.filterwarnings("ignore:SAM .* has random weights")
 
