@@ -21,6 +21,7 @@ from promise.config import EvalConfig, TrainConfig
 from promise.data.dataset import SegmentationDataset, build_loader, collate, start_worker
 from promise.data.images import content_hash
 from promise.data.table import Row
+from promise.device import tell_memory
 from promise.errors import UserError
 from promise.feature_cache import (
     DamagedEntry,
@@ -256,6 +257,7 @@ def serve(
     served = CachedDataset(dataset, space, views=settings.views)
     missing = space.missing(served.items())
     if not _has_room(settings, space, needed=size * len(missing), images=len(missing)):
+        crew.wait()  # another process, which looked a moment earlier, may have found room
         return plain
     if training and not dataset.transform.deterministic:
         log.warning(
@@ -273,16 +275,27 @@ def serve(
         encoded = net.encode(image.to(device, non_blocking=True))
         return encoded if dtype is None else encoded.map(lambda x: x.to(dtype))
 
-    fill(
-        served,
-        encode,
-        batch_size=settings.batch_size,
-        workers=settings.workers,
-        share=(crew.index, crew.count),
-        quiet=settings.quiet,
-    )
+    written = True
+    try:
+        with tell_memory(settings.batch_size):
+            fill(
+                served,
+                encode,
+                batch_size=settings.batch_size,
+                workers=settings.workers,
+                share=(crew.index, crew.count),
+                quiet=settings.quiet,
+            )
+    except UserError:
+        raise
+    except OSError as error:  # a full disk, or a folder that may not be written to
+        wish = f"features cannot be written to {space.folder} ({error.strerror}): another disk by --cache-dir"
+        if settings.policy == "all":
+            raise UserError(f"{wish}, or --cache off.") from error
+        log.warning("not cached: %s.", wish)
+        written = False
     crew.wait()
-    return served, collate_cached
+    return (served, collate_cached) if written and not space.missing(served.items()) else plain
 
 
 def row_loader(

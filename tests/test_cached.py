@@ -71,6 +71,14 @@ def test_training_from_features_is_training_from_pixels_bit_for_bit(net, run, ow
         assert told(folder) == told(plain)
 
 
+@pytest.mark.parametrize("stored, precision", [("bf16", "fp32"), ("fp32", "bf16"), ("bf16", "bf16")])
+def test_features_stored_in_another_precision_train_to_nearly_the_same_scores(stored, precision, run) -> None:
+    plain, other = run("plain"), run("other", cache="all", cache_dtype=stored, precision=precision)
+    for a, b in zip(told(plain), told(other), strict=True):
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=2e-2)
+        assert b["val_dice"] == pytest.approx(a["val_dice"], abs=5e-2)
+
+
 def test_the_default_caches_validation_rows_only(run, own_features) -> None:
     run("default")
     assert [space.entries for space in list_spaces(own_features)] == [3]
@@ -210,6 +218,15 @@ def test_the_disk_is_asked_before_the_first_byte(build, dataset, tmp_path, monke
     offer(build, dataset, tmp_path / "f", policy="all", training=True)
     monkeypatch.setattr(cached, "free_bytes", lambda _: 0)
     assert isinstance(offer(build, dataset, tmp_path / "f", policy="eval", training=False), CachedDataset)
+
+
+def test_a_folder_that_cannot_be_written_to_costs_the_cache_only(build, dataset, tmp_path, caplog) -> None:
+    (tmp_path / "file").touch()
+    plain = offer(build, dataset, tmp_path / "file/f", policy="eval", training=False)
+    assert isinstance(plain, SegmentationDataset)
+    assert "not cached: features cannot be written to" in caplog.text
+    with pytest.raises(UserError, match=r"cannot be written to .*--cache-dir, or --cache off"):
+        offer(build, dataset, tmp_path / "file/f", policy="all", training=True)
 
 
 def test_the_estimate_is_the_size(build, dataset, tmp_path, monkeypatch) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from promise.errors import UserError, unknown_name
 from promise.models.sam import FrozenSam
-from promise.types import Encoded, Points, Prediction
+from promise.types import Encoded, Points, Prediction, arrange
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -75,6 +75,8 @@ class Promise(nn.Module):
         Raises:
             UserError: no prompts were given and no part of the net makes them.
         """
+        if self.precision == "fp32" and encoded.embedding.dtype != torch.float32:  # stored in 16 bits
+            encoded = encoded.map(lambda x: arrange(x.float()))
         with self._autocast(encoded.embedding.device):
             if points is None and boxes is None:
                 if self.apm is None:

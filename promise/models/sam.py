@@ -58,7 +58,7 @@ class FrozenSam(nn.Module):
         self.freeze = freeze
         # Compute a block's inner values again in the backward pass instead of keeping them.
         self.gradient_checkpointing = False
-        self._fused: tuple[object, Fused] | None = None  # the encoder's state it was made from, and itself
+        self._fused: dict[torch.dtype, tuple[object, Fused]] = {}  # the encoder's state each was made from, and itself
         for name, part in self.named_children():
             part.requires_grad_(name not in FREEZE[freeze])
         self.eval()
@@ -109,11 +109,11 @@ class FrozenSam(nn.Module):
     def _fuse(self, fuse: Callable[[Any, torch.dtype], Fused], dtype: torch.dtype) -> Fused:
         """The fused encoder in this dtype: made at the first image, and again when weights change or move."""
         state = self.image_encoder.state_dict(keep_vars=True).values()
-        now = (dtype, *((t.data_ptr(), 0 if t.is_inference() else t._version, t.device) for t in state))
-        if self._fused is None or self._fused[0] != now:
+        now = [(t.data_ptr(), 0 if t.is_inference() else t._version, t.device) for t in state]
+        if dtype not in self._fused or self._fused[dtype][0] != now:
             with torch.inference_mode(False), torch.no_grad():  # used inside inference mode and outside
-                self._fused = now, fuse(self.image_encoder, dtype)
-        return self._fused[1]
+                self._fused[dtype] = now, fuse(self.image_encoder, dtype)
+        return self._fused[dtype][1]
 
     def decode(
         self,

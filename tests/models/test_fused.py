@@ -103,11 +103,11 @@ def test_an_encoder_fused_in_inference_mode_serves_outside_and_the_mode_changes_
     with torch.inference_mode():
         sam.eval()  # TinyViT makes its position biases anew here
         inside = sam.encode(pixels).embedding
-    fused = sam._fused
+    fused = sam._fused[torch.float32][1]
     sam.train()
     outside = sam.encode(pixels).embedding
     assert torch.equal(inside, outside)
-    assert sam._fused is fused
+    assert sam._fused[torch.float32][1] is fused
     assert not outside.is_inference()
 
 
