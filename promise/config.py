@@ -109,6 +109,7 @@ class TrainConfig:
     precision: str = option(
         "auto", "auto: bf16 where the device has instructions for it", choices=PRECISIONS, group="training"
     )
+    compile: bool = option(False, "torch.compile: faster steps after a slow first one", group="training")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", group="training")
     seed: int | None = option(None, "default: drawn, and recorded in the run", group="training")
 
@@ -182,6 +183,7 @@ class EvalConfig:
     precision: str = option(
         "auto", "auto: bf16 where the device has instructions for it", choices=PRECISIONS, group="run"
     )
+    compile: bool = option(False, "torch.compile: faster batches after a slow first one", group="run")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", group="run")
     output: str | None = option(None, "folder for the results; default: eval beside the checkpoint", group="run")
     overlays: int = option(0, "pictures a data set", group="run")

@@ -139,6 +139,8 @@ class _Trainer:
         )
         self.net: nn.Module
         self.net, self.optimizer = self.accelerator.prepare(bare, self.optimizer)
+        if config.compile:
+            bare.compile_parts()
         self.train_loader = self._loader(table.split("train"), train=True)
         self.val_loader = self._loader(table.split("val"), train=False) if table.split("val") else None
         self.progress = self._restore() if config.resume else Progress()

@@ -77,6 +77,22 @@ class Killed(BaseException):
 # --- what a run leaves ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+def test_a_compiled_net_learns_the_same(run: Train, tmp_path: Path) -> None:
+    plain = run(output=str(tmp_path / "plain"), drop_last=True, epochs=2)
+    compiled = run(output=str(tmp_path / "compiled"), drop_last=True, epochs=2, compile=True)
+    for ours, theirs in zip(rows(compiled.folder), rows(plain.folder), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    assert weights(compiled.folder).keys() == weights(plain.folder).keys()
+
+
+def test_compiling_without_a_compiler_is_refused_before_the_first_epoch(run: Train, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"--compile needs a C\+\+ compiler on a CPU"):
+        run(compile=True)
+
+
 def test_a_run_leaves_its_files(run: Train, tmp_path: Path) -> None:
     result = run()
     folder = tmp_path / "run"

@@ -58,6 +58,7 @@ class FrozenSam(nn.Module):
         self.freeze = freeze
         # Compute a block's inner values again in the backward pass instead of keeping them.
         self.gradient_checkpointing = False
+        self.compile_encoder = False  # by torch.compile, where it is fused
         self._fused: dict[torch.dtype, tuple[object, Fused]] = {}  # the encoder's state each was made from, and itself
         for name, part in self.named_children():
             part.requires_grad_(name not in FREEZE[freeze])
@@ -112,7 +113,8 @@ class FrozenSam(nn.Module):
         now = [(t.data_ptr(), 0 if t.is_inference() else t._version, t.device) for t in state]
         if dtype not in self._fused or self._fused[dtype][0] != now:
             with torch.inference_mode(False), torch.no_grad():  # used inside inference mode and outside
-                self._fused[dtype] = now, fuse(self.image_encoder, dtype)
+                fused = fuse(self.image_encoder, dtype)
+                self._fused[dtype] = now, torch.compile(fused) if self.compile_encoder else fused
         return self._fused[dtype][1]
 
     def decode(
