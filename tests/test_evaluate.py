@@ -54,7 +54,8 @@ def per_image(folder: Path) -> list[dict[str, str]]:
 
 
 def column_means(rows: list[dict[str, str]], protocol: str) -> dict[str, float]:
-    names = [name for name in rows[0] if name.startswith(f"{protocol}_")]
+    counts = ("native_intersection", "native_predicted_pixels")
+    names = [name for name in rows[0] if name.startswith(f"{protocol}_") and name not in counts]
     means = {}
     for name in names:
         values = np.array([float(row[name]) for row in rows])
@@ -84,7 +85,12 @@ def test_the_summary_says_what_was_scored(run, ckpt: Path, tmp_path: Path) -> No
     assert {name: written[name] for name in expected} == expected
     table = written["datasets"]["split"]
     assert (table["split"], table["images"], table["empty_truths"]) == ("test", 3, 0)
-    assert {p.name for p in (tmp_path / "eval").iterdir()} == {"summary.json", "per_image.csv"}
+    assert {p.name for p in (tmp_path / "eval").iterdir()} == {
+        "summary.json",
+        "per_image.csv",
+        "prompts.json",
+        "gallery",
+    }
 
 
 def test_means_are_the_means_of_the_columns(run, tmp_path: Path) -> None:

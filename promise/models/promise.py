@@ -90,7 +90,7 @@ class Promise(nn.Module):
 
         Args:
             encoded: what :meth:`encode` gave.
-            points: prompts in input pixels; ``None`` asks the prompter, unless boxes are given.
+            points: prompts in input pixels; ``None`` asks the prompter, unless boxes are given; P = 0: no points.
             boxes: (B, 4) x0, y0, x1, y1 in input pixels.
 
         Raises:

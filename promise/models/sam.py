@@ -131,7 +131,7 @@ class FrozenSam(nn.Module):
 
         Args:
             encoded: what :meth:`encode` gave; only the embedding (B, 256, E, E) is used.
-            points: prompts in input pixels.
+            points: prompts in input pixels; P = 0: none.
             boxes: (B, 4) x0, y0, x1, y1 in input pixels.
             mask_prompt: (B, 1, 4E, 4E) earlier logits.
             token_shift: (B, 4, 256) added to SAM's four mask tokens.
@@ -170,7 +170,7 @@ class FrozenSam(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         encoder = self.prompt_encoder
         sparse = []
-        if points is not None:
+        if points is not None and points.xy.shape[1]:
             sparse.append(self._embed_points(points, pad=boxes is None))
         if boxes is not None:
             with _full_precision(boxes):
