@@ -47,9 +47,13 @@ class ImagePrompts:
     def at(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Points (P, 2) float32, labels (P,) and box (4,) float32 or ``None`` in a net's input of ``side`` pixels."""
         scale = side / np.asarray(self.size, np.float64)
-        xy = ((self.xy + 0.5) * scale - 0.5).astype(np.float32)
-        box = None if self.box is None else ((self.box + 0.5) * np.tile(scale, 2) - 0.5).astype(np.float32)
-        return xy, self.label, box
+
+        def bring(corners: np.ndarray) -> np.ndarray:
+            """Rounded where float64 is no longer exact, so that float32 is: 0 comes back as 0."""
+            return np.round((corners + 0.5) * scale - 0.5, 9).astype(np.float32)
+
+        box = None if self.box is None else bring(self.box.reshape(2, 2)).reshape(4)
+        return bring(self.xy), self.label, box
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,8 @@ def load_subject(config: EvalConfig) -> Subject:
         config, net=metadata.net, own_prompts=not net.needs_prompts, num_points=metadata.num_points, seed=seed
     )
     net.to(device)
+    if config.compile:
+        net.compile_parts()
     recipe = config.recipe or plain_recipe(metadata.config.get("augment"))
     return Subject(
         net, metadata, device, precision, prompting, seed, recipe, *_postprocess(config, metadata, prompting)
