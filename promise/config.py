@@ -173,8 +173,9 @@ class EvalConfig:
     prompt_seeds: int = option(1, "draws of the points for the same images, with consecutive seeds", group="scoring")
     postprocess: str | None = option(
         None,
-        "none, open:5, close:7, and behind commas threshold:0.45, fill, largest; default: what was tuned into the "
-        "checkpoint, in the native protocol, else open:5 in the reference protocol and none in the native",
+        "none, open:5, close:7, and behind commas threshold:0.45, fill, largest; the word default: open:5 in the "
+        "reference protocol, none in the native; without this flag also that, but for what was tuned into the "
+        "checkpoint, in the native",
         group="scoring",
     )
     tune_postprocess: bool = option(
