@@ -6,7 +6,7 @@ field's measures on the probability map at the truth's own size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,18 +92,6 @@ def dice_of_empty(rule: str, *, predicted: bool) -> float:
 def _apply_rule(values: Mapping[str, float], rule: str, *, predicted: bool) -> dict[str, float]:
     value = dice_of_empty(rule, predicted=predicted)
     return {name: value if name.startswith(_OVERLAP) else given for name, given in values.items()}
-
-
-def mean_scores(rows: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Mean of every metric of every protocol over the rows; rows where it is not a number are left out."""
-    means: dict[str, dict[str, float]] = {}
-    for protocol in PROTOCOLS:
-        values = {name: np.array([row[protocol][name] for row in rows]) for name in rows[0][protocol]}
-        means[protocol] = {
-            name: float(np.nanmean(column)) if not np.isnan(column).all() else float("nan")
-            for name, column in values.items()
-        }
-    return means
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -109,6 +109,12 @@ def test_calibration_by_hand() -> None:
     assert math.isnan(calibration([], [])["error"])
 
 
+def test_means_leave_out_what_is_not_a_number() -> None:
+    assert column_means([[0.5, 0.1], [NAN, 0.3]]).tolist() == [0.5, pytest.approx(0.2)]
+    assert np.isnan(column_means([[NAN]])).all()
+    assert column_means([[[1.0, NAN], [3.0, 5.0]]], axis=1).tolist() == [[2.0, 5.0]]
+
+
 def test_means_and_deviations() -> None:
     means = column_means([[1, NAN], [3, NAN]])
     assert means[0] == 2
