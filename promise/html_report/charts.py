@@ -51,7 +51,7 @@ def histogram(counts: Sequence[tuple[str, str, Sequence[int]]], *, title: str, x
     """
     bins = len(counts[0][2])
     totals = [sum(part[2][i] for part in counts) for i in range(bins)]
-    y = Axis(0, _nice(max(totals)), BOTTOM, TOP)
+    y = Axis(0, -(-max(*totals, 1) // 4) * 4, BOTTOM, TOP)  # four ticks of whole images
     width = (RIGHT - LEFT) / bins
     bars = []
     for i in range(bins):
@@ -151,16 +151,20 @@ def lines(series: Sequence[Series], *, title: str, x: str, unit: bool = False, m
 
 def intervals(rows: Sequence[tuple[str, str, float, tuple[float, float] | None]], *, title: str, x: str) -> Markup:
     """For each (name, words, mean, 95 % interval): a dot with its interval, one under another."""
-    height = 34 * len(rows) + 34
+    height = 40 * len(rows) + 32
     axis = Axis(0, 1, 8, WIDTH - 8)
     parts = [
-        f'<line class="grid" x1="{axis.at(t):.1f}" x2="{axis.at(t):.1f}" y1="4" y2="{height - 30}"/>'
         f'<text class="tick" x="{axis.at(t):.1f}" y="{height - 18}" text-anchor="{anchor}">{t:g}</text>'
         for t, anchor in ((0, "start"), (0.25, "middle"), (0.5, "middle"), (0.75, "middle"), (1, "end"))
     ]
     parts.append(f'<text class="tick" x="{WIDTH / 2}" y="{height - 4}" text-anchor="middle">{escape(x)}</text>')
     for i, (name, words, mean, bounds) in enumerate(rows):
-        y = 34 * i + 26
+        y = 40 * i + 26
+        parts.append(f'<line class="grid" x1="8" x2="{WIDTH - 8}" y1="{y}" y2="{y}"/>')
+        parts += [
+            f'<line class="grid" x1="{axis.at(t / 4):.1f}" x2="{axis.at(t / 4):.1f}" y1="{y - 4}" y2="{y + 4}"/>'
+            for t in range(5)
+        ]
         parts.append(f'<text class="name" x="8" y="{y - 10}">{escape(_cut(name, 36))}</text>')
         parts.append(f'<text class="name" x="{WIDTH - 8}" y="{y - 10}" text-anchor="end">{escape(words)}</text>')
         if bounds is not None:
@@ -230,10 +234,10 @@ def _ticks(low: float, high: float) -> list[float]:
 def _legend(entries: Sequence[tuple[str, str]]) -> str:
     parts, right = [], float(RIGHT)
     for name, style in reversed(entries):
-        right -= 6.2 * len(name)
+        right -= 6.6 * len(name)
         parts.append(f'<text class="tick" x="{right:.1f}" y="{TOP - 12}">{escape(name)}</text>')
         parts.append(f'<rect class="{style}" x="{right - 13:.1f}" y="{TOP - 21}" width="10" height="10" rx="2"/>')
-        right -= 22
+        right -= 24
     return "".join(parts)
 
 

@@ -146,7 +146,8 @@ def _overview(evaluations: Sequence[Evaluation]) -> list[tuple[str, Markup]]:
                 continue
             bounds = ((told.get("intervals") or {}).get("native") or {}).get("dice")
             words = f"{number(mean)} {interval(bounds)}".rstrip()
-            rows.append((e.title, words, float(mean), (bounds[0], bounds[1]) if interval(bounds) else None))
+            whole = (bounds[0], bounds[1]) if bounds and interval(bounds) else None
+            rows.append((e.title, words, float(mean), whole))
         if rows:
             x = "native Dice, mean and 95 % interval"
             found.append((name, charts.intervals(rows, title=f"Mean Dice on {name}", x=x)))
