@@ -25,6 +25,7 @@ class Evaluation:
     folder: Path
     summary: dict[str, Any]
     rows: pd.DataFrame  # per_image.csv: one line an image and draw
+    mark: str = ""  # tells it from another of the same net and prompts
 
     @property
     def title(self) -> str:
@@ -32,7 +33,8 @@ class Evaluation:
         summary = self.summary
         untrained = ", untrained" if not summary["trained"] and summary["net"] != "SAM" else ""
         box = " (box)" if summary.get("prompt_source") == "gt-box" else ""
-        return f"{summary['net']}{untrained}, {summary['prompts']} prompts{box}"
+        mark = f" ({self.mark})" if self.mark else ""
+        return f"{summary['net']}{untrained}, {summary['prompts']} prompts{box}{mark}"
 
     @property
     def metrics(self) -> list[str]:

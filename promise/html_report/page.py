@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +67,7 @@ def write_report(
     if record is None and not folders:
         where = "" if run is None else f" {run} holds neither a training nor an evaluation."
         raise MissingFileError(f"nothing to report.{where} Give a run's folder, or --eval FOLDER.")
-    found = [read_evaluation(folder) for folder in folders]
+    found = _told_apart([read_evaluation(folder) for folder in folders])
     page = output or (run or found[0].folder) / "report.html"
     if page.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output {page} should be a file that ends in .html.")
@@ -82,6 +84,12 @@ def write_report(
         write_text(files[1], "\n".join(table.markdown() for table in flat))
         write_text(files[2], "\n".join(table.latex() for table in flat))
     return page
+
+
+def _told_apart(evaluations: list[Evaluation]) -> list[Evaluation]:
+    """Evaluations of the same net and prompts show their folder."""
+    count = Counter(e.title for e in evaluations)
+    return [dataclasses.replace(e, mark=str(e.folder)) if count[e.title] > 1 else e for e in evaluations]
 
 
 def _datasets(evaluations: Sequence[Evaluation]) -> list[str]:

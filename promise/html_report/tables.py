@@ -120,7 +120,7 @@ def _rows(
         intervals = (told.get("intervals") or {}).get(protocol) or {}
         deviations = ((told.get("draws") or {}).get("deviation") or {}).get(protocol) or {}
         yield (
-            Cell(f"{summary['net']}{untrained}"),
+            Cell(f"{summary['net']}{untrained}", evaluation.mark),
             Cell(prompts),
             Cell(protocol),
             *(
