@@ -47,12 +47,18 @@ def read_mask(path: str | Path) -> NDArray[np.bool_]:
         MissingFileError: no such file.
         UserError: empty, truncated, no picture, coloured, or with other values; the text says which.
     """
+    return read_mask_and_value(path)[0]
+
+
+def read_mask_and_value(path: str | Path) -> tuple[NDArray[np.bool_], int]:
+    """As :func:`read_mask`, and the value that stands for foreground: 1 or 255, or 0 where there is none."""
     path = Path(path)
     array = _decode(path)
     lossy = path.suffix.lower() in (".jpg", ".jpeg")
     grey = _single_channel(array, path, tolerance=32 if lossy else 0)
     if lossy:
-        return _cut_jpeg(grey, path)
+        mask = _cut_jpeg(grey, path)
+        return mask, 255 if mask.any() else 0
     values = _values(grey)
     if not (np.isin(values, (0, 1)).all() or np.isin(values, (0, 255)).all()):
         shown = ", ".join(f"{v:g}" for v in values[:6]) + (", …" if len(values) > 6 else "")
@@ -60,7 +66,7 @@ def read_mask(path: str | Path) -> NDArray[np.bool_]:
             f"{path}: not a binary mask: it holds {len(values)} value{'s' * (len(values) != 1)} ({shown}); "
             "0 and 1, or 0 and 255, are expected."
         )
-    return np.asarray(grey > 0)
+    return np.asarray(grey > 0), int(values[-1])
 
 
 def read_levels(path: str | Path) -> NDArray[np.uint8]:
