@@ -196,7 +196,7 @@ def _single_channel(array: NDArray[Any], path: Path, *, tolerance: int) -> NDArr
 def _values(grey: NDArray[Any]) -> NDArray[Any]:
     """The distinct values, in order."""
     if grey.dtype == np.uint8:  # five times as fast as sorting
-        return np.flatnonzero(np.bincount(grey.ravel(), minlength=256))
+        return np.flatnonzero(cv2.calcHist([grey], [0], None, [256], [0, 256]))
     return np.unique(grey)
 
 

@@ -74,9 +74,7 @@ def inspect_row(row: Row) -> Inspection:
 
 def describe_mask(mask: NDArray[np.bool_], value: int) -> MaskFacts:
     """Facts of a mask (H, W) bool whose foreground is written as ``value``."""
-    pixels = mask.view(np.uint8)
-    number, _, stats, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8)
-    areas = np.asarray(stats)[1:number, cv2.CC_STAT_AREA]
+    areas = _component_areas(mask)
     edge = np.concatenate((mask[0], mask[-1], mask[:, 0], mask[:, -1]))
     digest = hashlib.blake2b(repr(mask.shape).encode(), digest_size=8)
     digest.update(np.packbits(mask).tobytes())
@@ -88,3 +86,14 @@ def describe_mask(mask: NDArray[np.bool_], value: int) -> MaskFacts:
         value=value,
         content=digest.hexdigest(),
     )
+
+
+def _component_areas(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Pixels of each 8-connected component of the foreground."""
+    pixels = mask.view(np.uint8)
+    left, top, width, height = cv2.boundingRect(pixels)
+    if not width:
+        return np.zeros(0, np.int32)
+    inner = pixels[top : top + height, left : left + width]  # most of a mask is background
+    number, _, stats, _ = cv2.connectedComponentsWithStats(inner, connectivity=8)
+    return np.asarray(stats, np.int32)[1:number, cv2.CC_STAT_AREA]

@@ -1,7 +1,7 @@
 """Which pictures look the same, by a perceptual hash and a thumbnail; knows no files and no splits.
 
-The hash is 64 signs of the low frequencies of a 32 × 32 grey thumbnail's cosine transform: it survives JPEG and
-resizing. It only proposes; the thumbnails' difference decides.
+The hash is 64 signs of the low frequencies in the cosine transform of the grey picture at 32 × 32 pixels: it survives
+JPEG and resizing. It only proposes; the difference of 16 × 16 thumbnails decides.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-SIDE = 32  # of a thumbnail
+HASHED = 32  # side of what is hashed
+SIDE = 16  # of a thumbnail
 RADIUS = 10  # hashes that differ in at most so many of 64 bits are compared by thumbnail
-COPY = 2.0  # root mean square difference, of 255, up to which a picture is another one re-encoded or resized
+COPY = 2.0  # root mean square difference, of 255, up to which two are practically the same picture
 ALIKE = 10.0  # up to which it looks like another one
 CANDIDATES = 64  # nearest hashes that are compared, of the same split and of others each
 
@@ -27,7 +28,7 @@ class Likeness:
     """What is kept of a picture."""
 
     bits: int  # 64
-    thumbnail: NDArray[np.uint8]  # (32, 32) grey
+    thumbnail: NDArray[np.uint8]  # (16, 16) grey
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,12 @@ class Match:
 
 def likeness(image: NDArray[np.uint8]) -> Likeness:
     """Hash and thumbnail of a picture (H, W, 3) uint8 RGB."""
-    grey = cv2.cvtColor(cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-    low = np.asarray(cv2.dct(grey.astype(np.float32)))[:8, :8].ravel()
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (HASHED, HASHED), interpolation=cv2.INTER_AREA)
+    low = np.asarray(cv2.dct(small.astype(np.float32)))[:8, :8].ravel()
     signs = low > np.median(low[1:])  # the first is the mean brightness
-    return Likeness(int.from_bytes(np.packbits(signs).tobytes(), "big"), np.asarray(grey, np.uint8))
+    thumbnail = cv2.resize(small, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    return Likeness(int.from_bytes(np.packbits(signs).tobytes(), "big"), np.asarray(thumbnail, np.uint8))
 
 
 def nearest(pictures: Sequence[Likeness], ranks: Sequence[int]) -> tuple[list[Match | None], list[Match | None]]:

@@ -237,9 +237,8 @@ def _tell_leak(result: Validation, entry: Entry, other: Entry, match: Match) -> 
         words = f"leak: {_likeness_words(entry, other, match)}."
         result.add("fault", "copy", entry.csv, entry.row.line, words)
     else:
-        words = (
-            f"{entry.row.image} ({entry.row.split}) looks like {other.place}, difference {match.difference:.1f} of 255."
-        )
+        apart = f"difference {match.difference:.1f} of 255"
+        words = f"{entry.row.image.name} ({entry.row.split}) looks like {other.place}; {apart}."
         result.add("warning", "alike", entry.csv, entry.row.line, words)
 
 
@@ -249,7 +248,8 @@ def _likeness_words(entry: Entry, other: Entry, match: Match) -> str:
         return f"{subject} is the same file as {other.place}"
     if entry.seen.content == other.seen.content:
         return f"{subject} has the same content as {other.place}"
-    return f"{subject} is {other.place} re-encoded or resized, difference {match.difference:.1f} of 255"
+    apart = f"(re-encoded, resized or the next frame; difference {match.difference:.1f} of 255)"
+    return f"{subject} is practically the same picture as {other.place} {apart}"
 
 
 def _judge_groups(result: Validation, grouping: Grouping, columns: dict[tuple[str, int], str]) -> None:
