@@ -5,14 +5,13 @@ The CSV has the header ``image_name,train_type,mask_name``; ``data_format/README
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from promise.data.locate import SEGMENTATION_SUFFIX, Found, Locator, Parts, Written, stem
+from promise.data.records import read_records
 from promise.errors import MissingFileError, UserError, list_faults
 
 COLUMNS = ("image_name", "train_type", "mask_name")
@@ -81,72 +80,47 @@ def read_table(csv_path: str | Path, *, data_root: str | Path | None = None) -> 
     """
     path = Path(csv_path)
     root = None if data_root is None else Path(data_root)
+    table, faults, count = _read(path, root)
+    if faults.rows or faults.missing:
+        raise UserError(_describe(path, faults, count, root))
+    return table
+
+
+def examine_table(
+    csv_path: str | Path, *, data_root: str | Path | None = None
+) -> tuple[SplitTable, list[tuple[int, str]]]:
+    """Like :func:`read_table`, but faults in rows are returned, with the rows whose files were found.
+
+    Returns:
+        The table, and (line, words) of every fault. A row may stand in the table and have a fault.
+
+    Raises:
+        MissingFileError: no such CSV or data root.
+        UserError: no table, missing columns.
+    """
+    table, faults, _ = _read(Path(csv_path), None if data_root is None else Path(data_root))
+    missing = [(line, f"no such file: {words}") for line, words in faults.missing]
+    return table, sorted([*faults.rows, *missing])
+
+
+def _read(path: Path, root: Path | None) -> tuple[SplitTable, _Faults, int]:
     if root is not None and not root.is_dir():
         raise MissingFileError(f"--data-root {root} is not a folder.")
     faults = _Faults()
-    entries = _read_entries(path, faults)
+    entries, told = _read_entries(path, faults)
     locator = Locator(path.parent if root is None else root, reroot=root is not None)
     rows, notes = _locate(entries, locator, faults)
-    if faults.rows or faults.missing:
-        raise UserError(_describe(path, faults, len(entries), root))
-    return SplitTable(path, tuple(rows), notes)
+    return SplitTable(path, tuple(rows), (*told, *notes)), faults, len(entries)
 
 
-# --- the CSV itself -------------------------------------------------------------------------------
+# --- its rows --------------------------------------------------------------------------------------
 
 
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file. The split CSV is named with --split-csv.")
-    data = path.read_bytes()
-    if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
-        raise UserError(f"{path} is an Excel workbook. Save it as CSV (UTF-8).")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}). Save it as CSV (UTF-8).") from error
-    if "\0" in text:
-        raise UserError(f"{path} is not a text file (it holds zero bytes). Save it as CSV (UTF-8).")
-    if not text.strip():
-        raise UserError(f"{path} is empty. Its first line should be: {','.join(COLUMNS)}")
-    return text
-
-
-def _records(text: str, path: Path) -> list[tuple[int, list[str]]]:
-    """(line, cells) of every line that is not blank."""
-    first = next(line for line in text.splitlines() if line.strip())
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
-    try:
-        records = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not readable as CSV ({error}).") from error
-    return [(line, cells) for line, cells in records if any(cells)]
-
-
-def _columns(header: list[str], path: Path) -> list[int]:
-    """Where the three columns stand."""
-    names = [name.lower() for name in header]
-    missing = [column for column in COLUMNS if column not in names]
-    if missing:
-        spare = [name for name in names if name and name not in COLUMNS]
-        hints = []
-        for column in missing:
-            near = difflib.get_close_matches(column, spare, n=1, cutoff=0.5)
-            hints.append(f"{column!r} (nearest: {near[0]!r})" if near else repr(column))
-        raise UserError(
-            f"{path}: the header lacks {', '.join(hints)}. Found: {', '.join(header)}. Expected: {','.join(COLUMNS)}"
-        )
-    return [names.index(column) for column in COLUMNS]
-
-
-def _read_entries(path: Path, faults: _Faults) -> list[_Entry]:
-    records = _records(_read_text(path), path)
-    positions = _columns(records[0][1], path)
-    if len(records) == 1:
-        raise UserError(f"{path} has a header and no rows.")
+def _read_entries(path: Path, faults: _Faults) -> tuple[list[_Entry], tuple[str, ...]]:
+    records = read_records(path, COLUMNS)
     entries = []
-    for line, cells in records[1:]:
-        values = [cells[p] if p < len(cells) else "" for p in positions]
+    for line, cells in records.rows:
+        values = [cells[p] if p < len(cells) else "" for p in records.positions]
         empty = [column for column, value in zip(COLUMNS, values, strict=True) if not value]
         if empty:
             faults.rows.append((line, f"no {' and no '.join(empty)}"))
@@ -154,7 +128,11 @@ def _read_entries(path: Path, faults: _Faults) -> list[_Entry]:
         entry = _Entry(Written(values[0]), Written(values[2]), values[1].lower(), line)
         entries.append(entry)
         _check_entry(entry, faults)
-    return entries
+    foreign = [text for e in entries for text in (e.image.text, e.mask.text) if "\\" in text]
+    if not foreign:
+        return entries, records.notes
+    number = f"{len(foreign)} path{'s have' if len(foreign) != 1 else ' has'}"
+    return entries, (*records.notes, f"{number} backslashes, read as slashes ({foreign[0]})")
 
 
 def _check_entry(entry: _Entry, faults: _Faults) -> None:

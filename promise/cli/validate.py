@@ -1,0 +1,128 @@
+"""promise-validate: every fault, doubt and leak of split CSVs, each in one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from promise.cli.common import Parser, run, start_logging
+
+if TYPE_CHECKING:
+    from promise.data.validate import Validation
+
+SHOWN = 20  # lines of a kind
+DESCRIPTION = """Check split CSVs and all their files, and compare all rows with each other: files that cannot be used,
+doubtful masks, the same or nearly the same picture in two splits, groups in two splits. Example:
+
+  promise-validate train.csv kvasir.csv clinicdb.csv --data-root data --group sequence_of_frame.json --picture data.png
+
+Status 0: no fault. Status 1: faults, or warnings with --strict."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = Parser(
+        "promise-validate",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("csvs", nargs="*", type=Path, metavar="CSV", help="split CSVs; their rows are compared")
+    parser.add_argument("--split-csv", nargs="+", type=Path, default=[], metavar="CSV", help="the same")
+    parser.add_argument("--data-root", type=Path, help="where the paths in the CSVs begin")
+    parser.add_argument(
+        "--group",
+        metavar="HOW",
+        help="what must stay in one split: a JSON (frame → group), re:PATTERN on the name, or a column",
+    )
+    parser.add_argument("--strict", action="store_true", help="status 1 on warnings too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings and figures")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw rows, sizes and foreground shares")
+    parser.add_argument("--workers", type=int, help="threads (default: one a core, at most 8)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    arguments = parser.parse_args(argv)
+    arguments.csvs += arguments.split_csv
+    if not arguments.csvs:
+        parser.error("a split CSV is required")
+    if arguments.workers is not None and arguments.workers < 1:
+        parser.error("--workers must be at least 1")
+    return run("promise-validate", lambda: _work(arguments))
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    start_logging(quiet=arguments.quiet)
+    from promise.data.splits import read_grouping
+    from promise.data.validate import summarise, validate
+    from promise.files import write_json
+
+    result = validate(
+        arguments.csvs,
+        data_root=arguments.data_root,
+        grouping=read_grouping(arguments.group) if arguments.group else None,
+        workers=arguments.workers,
+        progress=not arguments.quiet,
+    )
+    figures = summarise(result)
+    if arguments.json is not None:
+        counts = {level: result.count(level) for level in ("fault", "warning", "note")}
+        findings = [vars(finding) for finding in result.findings]
+        write_json(arguments.json, {"version": 1, "counts": counts, "splits": figures, "findings": findings})
+    if arguments.picture is not None:
+        _draw(result, arguments.picture)
+    _print(result, figures)
+    return int(result.count("fault") > 0 or (arguments.strict and result.count("warning") > 0))
+
+
+def _print(result: Validation, figures: Sequence[dict[str, object]]) -> None:
+    from promise.report import text_table
+
+    if figures:
+        header = ["csv", "split", "rows", "width × height", "foreground 5–50–95 %", "empty", "several parts"]
+        print(text_table(header, [_cells(row) for row in figures]) + "\n")
+    shown: Counter[tuple[str, str]] = Counter()
+    for finding in result.findings:
+        key = (finding.level, finding.kind)
+        shown[key] += 1
+        if shown[key] <= SHOWN:
+            print(f"{finding.level:8} {finding}")
+    for (level, kind), number in shown.items():
+        if number > SHOWN:
+            print(f"{level:8} … and {number - SHOWN} more of the kind {kind!r}; --json writes all of them")
+    rows = f"{len(result.entries):,} rows"
+    print(f"{rows}: {result.count('fault')} faults, {result.count('warning')} warnings, {result.count('note')} notes")
+
+
+def _cells(row: dict[str, object]) -> list[str]:
+    def text(size: object) -> str:
+        return "×".join(str(n) for n in size) if isinstance(size, list) else "-"
+
+    small, large = text(row["smallest"]), text(row["largest"])
+    shares = row["foreground_5_50_95"]
+    assert isinstance(shares, list)
+    shown = "-" if shares[0] is None else " – ".join(f"{100 * share:.1f}" for share in shares)
+    sizes = small if small == large else f"{small} to {large}"
+    counts = [str(row[key]) for key in ("empty_masks", "more_components")]
+    return [str(row["csv"]), str(row["split"]), str(row["rows"]), sizes, shown, *counts]
+
+
+def _draw(result: Validation, path: Path) -> None:
+    from promise.data.chart import SplitFigures, draw_chart
+
+    splits: dict[str, SplitFigures] = {}
+    for name in ("train", "val", "test"):
+        entries = [entry for entry in result.entries if entry.row.split == name]
+        if entries:
+            splits[name] = SplitFigures(
+                sizes=[entry.seen.size for entry in entries if entry.seen.size is not None],
+                foreground=[entry.seen.mask.foreground for entry in entries if entry.seen.mask is not None],
+                rows=dict(Counter(entry.csv for entry in entries)),
+            )
+    draw_chart(path, splits, result.csvs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
