@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promise.beside import beside
+from promise.workers import default_workers, ordered_map
 from promise.cached import row_loader
 from promise.config import EvalConfig
 from promise.data.images import read_mask, read_size
@@ -127,7 +127,7 @@ class _Scoring:
         bar = progress_bar(total=total, name=self.dataset.name, unit="image", quiet=config.quiet)
         with bar, tell_memory(config.batch_size):
             predicted = predict_draws(subject.net, loader, prompters=prompters, device=subject.device)
-            for row, scored in beside(self._score, predicted):
+            for row, scored in ordered_map(self._score, predicted, workers=default_workers()):
                 self._take(row, scored)
                 bar.update()
         return self

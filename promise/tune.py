@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from promise import checkpoint
-from promise.beside import beside
+from promise.workers import default_workers, ordered_map
 from promise.cached import row_loader
 from promise.config import EvalConfig
 from promise.data.images import read_mask, read_size
@@ -158,7 +158,8 @@ def _dice(config: EvalConfig, subject: Subject, dataset: DataSet, draws: Any) ->
 
     bar = progress_bar(total=len(dataset.rows), name=f"tuning on {dataset.name}", unit="image", quiet=config.quiet)
     with bar, tell_memory(config.batch_size):
-        for index, dice in beside(work, predict_draws(subject.net, loader, prompters=prompters, device=subject.device)):
+        predicted = predict_draws(subject.net, loader, prompters=prompters, device=subject.device)
+        for index, dice in ordered_map(work, predicted, workers=default_workers()):
             scores[index] = dice
             bar.update()
     return scores
