@@ -146,11 +146,10 @@ def _warnings(a: Evaluation, b: Evaluation) -> Iterator[str]:
         if alone:
             yield f"only in {who}, and left out: {', '.join(alone)}"
     for who, result in (("A", a), ("B", b)):
-        for name, table in result.summary["datasets"].items():
-            seen = {split: n for split, n in (table.get("seen") or {}).items() if n}
-            if seen:
-                told = " and ".join(f"{n} of its {split} images" for split, n in seen.items())
-                yield f"{name}: {who}'s net saw {told} before; its scores are no test"
+        for name in result.summary["datasets"]:
+            if seen := result.seen(name):
+                told = " and ".join(f"{n} images for {split}" for split, n in seen.items())
+                yield f"{name}: {who} was made with {told} that are scored here; its scores are no test"
 
 
 def _told(value: Any) -> str:

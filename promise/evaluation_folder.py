@@ -41,6 +41,12 @@ class Evaluation:
         """The columns that hold scores, such as ``native_dice``."""
         return [name for name in map(str, self.rows) if metric_of(name) is not None]
 
+    def seen(self, dataset: str) -> dict[str, int]:
+        """How many images of a data set served training, selection or the postprocessing that is used; no zeros."""
+        counts = self.summary["datasets"][dataset].get("seen") or {}
+        tuned = self.summary.get("postprocess_source") == "checkpoint"
+        return {split: n for split, n in counts.items() if n and (split != "tune" or tuned)}
+
     def images(self) -> pd.DataFrame:
         """One line an image, in the file's order, indexed by data set and name; numbers are means over the draws."""
         groups = self.rows.groupby(KEYS, sort=False)

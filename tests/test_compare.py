@@ -143,7 +143,9 @@ def test_a_net_that_saw_the_images_is_told(write_evaluation: Write, tmp_path: Pa
     summary = json.loads((b / "summary.json").read_text())
     summary["datasets"]["kvasir"]["seen"] = {"train": 4, "val": 0}
     (b / "summary.json").write_text(json.dumps(summary))
-    assert compared(a, b).warnings == ("kvasir: B's net saw 4 of its train images before; its scores are no test",)
+    assert compared(a, b).warnings == (
+        "kvasir: B was made with 4 images for train that are scored here; its scores are no test",
+    )
 
 
 def test_data_sets_and_metrics_must_be_there(write_evaluation: Write, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 40, 350, 28, 184  # the frame
+ONE_LINE = 30  # characters of a name that leave room for a number beside it
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,9 @@ def lines(series: Sequence[Series], *, title: str, x: str, unit: bool = False, m
 
 def intervals(rows: Sequence[tuple[str, str, float, tuple[float, float] | None]], *, title: str, x: str) -> Markup:
     """For each (name, words, mean, 95 % interval): a dot with its interval, one under another."""
-    height = 40 * len(rows) + 32
+    above = 14 if any(len(name) > ONE_LINE for name, *_ in rows) else 0  # a long name has a line of its own
+    step = 40 + above
+    height = step * len(rows) + 32
     axis = Axis(0, 1, 8, WIDTH - 8)
     parts = [
         f'<text class="tick" x="{axis.at(t):.1f}" y="{height - 18}" text-anchor="{anchor}">{t:g}</text>'
@@ -159,14 +162,14 @@ def intervals(rows: Sequence[tuple[str, str, float, tuple[float, float] | None]]
     ]
     parts.append(f'<text class="tick" x="{WIDTH / 2}" y="{height - 4}" text-anchor="middle">{escape(x)}</text>')
     for i, (name, words, mean, bounds) in enumerate(rows):
-        y = 40 * i + 26
+        y = step * i + 26 + above
         parts.append(f'<line class="grid" x1="8" x2="{WIDTH - 8}" y1="{y}" y2="{y}"/>')
         parts += [
             f'<line class="grid" x1="{axis.at(t / 4):.1f}" x2="{axis.at(t / 4):.1f}" y1="{y - 4}" y2="{y + 4}"/>'
             for t in range(5)
         ]
-        parts.append(f'<text class="name" x="8" y="{y - 10}">{escape(_cut(name, 36))}</text>')
-        parts.append(f'<text class="name" x="{WIDTH - 8}" y="{y - 10}" text-anchor="end">{escape(words)}</text>')
+        parts.append(f'<text x="8" y="{y - 10 - above}">{escape(_cut(name))}</text>')
+        parts.append(f'<text x="{WIDTH - 8}" y="{y - 10}" text-anchor="end">{escape(words)}</text>')
         if bounds is not None:
             low, high = (axis.at(v) for v in bounds)
             parts.append(f'<line class="s1 line" x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>')
@@ -174,8 +177,10 @@ def intervals(rows: Sequence[tuple[str, str, float, tuple[float, float] | None]]
     return _svg(title, parts, height=height)
 
 
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+def _cut(text: str, length: int = 54) -> str:
+    """A text without its middle, where it is too long for a line."""
+    head = length * 2 // 3
+    return text if len(text) <= length else f"{text[:head]}…{text[head + 1 - length :]}"
 
 
 def _nice(value: float) -> float:

@@ -16,6 +16,13 @@ from promise.evaluation_folder import Evaluation
 
 Facts = list[tuple[str, str]]
 
+# What a net owes to the rows of a split, in the words of the evaluation's own warnings: each is told once.
+SERVED = {
+    "train": "the net was trained on",
+    "val": "the net was selected on",
+    "tune": "the postprocessing was chosen on",
+}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -103,19 +110,16 @@ def notices(run: Run | None, evaluations: Sequence[Evaluation]) -> list[Notice]:
 
 
 def _leaks(evaluations: Sequence[Evaluation]) -> Iterator[Notice]:
-    roles = {"train": "trained on", "val": "selected on", "tune": "given its postprocessing on"}
     for evaluation in evaluations:
-        told = [str(words) for words in evaluation.summary.get("warnings") or []]
-        for words in told:
-            yield Notice("danger", words)
+        for words in evaluation.summary.get("warnings") or []:
+            yield Notice("danger", str(words))
         for name, table in evaluation.summary["datasets"].items():
-            for split, count in (table.get("seen") or {}).items():
-                if count and not any(words.startswith(f"{name}:") for words in told):
-                    yield Notice(
-                        "danger",
-                        f"{name}: the net was {roles.get(split, split)} {count} of the {table.get('images')} scored "
-                        "images; these scores are no test of it.",
-                    )
+            for split, count in evaluation.seen(name).items():
+                yield Notice(
+                    "danger",
+                    f"{name}: {SERVED.get(split, split)} {count} of the {table.get('images')} scored images; these "
+                    "scores are no test of it.",
+                )
 
 
 def _origins(evaluations: Sequence[Evaluation]) -> Iterator[Notice]:
@@ -155,6 +159,7 @@ def provenance_of_run(run: Run) -> Facts:
         *_picked(run.metadata, {"net": "net", "sam": "SAM", "num_points": "points", "freeze": "freeze switch"}),
         ("seed", _text(run.environment.get("seed", run.metadata.get("seed")))),
         ("epoch of the checkpoint", _text(run.metadata.get("epoch"))),
+        *_picked(run.metadata, {"postprocess": "postprocessing chosen on val rows", "tuning": "how it was chosen"}),
         ("SAM, SHA-256 before", _text(run.environment.get("sam_sha256", run.metadata.get("sam_sha256")))),
         ("SAM, SHA-256 after", _text(run.environment.get("sam_sha256_after"))),
         *((f"{split} images, SHA-256 of their hashes", _digest(hashes)) for split, hashes in seen.items()),

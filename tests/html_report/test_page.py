@@ -106,13 +106,15 @@ def test_the_page_says_what_the_files_say(run: Path) -> None:
 def test_the_first_thing_is_what_to_beware_of(run: Path) -> None:
     path = run / "eval/summary.json"
     summary = json.loads(path.read_text())
+    told = "etis: the net was selected on 5 of the 12 scored images; these scores are no test of it."
     summary["datasets"]["etis"]["seen"] = {"train": 0, "val": 5}
-    summary["warnings"] = ["kvasir: 2 of the scored images are near-duplicates."]
+    summary["warnings"] = ["kvasir: 2 of the scored images are near-duplicates.", told]
     path.write_text(json.dumps(summary))
     words = read(write_report(run)).words
+    assert words.count(told) == 1
     warned = [
         "kvasir: 2 of the scored images are near-duplicates.",
-        "etis: the net was selected on 5 of the 12 scored images; these scores are no test of it.",
+        told,
         "APM_IPS_resnet, oracle prompts: prompts drawn from the ground truth are not automatic segmentation.",
     ]
     places = [words.index(text) for text in warned]
@@ -215,6 +217,26 @@ def _old(write_evaluation: Write, folder: Path) -> Path:
     new = ["draw", "foreground_share", "size_class", "truth_pixels", "native_intersection", "native_predicted_pixels"]
     pd.read_csv(folder / "per_image.csv").drop(columns=new).to_csv(folder / "per_image.csv", index=False)
     return folder
+
+
+def test_a_postprocessing_chosen_on_scored_images_is_told_where_it_is_used(run: Path) -> None:
+    path = run / "eval/summary.json"
+    summary = json.loads(path.read_text())
+    summary["datasets"]["etis"]["seen"] = {"train": 0, "val": 0, "tune": 3}
+    for source, times in (("checkpoint", 1), ("flag", 0)):
+        path.write_text(json.dumps({**summary, "postprocess_source": source}))
+        words = read(write_report(run, overwrite=True)).words
+        assert words.count("etis: the postprocessing was chosen on 3 of the 12 scored images") == times
+
+
+def test_a_training_without_evaluations(run: Path) -> None:
+    shutil.rmtree(run / "eval")
+    shutil.rmtree(run / "eval-gt")
+    page = read(write_report(run))
+    assert page.tags.count("svg") == 2
+    assert "promise-train --net 'a b'" in page.words
+    assert "Results" not in page.words
+    assert not (run / "tables.md").exists()
 
 
 def test_an_earlier_report_stays_unless_told_otherwise(run: Path) -> None:
