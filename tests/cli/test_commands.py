@@ -27,7 +27,7 @@ def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "phantom"])
+@pytest.mark.parametrize("command", ["train", "eval", "phantom", "prepare", "validate"])
 def test_help_is_instant(command: str) -> None:
     seconds = []
     for _ in range(3):
@@ -39,7 +39,7 @@ def test_help_is_instant(command: str) -> None:
     assert statistics.median(seconds) < 0.5
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "phantom"])
+@pytest.mark.parametrize("command", ["train", "eval", "phantom", "prepare", "validate"])
 def test_help_imports_nothing_heavy(command: str) -> None:
     code = (
         f"import sys; from promise.cli.{command} import main\n"

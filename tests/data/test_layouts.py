@@ -131,7 +131,7 @@ def test_two_images_of_one_base_name_are_told(tmp_path: Path) -> None:
 
 
 def test_an_unknown_layout_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown layout 'kvasir'. Did you mean 'kvasir-seg'"):
+    with pytest.raises(UserError, match=r"unknown layout 'kvasir'\. Did you mean 'kvasir-seg'"):
         find_sets("kvasir", tmp_path)
 
 

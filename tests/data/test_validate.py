@@ -88,9 +88,7 @@ def test_the_same_image_as_jpeg_70_and_half_as_large(data: Path) -> None:
     path = write_lines(data, lambda lines: [*lines, "images/small.jpg,test,masks/small.png"])
     level, kind, line, text = the_finding(found(path))
     assert (level, kind, line) == ("fault", "copy", 14)
-    assert text.startswith(
-        f"leak: small.jpg (test) is practically the same picture as split.csv line 4 (train, {name(2)}) (re-encoded, resized"
-    )
+    assert text.startswith("leak: small.jpg (test) is practically the same picture as split.csv line 4 (train, ")
 
 
 def test_copies_are_found_across_csvs(data: Path) -> None:
