@@ -366,6 +366,26 @@ def test_unpaired_files_are_a_fault_or_left_out(raw: Path, tmp_path: Path) -> No
     assert result.notes[0].startswith("left out: ")
 
 
+def test_two_images_of_one_base_name_are_told(raw: Path, tmp_path: Path) -> None:
+    shutil.copytree(raw / "kvasir_seg", tmp_path / "k")
+    shutil.copy(tmp_path / "k/images/k1.png", tmp_path / "k/images/K1.bmp")
+    with pytest.raises(UserError, match=r"kvasir: base names that stand for two images \(1\): .*K1.bmp and .*k1.png"):
+        prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", recipe=quick(), splitting=Splitting())
+
+
+def test_a_list_finds_names_that_keep_their_extension(raw: Path, tmp_path: Path) -> None:
+    path = tmp_path / "my.csv"
+    shutil.copytree(raw / "kvasir_seg", tmp_path / "k")
+    shutil.copy(tmp_path / "k/images/k2.png", tmp_path / "k/images/k1.jpg")
+    shutil.copy(tmp_path / "k/masks/k2.png", tmp_path / "k/masks/k1.bmp")
+    rows = ["k/images/k1.png,train,k/masks/k1.png", "k/images/k1.jpg,train,k/masks/k1.bmp"]
+    path.write_text("\n".join(["image_name,train_type,mask_name", *rows]) + "\n")
+    (tmp_path / "s.json").write_text(json.dumps({"test": ["k1"]}))
+    splitting = Splitting(split_file=tmp_path / "s.json")
+    result = prepare(find_sets("csv", path), tmp_path / "o", recipe=quick(in_place=True), splitting=splitting)
+    assert result.tables == {tmp_path / "o/split.csv": {"test": 1}}
+
+
 def test_foreground_outside_of_the_crop_is_told(raw: Path, tmp_path: Path) -> None:
     shutil.copytree(raw / "kvasir_seg", tmp_path / "k")
     path = str(tmp_path / "k/masks/k1.png")
