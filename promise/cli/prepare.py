@@ -24,7 +24,9 @@ The field's polyp split, a tenth of it held out for validation, ClinicDB by whol
   promise-prepare kvasir-seg=data/kvasir_seg cvc-clinicdb=data/cvc_clinicdb --split-file pranet_split.json \\
     --val-share 0.1 --group clinicdb=sequence_of_frame.json --output data/pranet
 
-A run that was stopped goes on when it is started again."""
+A run that was stopped goes on when it is started again. Masks predicted on prepared pictures go back by
+
+  promise-prepare --restore predictions --frames data/kvasir/frames.csv --output original_size"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,10 +79,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--skip-unpaired", action="store_true", help="leave out images without mask, masks without image"
     )
     folders.add_argument("--data-root", type=Path, help="csv: where its paths begin")
+    back = parser.add_argument_group("the way back")
+    back.add_argument("--restore", type=Path, metavar="FOLDER", help="bring its masks to the original pictures' size")
+    back.add_argument("--frames", type=Path, help="frames.csv of the preparation")
     arguments = parser.parse_args(argv)
-    if not arguments.list_layouts and not (arguments.sources and arguments.output):
-        parser.error("what to prepare and --output are required")
+    _check_usage(parser, arguments)
     return run("promise-prepare", lambda: _work(arguments))
+
+
+def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if arguments.list_layouts:
+        return
+    if arguments.restore is None and not (arguments.sources and arguments.output):
+        parser.error("what to prepare and --output are required")
+    if arguments.restore is not None and (arguments.sources or not (arguments.output and arguments.frames)):
+        parser.error("--restore goes with --frames and --output, and with nothing to prepare")
 
 
 def _work(arguments: argparse.Namespace) -> int:
@@ -94,6 +107,8 @@ def _work(arguments: argparse.Namespace) -> int:
         texts = {**{name: layout.text for name, layout in LAYOUTS.items()}, "pranet": PRANET, "csv": CSV}
         print("\n".join(f"{name:13} {text}" for name, text in texts.items()))
         return 0
+    if arguments.restore is not None:
+        return _restore(arguments)
     names = ("size", "crop_border", "in_place", "skip_unpaired", "overwrite", "quiet")
     workers = default_workers() if arguments.workers is None else arguments.workers
     recipe = Recipe(**{name: getattr(arguments, name) for name in names}, workers=workers)
@@ -112,6 +127,21 @@ def _work(arguments: argparse.Namespace) -> int:
         logging.getLogger("promise").info(f"{result.kept} pictures were there already")
     for path, counts in result.tables.items():
         print(f"{path}: {', '.join(f'{number} {split}' for split, number in counts.items())}")
+    return 0
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from promise.data.restore import restore_masks
+
+    written = restore_masks(
+        arguments.restore,
+        arguments.frames,
+        arguments.output,
+        overwrite=arguments.overwrite,
+        workers=arguments.workers,
+        quiet=arguments.quiet,
+    )
+    print(f"{arguments.output}: {len(written)} masks in their original frames")
     return 0
 
 

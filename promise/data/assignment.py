@@ -135,10 +135,12 @@ def _published(sets: Sequence[ImageSet], path: Path | None) -> dict[str, Split]:
             raise UserError(f"{path}: has no list for {', '.join(without)}; it has them for {shown}.")
     faults = []
     for one in sets:
-        absent = sorted(found[one.name].keys() - {without_extension(pair.name) for pair in one.pairs})
+        named = {without_extension(pair.name): pair.name for pair in one.pairs}
+        absent = sorted(found[one.name].keys() - named.keys())
         if absent:
             more = ", …" * (len(absent) > 5)
             faults.append(f"{path}: {len(absent)} names are not in {one.name}: {', '.join(absent[:5])}{more}")
+        found[one.name] = {named[name]: label for name, label in found[one.name].items() if name in named}
     if faults:
         raise UserError("\n".join(faults))
     return found

@@ -54,7 +54,7 @@ class Layout:
 class Pair:
     """One image and its mask, as found."""
 
-    name: str  # unique in its set, no extension
+    name: str  # no extension; what its files will be called
     image: Path
     mask: Path
     split: str = ""  # as the layout says, where it says so
@@ -268,11 +268,6 @@ def _collect(name: str, keys: tuple[str, ...], parts: Sequence[_Located], rules:
     faults: list[str] = []
     for images, masks, split in parts:
         _match(images, masks, split, rules, pairs, faults)
-    by_name: dict[str, list[Path]] = {}
-    for pair in pairs:
-        by_name.setdefault(pair.name.lower(), []).append(pair.image)
-    twice = [f"{' and '.join(str(p) for p in paths)}" for paths in by_name.values() if len(paths) > 1]
-    faults += _told(f"{name}: base names that stand for two images", twice)
     return ImageSet(name, keys, tuple(pairs), tuple(faults))
 
 
@@ -294,10 +289,10 @@ def _match(images: Path, masks: Path, split: str, rules: Sequence[Rule], pairs: 
             continue
         used.add(mask)
         pairs.append(Pair(picture.stem, picture, mask, split))
-    faults += _told(f"{images}: images without a mask in {masks}", lonely)
+    faults += told_shortly(f"{images}: images without a mask in {masks}", lonely)
     if not shared:
         spare = [p.name for found in candidates.values() for p in found if p not in used]
-        faults += _told(f"{masks}: masks without an image in {images}", spare)
+        faults += told_shortly(f"{masks}: masks without an image in {images}", spare)
 
 
 def _mask_of(picture: Path, candidates: dict[str, list[Path]], rules: Sequence[Rule]) -> Path | None:
@@ -308,7 +303,8 @@ def _mask_of(picture: Path, candidates: dict[str, list[Path]], rules: Sequence[R
     return None
 
 
-def _told(head: str, items: Sequence[str]) -> list[str]:
+def told_shortly(head: str, items: Sequence[str]) -> list[str]:
+    """One sentence with a count and the first examples, or none."""
     if not items:
         return []
     more = f", … and {len(items) - LISTED} more" if len(items) > LISTED else ""

@@ -60,13 +60,13 @@ def nearest(pictures: Sequence[Likeness], ranks: Sequence[int]) -> tuple[list[Ma
         The nearest of a lower rank, and the nearest of the same rank that stands before it; None where nothing
         looks alike. Time grows with N²: a second for 10,000.
     """
-    bits = np.array([p.bits for p in pictures], np.uint64)
+    bits = np.array([p.bits for p in pictures], np.uint64).view(np.uint16).reshape(-1, 4).T.copy()  # four quarters
     thumbnails = np.array([p.thumbnail for p in pictures], np.int16).reshape(len(pictures), SIDE * SIDE)
     rank = np.array(ranks)
     before: list[Match | None] = []
     within: list[Match | None] = []
     for index in range(len(pictures)):
-        distance = _ONES[(bits ^ bits[index]).view(np.uint16).reshape(-1, 4)].sum(axis=1, dtype=np.uint8)
+        distance = _ONES[bits ^ bits[:, index, None]].sum(axis=0, dtype=np.uint8)
         close = np.flatnonzero(distance <= RADIUS)
         earlier = close[rank[close] < rank[index]]
         twins = close[(rank[close] == rank[index]) & (close < index)]
@@ -79,7 +79,7 @@ def _best(
     index: int, close: NDArray[np.intp], distance: NDArray[np.uint8], thumbnails: NDArray[np.int16]
 ) -> Match | None:
     if close.size > CANDIDATES:
-        close = close[np.argsort(distance[close], kind="stable")[:CANDIDATES]]
+        close = close[np.argpartition(distance[close], CANDIDATES)[:CANDIDATES]]
     if not close.size:
         return None
     apart = (thumbnails[close] - thumbnails[index]).astype(np.float32)

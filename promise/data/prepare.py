@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from promise.data.assignment import Assigned, Splitting, assign
 from promise.data.frame import Frame, content_frame, read_frames, whole_frame, write_frames
 from promise.data.images import read_image, read_levels
-from promise.data.layouts import ImageSet
+from promise.data.layouts import ImageSet, told_shortly
 from promise.data.table import COLUMNS
 from promise.errors import ExistingRunError, UserError
 from promise.files import atomic_path, remove_leftovers, write_text
@@ -115,9 +115,14 @@ def prepare(sets: Sequence[ImageSet], output: Path, *, recipe: Recipe, splitting
 def _pairing(sets: Sequence[ImageSet], *, skip: bool) -> list[str]:
     names = Counter(one.name for one in sets)
     faults = [f"{count} sets are called {name}; prepare them apart." for name, count in names.items() if count > 1]
-    lonely = [fault for one in sets for fault in one.faults if "base names that stand for two" not in fault]
-    faults += [fault for one in sets for fault in one.faults if fault not in lonely]
     faults += [f"{one.name}: holds no image with a mask." for one in sets if not one.pairs]
+    for one in sets:
+        images: dict[str, list[str]] = {}
+        for pair in one.pairs:
+            images.setdefault(pair.name.lower(), []).append(str(pair.image))
+        twice = [" and ".join(paths) for paths in images.values() if len(paths) > 1]
+        faults += told_shortly(f"{one.name}: base names that stand for two images", twice)
+    lonely = [fault for one in sets for fault in one.faults]
     if lonely and not skip:
         faults += [*lonely, "--skip-unpaired leaves out what has no partner."]
     if faults:

@@ -18,7 +18,7 @@ from promise.data.likeness import COPY, Match, nearest
 from promise.data.records import read_column
 from promise.data.splits import SPLITS, Grouping
 from promise.data.table import Row, examine_table
-from promise.errors import UserError
+from promise.errors import MissingFileError, UserError
 from promise.progress_bar import progress_bar
 from promise.workers import default_workers, ordered_map
 
@@ -30,7 +30,7 @@ class Finding:
     """One line of a validation."""
 
     level: str  # fault, warning or note
-    kind: str  # csv, row, file, size, empty, full, inverted, values, mask, copy, alike, group, specks, tolerance
+    kind: str  # csv, row, file, size, empty, full, inverted, values, mask, copy, alike, group, specks, jpeg, tolerance
     csv: str
     line: int  # of the CSV; 0: all of it
     text: str
@@ -91,13 +91,13 @@ def validate(
     Raises:
         UserError: ``data_root`` is no folder, or ``grouping`` fits no row. Faults of the data are returned.
     """
+    if data_root is not None and not data_root.is_dir():
+        raise MissingFileError(f"--data-root {data_root} is not a folder.")
     names = _names(csv_paths)
     result = Validation(tuple(names))
     rows: list[tuple[str, Row]] = []
     columns: dict[tuple[str, int], str] = {}
     for name, path in zip(names, csv_paths, strict=True):
-        if data_root is not None and not data_root.is_dir():
-            raise UserError(f"--data-root {data_root} is not a folder.")
         rows += _read(result, name, path, data_root)
         if grouping is not None and grouping.column is not None and any(csv == name for csv, _ in rows):
             columns.update({(name, line): value for line, value in read_column(path, grouping.column).items()})
@@ -184,8 +184,13 @@ def _judge_values(result: Validation) -> None:
                 lines.setdefault(entry.seen.mask.value, []).append(entry.row.line)
         if len(lines) > 1:
             (rare, few), (usual, many) = sorted(lines.items(), key=lambda item: len(item[1]))
-            words = f"{len(few)} masks hold 0 and {rare}, {len(many)} hold 0 and {usual}"
+            number = f"{len(few)} mask{'s hold' if len(few) != 1 else ' holds'}"
+            words = f"{number} 0 and {rare}, {len(many)} hold 0 and {usual}"
             result.add("warning", "values", csv, few[0], f"{words}; the first of the rarer ones is on this line.")
+        lossy = [e.row.line for e in result.entries if e.csv == csv and e.row.mask.suffix.lower() in (".jpg", ".jpeg")]
+        if lossy:
+            number = f"{len(lossy)} mask{'s are JPEGs' if len(lossy) != 1 else ' is a JPEG'}"
+            result.add("note", "jpeg", csv, 0, f"{number}, whose blurred edges are cut at > 127 (line {lossy[0]})")
 
 
 # --- rows against each other ----------------------------------------------------------------------

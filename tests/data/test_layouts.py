@@ -124,14 +124,8 @@ def test_what_has_no_partner_is_told_both_ways(tmp_path: Path) -> None:
     assert [fault.rsplit(" ", 2)[1:] for fault in found.faults] == [["(1):", "b.png"], ["(1):", "c.png"]]
 
 
-def test_two_images_of_one_base_name_are_told(tmp_path: Path) -> None:
-    touch(tmp_path, "images/a.png", "images/a.jpg", "masks/a.png")
-    (found,) = find_sets("kvasir-seg", tmp_path)
-    assert "base names that stand for two images (1)" in found.faults[0]
-
-
 def test_an_unknown_layout_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown layout 'kvasir'. Did you mean 'kvasir-seg'"):
+    with pytest.raises(UserError, match=r"unknown layout 'kvasir'\. Did you mean 'kvasir-seg'"):
         find_sets("kvasir", tmp_path)
 
 

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from promise.cli.prepare import main
+from promise.data.table import read_table
+
+
+def test_prepare_prints_the_tables(phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = [f"folder={phantoms.parent}", "--size", "32", "--fractions", "0.5", "0.25", "0.25", "--output", str(out)]
+    assert main(command) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{out / 'split.csv'}: 6 train, 3 val, 3 test\n"
+    assert "drawn with the shares 0.5 0.25 0.25 and seed 0" in told.err
+    assert read_table(out / "split.csv").counts == {"train": 6, "val": 3, "test": 3}
+    assert main(command) == 1
+    assert capsys.readouterr().err.startswith(f"promise-prepare: {out} holds split.csv, frames.csv already")
+    assert main([*command, "--overwrite", "--no-crop-border", "--quiet"]) == 0
+
+
+def test_rules_by_flags(phantoms: Path, tmp_path: Path) -> None:
+    swapped = [f"folder={phantoms.parent}", "--images", "masks", "--masks", "images", "--in-place"]
+    assert main([*swapped, "--mask-prefix", "phan", "--output", str(tmp_path / "out")]) == 1  # no phanphantom_0000
+    assert main([*swapped, "--image-suffix", "x", "--output", str(tmp_path / "out")]) == 0
+    first = read_table(tmp_path / "out/split.csv").rows[0]
+    assert (first.image.parent.name, first.mask.parent.name) == ("masks", "images")
+    assert not (tmp_path / "out/images").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{tmp}"], "wants LAYOUT=FOLDER"),
+        (["folder={tmp}/absent"], "no such folder"),
+        (["kvasir={tmp}"], "Did you mean 'kvasir-seg'"),
+        (["folder={set}", "--size", "4"], "--size must be at least 16"),
+        (["folder={set}", "folder={set}"], "2 sets are called"),
+        (["folder={set}", "--split-file", "{tmp}/absent.json"], "absent.json: no such file"),
+    ],
+)
+def test_a_mistake_is_one_message(
+    arguments: list[str], words: str, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [a.format(tmp=tmp_path, set=phantoms.parent) for a in arguments]
+    assert main([*given, "--output", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert words in told.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["folder=x"], ["folder=x", "--output", "y", "--size", "big"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+    assert "usage: promise-prepare" in capsys.readouterr().err
+
+
+def test_the_list_of_layouts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list-layouts"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    polyps = ["kvasir-seg", "cvc-clinicdb", "cvc-300", "cvc-colondb", "etis"]
+    assert names == [*polyps, "isic2018", "folder", "pranet", "csv"]
