@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promise.workers import default_workers, ordered_map
 from promise.cached import row_loader
 from promise.config import EvalConfig
 from promise.data.images import read_mask, read_size
@@ -26,6 +25,7 @@ from promise.score_table import ScoreTable
 from promise.scoring import EMPTY_RULES, Scored, score
 from promise.statistics import LEVEL, RESAMPLES, SEED
 from promise.subject import Subject, check_eval, load_subject
+from promise.workers import default_workers, ordered_map
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 
 from promise import checkpoint
-from promise.workers import default_workers, ordered_map
 from promise.cached import row_loader
 from promise.config import EvalConfig
 from promise.data.images import read_mask, read_size
@@ -32,6 +31,7 @@ from promise.run_folder import claim
 from promise.scoring import dice_of_empty, probability_at
 from promise.statistics import column_means
 from promise.subject import Subject, check_eval, load_subject
+from promise.workers import default_workers, ordered_map
 
 log = logging.getLogger(__name__)
 
