@@ -184,7 +184,7 @@ def _cut(text: str, length: int = 54) -> str:
 
 
 def _nice(value: float) -> float:
-    """The next 1, 2, 2.5, 4 or 5 times a power of ten."""
+    """The next round number whose quarters have two digits at most."""
     if value <= 0:
         return 1.0
     power = 10.0
@@ -192,7 +192,7 @@ def _nice(value: float) -> float:
         power /= 10
     while power * 10 <= value:
         power *= 10
-    return next(step * power for step in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if step * power >= value - 1e-12)
+    return next(step * power for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if step * power >= value - 1e-12)
 
 
 def _frame(
