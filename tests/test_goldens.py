@@ -160,7 +160,7 @@ def test_a_training_step_is_the_originals(file: str, full: Full) -> None:
     loss = reference(prediction.mask_logits, resize_target(full.mask, (256, 256)))
     loss.backward()
     # In training mode the head normalises by a batch of two and magnifies what another processor rounds otherwise:
-    # 4e-3 pixels of 1024 with AVX-512, 1.5e-2 with AVX2 alone. In evaluation, above, 1e-2 holds everywhere.
+    # 4e-3 pixels of 1024 with AVX-512, 1.5e-2 with AVX2 alone, 1.4e-2 there with the package's own encoder.
     assert _distance(prediction.points.xy, golden["train_coords"]) <= 3e-2
     assert prediction.points.label.tolist() == golden["train_labels"].tolist()
     assert abs(loss.item() - float(golden["train_loss"])) <= 1e-5
@@ -179,9 +179,10 @@ def test_a_training_step_is_the_originals(file: str, full: Full) -> None:
         assert max(drift.values()) <= LR
         return
     # Behind the ReLUs and BatchNorms of a deep head the gradient is ill-conditioned in float32: taps that are off by
-    # 1e-6 move some norms by 1 %, and a float64 head is 0.7 % away from the golden as well. Measured here: median
-    # 1e-4, nine in ten below 3e-3, the worst 7e-3.
-    assert np.median(off) <= 1e-3
+    # 1e-6 move some norms by 1 %, and a float64 head is 0.7 % away from the golden as well. Measured: median 1e-4,
+    # nine in ten below 3e-3, the worst 7e-3 with AVX-512; 1.2e-3, 5e-3 and 9e-3 with AVX2 alone, where the package's
+    # own encoder gives 1.5e-3, 5e-3 and 1.1e-2.
+    assert np.median(off) <= 3e-3
     assert np.quantile(off, 0.9) <= 1e-2
     assert off.max() <= 2e-2
     # An entry whose gradient is of rounding size may go the other way, 2 · lr apart. Were all signs drawn anew, the
