@@ -87,6 +87,11 @@ class CachedDataset(Dataset[CachedSample]):
             raise UserError(f"{error}. Run this again: what is damaged is made again at the start.") from error
         return CachedSample(entry, self.dataset.rows[index].name, index)
 
+    def expect(self, item: tuple[int, int]) -> None:
+        """Have an item's files brought into memory; it is asked for soon."""
+        epoch, index = item
+        self.space.expect(self.keys[index][epoch % self.views])
+
     def items(self, share: tuple[int, int] = (0, 1)) -> dict[str, tuple[int, int]]:
         """Every entry's key, and the ``(view, index)`` that it is made from; ``(i, n)`` gives the i-th of n shares.
 
@@ -268,6 +273,15 @@ def serve(
         )
     if missing:
         log.info("features of %d images → %s (%.2f GiB)", len(missing), space.folder, size * len(missing) / 2**30)
+    written = _fill_or_tell(served, net, settings, device, crew)
+    crew.wait()
+    return (served, collate_cached) if written and not space.missing(served.items()) else plain
+
+
+def _fill_or_tell(
+    served: CachedDataset, net: Promise, settings: CacheSettings, device: torch.device, crew: Crew
+) -> bool:
+    """Make what is missing; a folder that cannot be written to costs the cache, or is an error if ``all`` was asked."""
     dtype = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}[settings.dtype]
 
     @torch.inference_mode()
@@ -275,7 +289,6 @@ def serve(
         encoded = net.encode(image.to(device, non_blocking=True))
         return encoded if dtype is None else encoded.map(lambda x: x.to(dtype))
 
-    written = True
     try:
         with tell_memory(settings.batch_size):
             fill(
@@ -289,13 +302,13 @@ def serve(
     except UserError:
         raise
     except OSError as error:  # a full disk, or a folder that may not be written to
-        wish = f"features cannot be written to {space.folder} ({error.strerror}): another disk by --cache-dir"
+        folder = served.space.folder
+        wish = f"features cannot be written to {folder} ({error.strerror}): another disk by --cache-dir"
         if settings.policy == "all":
             raise UserError(f"{wish}, or --cache off.") from error
         log.warning("not cached: %s.", wish)
-        written = False
-    crew.wait()
-    return (served, collate_cached) if written and not space.missing(served.items()) else plain
+        return False
+    return True
 
 
 def row_loader(
@@ -332,7 +345,7 @@ def row_loader(
         device=device,
         crew=crew,
     )
-    # Features are only copied: on a CPU, worker processes would take the net's cores for it.
+    # Features are only copied: on a CPU, worker processes would take the net's cores for it. The system reads ahead.
     cheap = device.type == "cpu" and isinstance(dataset, CachedDataset)
     learning = config if training and isinstance(config, TrainConfig) else None
     return build_loader(

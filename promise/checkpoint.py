@@ -46,12 +46,23 @@ class Metadata:
     sam_checkpoint: str = "auto"  # "auto", "random", or the name of the file
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    seen: Mapping[str, Sequence[str]] = field(default_factory=dict)  # split → content hashes of its images
+    # split → content hashes of its images; "tune": those that the postprocessing was chosen on
+    seen: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    postprocess: str | None = None  # chosen by promise-eval --tune-postprocess
+    tuning: Mapping[str, Any] = field(default_factory=dict)  # how it was chosen
 
 
 def save(net: Promise, path: Path, metadata: Metadata) -> None:
     """Write the learned parts, all or nothing: a kill leaves the file that was there before."""
-    state = {name: value.detach().cpu().contiguous() for name, value in net.learned_state().items()}
+    _write({name: value.detach().cpu().contiguous() for name, value in net.learned_state().items()}, path, metadata)
+
+
+def rewrite_metadata(path: Path, metadata: Metadata) -> None:
+    """Give a checkpoint other metadata, all or nothing; its weights keep every bit."""
+    _write(safetensors.torch.load(path.read_bytes()), path, metadata)
+
+
+def _write(state: dict[str, Tensor], path: Path, metadata: Metadata) -> None:
     labels = {"format": FORMAT, "promise": json.dumps(vars(metadata), sort_keys=True, default=str)}
     with atomic_path(path) as temporary:
         safetensors.torch.save_file(state, temporary, metadata=labels)

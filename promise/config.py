@@ -29,7 +29,6 @@ def option(default: Any, text: str, *, choices: tuple[str, ...] | None = None, g
 SPLITS = ("train", "val", "test")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 EMPTY_RULES = ("one", "skip", "zero")
-PROMPTS = ("auto", "gt", "gt-box", "centre")
 CACHES = ("off", "eval", "all")
 CACHE_DTYPES = ("auto", "fp32", "bf16")
 _CACHE_DIR = "folder of cached features; default: $PROMISE_FEATURES, else promise/features in the user's cache folder"
@@ -109,6 +108,7 @@ class TrainConfig:
     precision: str = option(
         "auto", "auto: bf16 where the device has instructions for it", choices=PRECISIONS, group="training"
     )
+    compile: bool = option(False, "torch.compile: faster steps after a slow first one", group="training")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", group="training")
     seed: int | None = option(None, "default: drawn, and recorded in the run", group="training")
 
@@ -161,14 +161,26 @@ class EvalConfig:
 
     prompts: str | None = option(
         None,
-        "auto: the net's own; gt: points from the ground truth; gt-box: its box; centre: the image's middle; "
-        "default: what the net is meant for",
-        choices=PROMPTS,
+        "auto: the net's own; gt: points from the ground truth; gt-box: its box; centre: the image's middle; none: no "
+        "prompt; file:prompts.json: what an earlier evaluation or somebody else wrote; default: what the net is meant "
+        "for",
         group="scoring",
     )
+    gt_points: str | None = option(
+        None, "foreground+background points drawn from the ground truth, such as 8+8", group="scoring"
+    )
+    gt_box: bool = option(False, "the ground truth's box beside the points", group="scoring")
+    prompt_seeds: int = option(1, "draws of the points for the same images, with consecutive seeds", group="scoring")
     postprocess: str | None = option(
         None,
-        "none, open:5, close:7; default: open:5 in the reference protocol, none in the native",
+        "none, open:5, close:7, and behind commas threshold:0.45, fill, largest; the word default: open:5 in the "
+        "reference protocol, none in the native; without this flag also that, but for what was tuned into the "
+        "checkpoint, in the native",
+        group="scoring",
+    )
+    tune_postprocess: bool = option(
+        False,
+        "score nothing: choose the postprocessing on the val rows and store it in the checkpoint",
         group="scoring",
     )
     empty_masks: str = option(
@@ -182,9 +194,11 @@ class EvalConfig:
     precision: str = option(
         "auto", "auto: bf16 where the device has instructions for it", choices=PRECISIONS, group="run"
     )
+    compile: bool = option(False, "torch.compile: faster batches after a slow first one", group="run")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", group="run")
     output: str | None = option(None, "folder for the results; default: eval beside the checkpoint", group="run")
-    overlays: int = option(0, "pictures a data set", group="run")
+    overlays: int = option(0, "pictures a data set, of its first rows", group="run")
+    gallery: int = option(4, "pictures each of the best, median and worst a data set; 0: none", group="run")
     beside: tuple[str, ...] = option((), "earlier summary.json files to show in the same table", group="run")
     overwrite: bool = option(False, "replace the results in --output", group="run")
     quiet: bool = option(False, "no progress bars, warnings only", group="run")

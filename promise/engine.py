@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from promise.losses import Loss, resize_target
-from promise.types import Batch, Prediction, Prompts
+from promise.models.promise import Promise
+from promise.types import Batch, Encoded, Prediction, Prompts
 
 Prompter = Callable[[Batch], Prompts]
+# Prompts of a batch in shares, (places in the batch, their prompts): images of one share have as many prompts each.
+SharePrompter = Callable[[Batch], Sequence[tuple[Sequence[int], Prompts]]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class RowPrediction:
     xy: np.ndarray  # (P, 2) float32, input pixels; P = 0 without points
     label: np.ndarray  # (P,) int64
     box: np.ndarray | None  # (4,) float32
+    draw: int = 0  # which of several draws of prompts
 
 
 def predict(net: nn.Module, batch: Batch, prompts: Prompts, device: torch.device) -> Prediction:
@@ -135,17 +139,45 @@ def predict_rows(
     """Predict batch by batch and yield row by row, in the batches' order."""
     net.eval()
     for batch in batches:
-        prediction = predict(net, batch, prompter(batch), device)
-        points, boxes = prediction.points, prediction.boxes
-        logits = prediction.mask_logits[:, 0].float().cpu().numpy()
-        iou = prediction.iou[:, 0].float().cpu().tolist()
-        xy = points.xy.float().cpu().numpy() if points else np.zeros((len(batch), 0, 2), np.float32)
-        label = points.label.cpu().numpy() if points else np.zeros((len(batch), 0), np.int64)
-        box = None if boxes is None else boxes.float().cpu().numpy()
-        for i, name in enumerate(batch.name):
-            yield RowPrediction(
-                int(batch.index[i]), name, logits[i], iou[i], xy[i], label[i], None if box is None else box[i]
-            )
+        yield from _rows(predict(net, batch, prompter(batch), device), batch, draw=0)
+
+
+@torch.inference_mode()
+def predict_draws(
+    net: Promise, batches: Iterable[Batch], *, prompters: Sequence[SharePrompter], device: torch.device
+) -> Iterator[RowPrediction]:
+    """Predict the same images under several draws of prompts; each image is encoded once.
+
+    Args:
+        net: encodes, and decodes once a draw.
+        batches: on the CPU, pixels or features.
+        prompters: one a draw.
+        device: where the net is.
+
+    Yields:
+        Rows batch by batch; in a batch draw by draw, in a draw share by share.
+    """
+    net.eval()
+    for batch in batches:
+        image = batch.image.to(device, non_blocking=True)
+        encoded = replace(batch, image=image if isinstance(image, Encoded) else net.encode(image))
+        for draw, prompter in enumerate(prompters):
+            for places, prompts in prompter(batch):
+                share = encoded.take(places)
+                yield from _rows(predict(net, share, prompts, device), share, draw=draw)
+
+
+def _rows(prediction: Prediction, batch: Batch, *, draw: int) -> Iterator[RowPrediction]:
+    points, boxes = prediction.points, prediction.boxes
+    logits = prediction.mask_logits[:, 0].float().cpu().numpy()
+    iou = prediction.iou[:, 0].float().cpu().tolist()
+    xy = points.xy.float().cpu().numpy() if points else np.zeros((len(batch), 0, 2), np.float32)
+    label = points.label.cpu().numpy() if points else np.zeros((len(batch), 0), np.int64)
+    box = None if boxes is None else boxes.float().cpu().numpy()
+    for i, name in enumerate(batch.name):
+        yield RowPrediction(
+            int(batch.index[i]), name, logits[i], iou[i], xy[i], label[i], None if box is None else box[i], draw
+        )
 
 
 def _side(prediction: Prediction) -> tuple[int, int]:

@@ -2,64 +2,38 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import logging
-import os
-import random
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import torch
-from torch.utils.data import DataLoader
-
-from promise import checkpoint
 from promise.cached import row_loader
 from promise.config import EvalConfig
-from promise.data.check import check_files
-from promise.data.images import content_hash, read_image, read_mask
-from promise.data.table import Row, read_table
-from promise.device import describe_environment, keep_freed_memory, peak_memory, resolve_device, tell_memory
-from promise.engine import RowPrediction, predict_rows
-from promise.errors import ExistingRunError, UserError
-from promise.files import write_json, write_text
-from promise.models.promise import Promise, resolve_precision
-from promise.models.prompts import ORIGINS, fixed_labels, prompt_batch
-from promise.postprocess import Postprocess
+from promise.data.images import read_mask, read_size
+from promise.data.leaks import count_seen, hash_data, hash_images, tell_seen
+from promise.data.selection import DataSet, select_rows
+from promise.device import describe_environment, peak_memory, tell_memory
+from promise.engine import RowPrediction, SharePrompter, predict_draws
+from promise.files import write_json, write_lines
+from promise.gallery import Gallery, draw_row, file_name, remove_pictures
 from promise.progress_bar import progress_bar
-from promise.registry import build_net, parse_net_name, resolve_sam
-from promise.report import draw_overlay, save_picture
-from promise.scoring import (
-    EMPTY_RULES,
-    NATIVE_POSTPROCESS,
-    PROTOCOLS,
-    REFERENCE_POSTPROCESS,
-    Scored,
-    mean_scores,
-    score,
-)
-from promise.transforms import build_transform, plain_recipe
-from promise.types import Batch
+from promise.prompt_file import Draw, ImagePrompts, write_prompts
+from promise.run_folder import claim
+from promise.score_table import ScoreTable
+from promise.scoring import EMPTY_RULES, Scored, score
+from promise.statistics import LEVEL, RESAMPLES, SEED
+from promise.subject import Subject, check_eval, load_subject
+from promise.workers import default_workers, ordered_map
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """The rows of one CSV that are scored."""
-
-    name: str
-    rows: tuple[Row, ...]
-    split: str
+PROMPTS = "prompts.json"
+STATEMENT = (
+    "All scores are of the foreground alone, image by image; the background is never averaged in. Intervals are "
+    "95 % bootstrap intervals of the mean over images."
+)
 
 
 @dataclass(frozen=True)
@@ -76,261 +50,135 @@ def evaluate(config: EvalConfig) -> EvalResult:
     Raises:
         UserError: settings, files or weights that cannot be used; nothing has been written then.
     """
-    _check(config)
-    postprocess = Postprocess.parse(config.postprocess) if config.postprocess else None
-    device = resolve_device(config.device)
-    precision = resolve_precision(config.precision, device)
-    keep_freed_memory()
-    folder = _claim(config)
-    datasets = _read_datasets(config)
-    net, metadata = _load(config, precision)
-    source = config.prompts or ("auto" if not net.needs_prompts else "gt")
-    if source == "auto" and net.needs_prompts:
-        raise UserError(f"{metadata.net} places no prompts of its own: use --prompts gt, gt-box or centre.")
-    own = config.num_points is not None and config.num_points != metadata.num_points
-    if source == "auto" and own:
-        raise UserError(
-            f"{metadata.net} places {metadata.num_points} points of its own: drop --num-points {config.num_points}."
-        )
-    seed = next(s for s in (config.seed, metadata.seed, random.SystemRandom().randrange(2**31)) if s is not None)
-    net.to(device)
-    config = dataclasses.replace(config, recipe=config.recipe or plain_recipe(metadata.config.get("augment")))
+    check_eval(config)
+    folder = claim(_folder(config), ("summary.json", "per_image.csv"), overwrite=config.overwrite)
+    datasets, notes = select_rows(
+        config.split_csv, data_root=config.data_root, split=config.split, level=config.check, progress=not config.quiet
+    )
+    for note in notes:
+        log.warning(note)
+    subject = load_subject(config)
+    given = subject.prompting.draws(
+        {d.name: {row.name: read_size(row.image)[::-1] for row in d.rows} for d in datasets}
+        if subject.prompting.file
+        else {},
+        side=subject.side,
+    )
     if config.overwrite:
-        for picture in (folder / "overlays").glob("*/*.png"):
-            picture.unlink()  # of other prompts, maybe
-    tables: dict[str, Any] = {}
-    per_image: list[dict[str, Any]] = []
-    for dataset in datasets:
-        prompter = partial(prompt_batch, source, num_points=config.num_points or metadata.num_points, seed=seed)
-        caption = f"{metadata.net}, {ORIGINS[source]}"
-        rows = _score_dataset(config, net, dataset, prompter, device, postprocess, folder, caption)
-        tables[dataset.name] = {**_summarise(rows, dataset), "seen": _count_seen(dataset, metadata)}
-        per_image += [_flat(dataset, row, scored, ORIGINS[source]) for row, scored in rows]
+        remove_pictures(folder)
+    scored = [
+        _Scoring(config, subject, dataset, folder).run(
+            subject.prompting.prompters(dataset.name, given, side=subject.side)
+        )
+        for dataset in datasets
+    ]
     summary = {
-        "net": metadata.net,
-        "sam": metadata.sam,
+        **subject.describe(),
         "checkpoint": config.ckpt,
         "trained": config.ckpt is not None,
-        "epoch": metadata.epoch,
-        "num_points": config.num_points or metadata.num_points,
-        "sam_sha256": metadata.sam_sha256,
-        "prompts": ORIGINS[source],
-        "prompt_source": source,
-        "seed": seed,
-        "precision": precision,
-        "recipe": config.recipe,
-        "postprocess": {
-            "reference": str(postprocess or REFERENCE_POSTPROCESS),
-            "native": str(postprocess or NATIVE_POSTPROCESS),
-        },
         "empty_masks": config.empty_masks,
         "empty_masks_rule": EMPTY_RULES[config.empty_masks],
-        "datasets": tables,
-        "environment": describe_environment(device),
-        "peak_memory_gib": peak_memory(device),
+        "foreground_only": True,
+        "statement": STATEMENT,
+        "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "over": "images"},
+        "warnings": [words for one in scored for words in one.warnings],
+        "datasets": {one.dataset.name: one.figures() for one in scored},
+        "gallery": [entry for one in scored for entry in one.draw_gallery()],
+        "prompt_files": [PROMPTS],
+        "settings": dataclasses.asdict(config),
+        "environment": describe_environment(subject.device),
+        "peak_memory_gib": peak_memory(subject.device),
     }
-    _write(folder, summary, per_image)
+    _write(folder, summary, subject, scored)
     return EvalResult(folder, summary)
 
 
-def _check(config: EvalConfig) -> None:
-    faults = []
-    if not config.split_csv:
-        faults.append("--split-csv is missing: which images? (data_format/README.md shows the format)")
-    if config.ckpt is None and config.net is None:
-        faults.append("give a --ckpt, or an untrained --net")
-    if config.batch_size < 1 or config.workers < 0 or config.overlays < 0:
-        faults.append("--batch-size must be at least 1, --workers and --overlays at least 0")
-    if config.net is not None:
-        parse_net_name(config.net)
-    if config.num_points is not None:
-        fixed_labels(config.num_points)
-    if config.recipe and not build_transform(config.recipe, image_size=64, pixels="imagenet").deterministic:
-        faults.append(
-            f"--recipe {config.recipe} draws augmentations; evaluation wants one without, such as basic_color"
+def _folder(config: EvalConfig) -> Path:
+    name = "eval" if config.prompts is None else f"eval-{config.prompts.split(':')[0]}"
+    beside_it = Path(config.ckpt).parent if config.ckpt else Path("runs") / f"{config.net}-untrained"
+    return Path(config.output) if config.output else beside_it / name
+
+
+class _Scoring:
+    """A data set while it is scored: what stays of each row is its scores, its prompts and a packed mask."""
+
+    def __init__(self, config: EvalConfig, subject: Subject, dataset: DataSet, folder: Path) -> None:
+        self.config = config
+        self.subject = subject
+        self.dataset = dataset
+        self.folder = folder
+        self.seeds = subject.prompting.seeds
+        self.table = ScoreTable(len(dataset.rows), len(self.seeds))
+        self.prompts: list[dict[str, ImagePrompts]] = [{} for _ in self.seeds]  # a draw: name → prompts
+        self.gallery = Gallery(dataset.rows, config.gallery)
+        self.hashes = hash_images(dataset.rows)
+        self.seen = count_seen(self.hashes, subject.metadata.seen)
+        told = self.seen if subject.postprocess_source == "checkpoint" else {**self.seen, "tune": 0}
+        self.warnings = tell_seen(dataset.name, told, len(dataset.rows))
+        for words in self.warnings:
+            log.warning(words)
+        self.caption = f"{subject.metadata.net}, {subject.prompting.origin}"
+
+    def run(self, prompters: Sequence[SharePrompter]) -> _Scoring:
+        """Score every row under every draw; scoring goes on beside the net."""
+        config, subject, rows = self.config, self.subject, self.dataset.rows
+        loader = row_loader(rows, subject.net, config, recipe=subject.recipe, seed=0, device=subject.device)
+        total = len(rows) * len(prompters)
+        bar = progress_bar(total=total, name=self.dataset.name, unit="image", quiet=config.quiet)
+        with bar, tell_memory(config.batch_size):
+            predicted = predict_draws(subject.net, loader, prompters=prompters, device=subject.device)
+            for row, scored in ordered_map(self._score, predicted, workers=default_workers()):
+                self._take(row, scored)
+                bar.update()
+        return self
+
+    def _score(self, row: RowPrediction) -> tuple[RowPrediction, Scored]:
+        target = read_mask(self.dataset.rows[row.index].mask)
+        scored = score(
+            row.logits,
+            target,
+            postprocess=self.subject.reference,
+            native=self.subject.native,
+            empty_rule=self.config.empty_masks,
         )
-    if faults:
-        raise UserError("; ".join(faults) + ".")
+        return row, scored
 
+    def _take(self, row: RowPrediction, scored: Scored) -> None:
+        self.table.add(row, scored)
+        height, width = scored.mask.shape
+        prompts = ImagePrompts.of(row.xy, row.label, row.box, side=self.subject.side, size=(width, height))
+        self.prompts[row.draw][row.name] = prompts
+        if row.draw == 0:
+            self.gallery.keep(row.index, scored.mask)
+        if row.draw == 0 and row.index < self.config.overlays:
+            native = scored.scores["native"]
+            path = self.folder / "overlays" / self.dataset.name / file_name(row.name)
+            caption = f"{self.caption}  Dice {native['dice']:.3f}  IoU {native['iou']:.3f}"
+            draw_row(path, self.dataset.rows[row.index], scored.mask, prompts, caption)
 
-def _claim(config: EvalConfig) -> Path:
-    name = "eval" if config.prompts is None else f"eval-{config.prompts}"
-    beside = Path(config.ckpt).parent if config.ckpt else Path("runs") / f"{config.net}-untrained"
-    folder = Path(config.output) if config.output else beside / name
-    if folder.exists() and not folder.is_dir():
-        raise ExistingRunError(f"{folder} is a file, not a folder. Choose another with --output.")
-    present = [n for n in ("summary.json", "per_image.csv") if (folder / n).exists()]
-    if present and not config.overwrite:
-        raise ExistingRunError(
-            f"{folder} already holds results ({', '.join(present)}). Replace them by --overwrite, or choose another "
-            "folder with --output."
+    def figures(self) -> dict[str, Any]:
+        """Of the summary."""
+        return {
+            "split": self.dataset.split,
+            **self.table.summarise(self.seeds),
+            "seen": self.seen,
+            "data_hash": hash_data(self.dataset.rows, self.hashes),
+        }
+
+    def draw_gallery(self) -> list[dict[str, Any]]:
+        """Draw the best, median and worst rows under the first draw."""
+        dice, iou = (self.table.column("native", name)[:, 0] for name in ("dice", "iou"))
+        return self.gallery.draw(
+            self.folder, self.dataset.name, dice=dice, iou=iou, prompts=self.prompts[0], caption=self.caption
         )
-    return folder
 
 
-def _read_datasets(config: EvalConfig) -> list[DataSet]:
-    datasets: list[DataSet] = []
-    for path in config.split_csv:
-        table = read_table(path, data_root=config.data_root)
-        split = config.split or ("test" if table.split("test") else "val")
-        rows = table.split(split)
-        if not rows:
-            counts = ", ".join(f"{n} {name}" for name, n in table.counts.items()) or "no rows"
-            raise UserError(f"{path}: no row has train_type {split!r} (there are {counts}). Choose with --split.")
-        for note in (
-            *table.notes,
-            *check_files(rows, csv_path=path, level=config.check, progress=not config.quiet),
-        ):
-            log.warning(note)
-        stem, taken = Path(path).stem, {d.name for d in datasets}
-        name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 10**6))) if n not in taken)
-        datasets.append(DataSet(name, rows, split))
-    return datasets
-
-
-def _load(config: EvalConfig, precision: str) -> tuple[Promise, checkpoint.Metadata]:
-    sam_source = {None: "auto", "random": None}.get(config.sam_checkpoint, config.sam_checkpoint)
-    if config.ckpt is not None:
-        net, metadata = checkpoint.load(
-            config.ckpt,
-            net_name=config.net,
-            sam=config.sam,
-            sam_checkpoint=None if config.sam_checkpoint in (None, "random") else config.sam_checkpoint,
-            precision=precision,
-        )
-        name = parse_net_name(config.net)[0].name if config.net else metadata.net
-        return net, dataclasses.replace(metadata, net=name)
-    assert config.net is not None
-    spec, sam = parse_net_name(config.net)[0], resolve_sam(config.net, config.sam)
-    seed, points = config.seed or 0, config.num_points or 16
-    if spec.head or spec.ips:
-        log.warning("no --ckpt: %s is scored untrained, with the first weights of seed %d.", spec.name, seed)
-    net = build_net(
-        spec.name,
-        sam=sam,
-        num_points=points,
-        sam_checkpoint=sam_source,
-        precision=precision,
-        seed=seed,
+def _write(folder: Path, summary: Mapping[str, Any], subject: Subject, scored: Sequence[_Scoring]) -> None:
+    prompting = subject.prompting
+    write_lines(
+        folder / "per_image.csv",
+        (line for one in scored for line in one.table.lines(one.dataset.name, prompting.origin)),
     )
-    return net, checkpoint.Metadata(spec.name, sam, points, net.sam.weights_sha256(), seed=config.seed)
-
-
-def _score_dataset(
-    config: EvalConfig,
-    net: Promise,
-    dataset: DataSet,
-    prompter: Callable[[Batch], Any],
-    device: torch.device,
-    postprocess: Postprocess | None,
-    folder: Path,
-    caption: str,
-) -> list[tuple[RowPrediction, Scored]]:
-    recipe = config.recipe or "basic_color"
-    loader = row_loader(dataset.rows, net, config, recipe=recipe, seed=0, device=device)
-    bar = progress_bar(total=len(dataset.rows), name=dataset.name, unit="image", quiet=config.quiet)
-
-    def work(row: RowPrediction) -> tuple[RowPrediction, Scored, np.ndarray]:
-        target = read_mask(dataset.rows[row.index].mask)
-        return row, score(row.logits, target, postprocess=postprocess, empty_rule=config.empty_masks), target
-
-    scored: list[tuple[RowPrediction, Scored]] = []
-    with bar, tell_memory(config.batch_size):
-        predicted = predict_rows(net, _batches(loader), prompter=prompter, device=device)
-        for row, result, target in _beside(work, predicted):
-            scored.append((row, result))
-            if len(scored) <= config.overlays:
-                _draw(folder, dataset, row, result, target, net.sam.backbone.image_size, caption)
-            bar.update()
-    return scored
-
-
-def _beside(work: Callable[[RowPrediction], Result], rows: Iterable[RowPrediction]) -> Iterator[Result]:
-    """Do work on rows in threads, beside the net that predicts the next ones; in the rows' order."""
-    threads = min(4, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[Result]] = deque()
-        for row in rows:
-            waiting.append(pool.submit(work, row))
-            if len(waiting) > 4 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:
-    yield from loader
-
-
-def _draw(
-    folder: Path,
-    dataset: DataSet,
-    row: RowPrediction,
-    scored: Scored,
-    target: np.ndarray,
-    input_size: int,
-    caption: str,
-) -> None:
-    image = read_image(dataset.rows[row.index].image)
-    height, width = target.shape
-    # Input pixels → this image's pixels; the centre of the first pixel is (0, 0) in both.
-    scale = np.array([width, height], np.float32) / input_size
-    native = scored.scores["native"]
-    picture = draw_overlay(
-        image,
-        target,
-        scored.mask,
-        xy=(row.xy + 0.5) * scale - 0.5,
-        label=row.label,
-        box=None if row.box is None else (row.box + 0.5) * np.tile(scale, 2) - 0.5,
-        caption=f"{caption}  Dice {native['dice']:.3f}  IoU {native['iou']:.3f}",
-    )
-    name = f"{row.name.replace('/', '_').replace(chr(92), '_')}.png"
-    save_picture(folder / "overlays" / dataset.name / name, picture)
-
-
-def _count_seen(dataset: DataSet, metadata: checkpoint.Metadata) -> dict[str, int]:
-    """How many of the rows the net was trained or selected on, by content; a warning where there are any."""
-    found = {content_hash(row.image) for row in dataset.rows}
-    counts = {split: len(found.intersection(hashes)) for split, hashes in metadata.seen.items()}
-    for split, verb in (("train", "trained"), ("val", "selected")):
-        if counts.get(split):
-            log.warning(
-                "%s: the net was %s on %d of the %d scored images; these scores are no test of it.",
-                dataset.name,
-                verb,
-                counts[split],
-                len(dataset.rows),
-            )
-    return counts
-
-
-def _summarise(rows: Sequence[tuple[RowPrediction, Scored]], dataset: DataSet) -> dict[str, Any]:
-    return {
-        "split": dataset.split,
-        "images": len(rows),
-        "empty_truths": sum(s.empty_truth for _, s in rows),
-        "mean_predicted_iou": float(np.mean([r.iou for r, _ in rows])),
-        "means": mean_scores([s.scores for _, s in rows]),
-    }
-
-
-def _flat(dataset: DataSet, row: RowPrediction, scored: Scored, origin: str) -> dict[str, Any]:
-    values = {f"{p}_{name}": value for p in PROTOCOLS for name, value in scored.scores[p].items()}
-    return {
-        "dataset": dataset.name,
-        "name": row.name,
-        "prompts": origin,
-        "empty_truth": int(scored.empty_truth),
-        "predicted_iou": row.iou,
-        **values,
-    }
-
-
-def _write(folder: Path, summary: Mapping[str, Any], per_image: Sequence[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(per_image[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(per_image)
-    write_text(folder / "per_image.csv", text.getvalue())
+    draws = [Draw(seed, {one.dataset.name: one.prompts[i] for one in scored}) for i, seed in enumerate(prompting.seeds)]
+    write_prompts(folder / PROMPTS, prompting.written_source, draws)
     write_json(folder / "summary.json", dict(summary))

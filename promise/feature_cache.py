@@ -9,6 +9,7 @@ number of processes may fill a space, and a kill costs the entry that was being 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ from promise.types import Encoded
 HOME_VARIABLE = "PROMISE_FEATURES"
 FORMAT = 1  # of the files; another number is another space
 DESCRIPTION = "space.json"
+READ_AHEAD = 2**17  # bytes
 EMBEDDING, TAPS = ".embedding.safetensors", ".taps.safetensors"
 
 
@@ -114,6 +116,16 @@ class FeatureSpace:
         taps = tuple(parts[f"tap{i}"].permute(2, 0, 1) for i in range(len(parts) - 3))
         mask = torch.from_numpy(bits).view(1, height, width).to(torch.float32)
         return Entry(parts["embedding"].permute(2, 0, 1), taps, mask)
+
+    def expect(self, key: str) -> None:
+        """Ask the system to bring an entry into memory beside what is being computed; where it cannot, nothing."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for path in self.paths(key):
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                for start in range(0, size, READ_AHEAD):  # the system caps what one call asks for
+                    os.posix_fadvise(file.fileno(), start, READ_AHEAD, os.POSIX_FADV_WILLNEED)
 
     def _path(self, key: str, suffix: str) -> Path:
         return self.folder / key[:2] / f"{key}{suffix}"

@@ -1,12 +1,13 @@
-"""Files that are whole or not there, written to a temporary name and renamed; knows no formats but JSON."""
+"""Files that are whole or not there, written to a temporary name and renamed; knows no formats but JSON and CSV."""
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,17 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text, all or nothing."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write mappings of the same keys as a CSV, one at a time, all or nothing; without lines an empty file."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer: csv.DictWriter[str] | None = None
+        for line in lines:
+            if writer is None:
+                writer = csv.DictWriter(stream, fieldnames=list(line), lineterminator="\n")
+                writer.writeheader()
+            writer.writerow(line)
 
 
 def write_json(path: Path, value: Any) -> None:

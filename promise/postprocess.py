@@ -17,12 +17,15 @@ Float32s: TypeAlias = npt.NDArray[np.float32]
 
 PREPARED_SIDE = 1024  # the original's prepared images and masks, in pixels
 _MORPHOLOGY = {"open": cv2.MORPH_OPEN, "close": cv2.MORPH_CLOSE}
-_FORMS = "'none', 'open:K' or 'close:K' with an odd kernel side K of at least 3, e.g. 'open:5'"
+_FORMS = (
+    "'none', 'open:K' or 'close:K' with an odd kernel side K of at least 3, and behind commas 'threshold:T', 'fill', "
+    "'largest', e.g. 'open:5' or 'close:7,threshold:0.45,fill'"
+)
 
 
 @dataclass(frozen=True)
 class Postprocess:
-    """Threshold a probability map, then open or close the mask with a full square kernel.
+    """Threshold a probability map, open or close the mask with a full square kernel, fill holes, keep the largest part.
 
     The original's evaluation is ``Postprocess("open", 5)``.
 
@@ -30,6 +33,8 @@ class Postprocess:
         operation: ``"open"`` removes specks, ``"close"`` fills small holes, ``"none"`` does neither.
         kernel: the kernel's side in pixels of the map, odd and at least 3; unused by ``"none"``.
         threshold: foreground is at or above it, in [0, 1].
+        fill: fill every hole; after the operation.
+        largest: keep the largest component only; last.
 
     Raises:
         UserError: for a value outside these.
@@ -38,6 +43,8 @@ class Postprocess:
     operation: Literal["none", "open", "close"] = "none"
     kernel: int = 5
     threshold: float = 0.5
+    fill: bool = False
+    largest: bool = False
 
     def __post_init__(self) -> None:
         if self.operation != "none" and self.operation not in _MORPHOLOGY:
@@ -49,20 +56,34 @@ class Postprocess:
 
     @classmethod
     def parse(cls, text: str) -> Postprocess:
-        """Read ``"none"``, ``"open:5"`` or ``"close:7"``; ``str()`` gives the same text back.
+        """Read ``"none"``, ``"open:5"``, ``"close:7,threshold:0.45,fill,largest"``; ``str()`` gives the same text back.
 
         Raises:
             UserError: for anything else; the text lists the accepted forms.
         """
-        if text == "none":
-            return cls()
-        operation, _, kernel = text.partition(":")
-        if operation not in _MORPHOLOGY or not (kernel.isascii() and kernel.isdigit()):
-            raise UserError(f"cannot read the postprocessing {text!r}. Give {_FORMS}.")
-        return cls("open" if operation == "open" else "close", int(kernel))
+        found: dict[str, Any] = {}
+        for word in text.split(","):
+            name, colon, value = word.strip().partition(":")
+            if name in _MORPHOLOGY and value.isascii() and value.isdigit():
+                read = {"operation": name, "kernel": int(value)}
+            elif name == "none" and not colon:
+                read = {"operation": "none"}
+            elif name == "threshold" and _is_decimal(value):
+                read = {"threshold": float(value)}
+            elif name in ("fill", "largest") and not colon:
+                read = {name: True}
+            else:
+                raise UserError(f"cannot read the postprocessing {text!r}. Give {_FORMS}.")
+            if found.keys() & read.keys():
+                raise UserError(f"the postprocessing {text!r} says something twice. Give {_FORMS}.")
+            found |= read
+        return cls(**found)
 
     def __str__(self) -> str:
-        return "none" if self.operation == "none" else f"{self.operation}:{self.kernel}"
+        words = [] if self.operation == "none" else [f"{self.operation}:{self.kernel}"]
+        words += [f"threshold:{np.format_float_positional(self.threshold)}"] if self.threshold != 0.5 else []
+        words += [name for name in ("fill", "largest") if getattr(self, name)]
+        return ",".join(words) or "none"
 
     def __call__(self, prob: Array) -> Bools:
         """The mask of one map.
@@ -82,11 +103,32 @@ class Postprocess:
                 f"prob must be float in [0, 1], not {prob.dtype} from {prob.min():g} to {prob.max():g}; "
                 "logits need a sigmoid first."
             )
-        mask = prob >= self.threshold
-        if self.operation == "none":
-            return np.asarray(mask)
-        square = np.ones((self.kernel, self.kernel), np.uint8)
-        return cv2.morphologyEx(mask.astype(np.uint8), _MORPHOLOGY[self.operation], square) > 0
+        mask = np.asarray(prob >= self.threshold)
+        if self.operation != "none":
+            mask = open_or_close(mask, self.operation, self.kernel)
+        if self.fill:
+            mask = fill_holes(mask)
+        return largest_component(mask) if self.largest else mask
+
+
+def open_or_close(mask: Bools, operation: Literal["open", "close"], kernel: int) -> Bools:
+    """Open or close a mask (H, W) with a full square of ``kernel`` pixels a side; the border is neutral."""
+    square = np.ones((kernel, kernel), np.uint8)
+    return np.asarray(cv2.morphologyEx(mask.astype(np.uint8), _MORPHOLOGY[operation], square) > 0)
+
+
+def fill_holes(mask: Bools) -> Bools:
+    """A mask (H, W) with every hole filled: background that no 4-connected path leads out of the picture from."""
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return np.asarray(cv2.drawContours(np.zeros(mask.shape, np.uint8), outlines, -1, 1, cv2.FILLED) > 0)
+
+
+def largest_component(mask: Bools) -> Bools:
+    """The largest 8-connected part of a mask (H, W), the first of equals; a mask without foreground as it is."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count <= 2:
+        return mask
+    return np.asarray(labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA])))
 
 
 def to_size(values: Array, height: int, width: int) -> Float32s:
@@ -138,6 +180,10 @@ def reference_target(mask: Array, side: int = 256) -> Bools:
         size = (PREPARED_SIDE, PREPARED_SIDE)
         prepared = np.asarray(cv2.resize(prepared, size, interpolation=cv2.INTER_NEAREST), np.uint8)
     return np.asarray(to_size(prepared, side, side) > 0)
+
+
+def _is_decimal(text: str) -> bool:
+    return text.isascii() and text.replace(".", "", 1).isdigit()
 
 
 def _check_2d(name: str, array: Array) -> None:

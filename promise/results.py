@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ SOFT_COLUMNS = {
     "f_max": "maxF",
     "weighted_f": "wF",
 }
+CERTAINTY = (
+    "Dice ± draws [95 %]",
+    "IoU ± draws [95 %]",
+    "pooled",
+    "Dice < 0.1",
+    "Dice small / medium / large",
+    "IoU est. error",
+)
 
 
 def results_text(summaries: Sequence[Mapping[str, Any]]) -> str:
@@ -60,6 +69,8 @@ def results_text(summaries: Sequence[Mapping[str, Any]]) -> str:
         ]
         blocks.append(text_table(["net", "prompts", "protocol", *BINARY_COLUMNS.values()], binary))
         blocks.append(text_table(["net", "prompts", "protocol", *SOFT_COLUMNS.values()], soft))
+        sure = [["native", _title(s), s["prompts"], *_certainty(s["datasets"][name])] for s in holding]
+        blocks.append(text_table(["protocol", "net", "prompts", *CERTAINTY], sure))
     last = summaries[-1]
     blocks.append(
         f"reference: 256 px, {last['postprocess']['reference']}, truth grown as the original does; native: the mask's "
@@ -67,18 +78,55 @@ def results_text(summaries: Sequence[Mapping[str, Any]]) -> str:
     )
     if any(table.get("empty_truths") for summary in summaries for table in summary["datasets"].values()):
         blocks.append(f"Empty masks ({last['empty_masks']}): {last['empty_masks_rule']} (native and soft).")
+    blocks += [words for words in (_sources(s) for s in summaries) if words]
+    if "statement" in last:
+        blocks.append(last["statement"])
     return "\n\n".join(blocks)
 
 
 def _title(summary: Mapping[str, Any]) -> str:
     untrained = " (untrained)" if not summary["trained"] and summary["net"] != "SAM" else ""
-    box = " box" if summary["prompt_source"] == "gt-box" else ""
-    return f"{summary['net']}{box}{untrained}"
+    box = {"gt-box": " box", "gt": " points and box" * bool(summary.get("prompt_box"))}
+    return f"{summary['net']}{box.get(summary['prompt_source'], '')}{untrained}"
+
+
+def _sources(summary: Mapping[str, Any]) -> str:
+    """Where prompts and postprocessing came from, where that is not plain from the table."""
+    words = []
+    if "prompt_file" in summary:
+        file = summary["prompt_file"]
+        words.append(f"prompts from {file['path']}, written as {file['source']}.")
+    if summary.get("postprocess_source") == "checkpoint":
+        words.append(f"native postprocessing {summary['postprocess']['native']}, chosen on validation rows.")
+    return f"{_title(summary)}: {' '.join(words)}" if words else ""
+
+
+def _certainty(table: Mapping[str, Any]) -> list[str]:
+    """Means with their intervals and the deviation between draws, misses, Dice by size; ``-`` in older results."""
+    if "intervals" not in table:
+        return ["-"] * len(CERTAINTY)
+    between = table["draws"]["deviation"]
+    cells = []
+    for name in ("dice", "iou"):
+        low, high = table["intervals"]["native"][name]
+        spread = f" ± {_number(between['native'][name])}" if between else ""
+        cells.append(f"{_number(table['means']['native'][name])}{spread} [{_number(low)}, {_number(high)}]")
+    misses, sizes = table["misses"], table["by_size"].values()
+    return [
+        *cells,
+        _number(table["pooled"]["dice"]),
+        f"{misses['images']} of {table['images']}",
+        " / ".join(f"{_number(size['dice'], 3)} ({size['images']})" for size in sizes),
+        _number(table["calibration"]["error"]),
+    ]
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "nan" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _cells(means: Mapping[str, float | None], columns: Mapping[str, str]) -> list[str]:
-    values = (means[name] for name in columns)
-    return ["nan" if value is None else f"{value:.4f}" for value in values]
+    return [_number(means[name]) for name in columns]
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -96,3 +144,24 @@ def read_summary(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no summary.json of promise-eval.") from error
     return dict(found)
+
+
+def tuning_text(ranked: Sequence[tuple[str, float]], *, images: int, ckpt: Path, shown: int = 8) -> str:
+    """The best candidates of a search, the winner first, and the plain cut beside them.
+
+    Args:
+        ranked: postprocessing → mean Dice, the whole grid, the winner first.
+        images: how many it was tried on.
+        ckpt: where the winner is stored.
+        shown: candidates in the table.
+    """
+    rows = [[name, f"{dice:.4f}"] for name, dice in ranked[:shown]]
+    plain = next(f"{dice:.4f}" for name, dice in ranked if name == "none")
+    if "none" not in {name for name, _ in ranked[:shown]}:
+        rows.append(["none", plain])
+    return (
+        f"{len(ranked)} candidates on {images} val images, mean native Dice:\n\n"
+        f"{text_table(['postprocess', 'Dice'], rows)}\n\n"
+        f"{ranked[0][0]} is stored in {ckpt}; promise-eval uses it in the native protocol unless --postprocess says "
+        "otherwise."
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,23 @@ OURS = (
     "last.safetensors",
     "state/resume.pt",
 )
+
+
+def claim(folder: Path, names: Sequence[str], *, overwrite: bool) -> Path:
+    """A folder for results; refused where it holds some already and may not replace them. Changes nothing.
+
+    Raises:
+        ExistingRunError: it holds one of the named files, or is none.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ExistingRunError(f"{folder} is a file, not a folder. Choose another with --output.")
+    present = [name for name in names if (folder / name).exists()]
+    if present and not overwrite:
+        raise ExistingRunError(
+            f"{folder} already holds results ({', '.join(present)}). Replace them by --overwrite, or choose another "
+            "folder with --output."
+        )
+    return folder
 
 
 @dataclass

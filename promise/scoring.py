@@ -6,7 +6,7 @@ field's measures on the probability map at the truth's own size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,14 @@ class Scored:
 
     scores: dict[str, dict[str, float]]  # protocol → metric → value
     mask: np.ndarray  # (H, W) bool, the truth's size
-    empty_truth: bool
+    truth_pixels: int  # foreground
+    intersection: int  # pixels in mask and truth
+    predicted_pixels: int  # in the mask
+
+    @property
+    def empty_truth(self) -> bool:
+        """Whether the truth has no foreground."""
+        return self.truth_pixels == 0
 
 
 def score(
@@ -41,6 +48,7 @@ def score(
     target: np.ndarray,
     *,
     postprocess: Postprocess | None = None,
+    native: Postprocess | None = None,
     empty_rule: str = "one",
 ) -> Scored:
     """Score one prediction.
@@ -50,41 +58,40 @@ def score(
         target: (H, W) bool, the truth at its own size.
         postprocess: of both binary protocols, each at its own size; default: a 5 × 5 opening in the reference
             protocol, none in the native one.
+        native: of the native protocol, where it differs.
         empty_rule: what the native and soft protocols say of a truth without foreground; see
             :data:`EMPTY_RULES`. The reference protocol keeps the original's: IoU 0, and Dice left out where the
             prediction is empty too.
     """
     small = _sigmoid(to_size(logits, REFERENCE_SIDE, REFERENCE_SIDE))
     reference = (postprocess or REFERENCE_POSTPROCESS)(small)
-    probability = _sigmoid(to_size(logits, *target.shape))
-    mask = (postprocess or NATIVE_POSTPROCESS)(probability)
+    probability = probability_at(logits, *target.shape)
+    mask = (native or postprocess or NATIVE_POSTPROCESS)(probability)
     scores = {
         "reference": binary_metrics(reference, reference_target(target, REFERENCE_SIDE)),
         "native": binary_metrics(mask, target),
         "soft": soft_metrics(probability, target),
     }
-    empty = not target.any()
-    if empty:
+    truth, predicted = int(np.count_nonzero(target)), int(np.count_nonzero(mask))
+    if truth == 0:
         for protocol in ("native", "soft"):
-            scores[protocol] = _apply_rule(scores[protocol], empty_rule, predicted=bool(mask.any()))
-    return Scored(scores, mask, empty)
+            scores[protocol] = _apply_rule(scores[protocol], empty_rule, predicted=predicted > 0)
+    return Scored(scores, mask, truth, int(np.count_nonzero(mask & target)), predicted)
+
+
+def probability_at(logits: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Logits (h, w) of the decoder as a probability map (height, width) float32, as the native protocol cuts it."""
+    return _sigmoid(to_size(logits, height, width))
+
+
+def dice_of_empty(rule: str, *, predicted: bool) -> float:
+    """The native Dice where the truth is empty."""
+    return {"one": 0.0 if predicted else 1.0, "skip": float("nan"), "zero": 0.0}[rule]
 
 
 def _apply_rule(values: Mapping[str, float], rule: str, *, predicted: bool) -> dict[str, float]:
-    value = {"one": 0.0 if predicted else 1.0, "skip": float("nan"), "zero": 0.0}[rule]
+    value = dice_of_empty(rule, predicted=predicted)
     return {name: value if name.startswith(_OVERLAP) else given for name, given in values.items()}
-
-
-def mean_scores(rows: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Mean of every metric of every protocol over the rows; rows where it is not a number are left out."""
-    means: dict[str, dict[str, float]] = {}
-    for protocol in PROTOCOLS:
-        values = {name: np.array([row[protocol][name] for row in rows]) for name in rows[0][protocol]}
-        means[protocol] = {
-            name: float(np.nanmean(column)) if not np.isnan(column).all() else float("nan")
-            for name, column in values.items()
-        }
-    return means
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

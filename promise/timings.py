@@ -123,4 +123,7 @@ def markdown(record: Mapping[str, Any]) -> str:
             f"{total['plain']:.0f} h the plain way, {total['cached']:.1f} h from features "
             f"({total['caching']:.1f} h of it for making them): {total['ratio']:.0f} times as fast.",
         ]
+    if record["memory"]:
+        lines += ["", "| work | batch | GiB at most |", "|---|---:|---:|"]
+        lines += [f"| {peak['work']} | {peak['batch_size']} | {peak['gib']:.2f} |" for peak in record["memory"]]
     return "\n".join(lines) + "\n"

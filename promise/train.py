@@ -21,7 +21,7 @@ from promise import checkpoint
 from promise.cached import Crew, row_loader
 from promise.config import TrainConfig, parse_labels, write_yaml
 from promise.data.check import check_files
-from promise.data.images import content_hash
+from promise.data.leaks import hash_images, tell_shared
 from promise.data.table import Row, SplitTable, read_table
 from promise.device import describe_environment, keep_freed_memory, peak_memory, resolve_device, tell_memory
 from promise.engine import train_epoch, validate
@@ -115,7 +115,8 @@ class _Trainer:
         self.config = config = dataclasses.replace(config, seed=self.seed)
         self.folder = folder
         # Evaluation compares its rows with these, and says when it scores what it was trained or selected on.
-        self.seen = {split: [content_hash(row.image) for row in table.split(split)] for split in ("train", "val")}
+        self.seen = {split: hash_images(table.split(split)) for split in ("train", "val")}
+        self.shared = tell_shared(self.seen["train"], self.seen["val"])
         bare = _build(config)
         bare.sam.gradient_checkpointing = config.gradient_checkpointing
         self.sam_sha256 = bare.sam.weights_sha256()
@@ -139,6 +140,8 @@ class _Trainer:
         )
         self.net: nn.Module
         self.net, self.optimizer = self.accelerator.prepare(bare, self.optimizer)
+        if config.compile:
+            bare.compile_parts()
         self.train_loader = self._loader(table.split("train"), train=True)
         self.val_loader = self._loader(table.split("val"), train=False) if table.split("val") else None
         self.progress = self._restore() if config.resume else Progress()
@@ -296,12 +299,19 @@ class _Trainer:
             self.seed,
             self.folder.path,
         )
+        if self.accelerator.is_main_process:
+            for words in self.shared:
+                log.warning(words)
         if self.accelerator.is_main_process and not config.resume:
             self.folder.clear()
             write_yaml(self.folder.config, dataclasses.replace(config, overwrite=False))
             record = describe_environment(self.accelerator.device)
             self.folder.write_environment(
-                **record, seed=self.seed, sam_sha256=self.sam_sha256, trainable_parameters=learning
+                **record,
+                seed=self.seed,
+                sam_sha256=self.sam_sha256,
+                trainable_parameters=learning,
+                warnings=self.shared,
             )
 
     def _metadata(self, row: EpochRow) -> checkpoint.Metadata:

@@ -39,7 +39,7 @@ class Points:
 class Prompts:
     """What a batch is prompted with; neither: the net prompts itself."""
 
-    points: Points | None = None
+    points: Points | None = None  # with P = 0 and no boxes: the net is prompted with nothing
     boxes: Tensor | None = None  # (B, 4) float x0, y0, x1, y1 in input pixels
 
     def to(self, device: torch.device) -> Prompts:
@@ -111,6 +111,15 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.name)
+
+    def take(self, places: Sequence[int]) -> Batch:
+        """Some of the batch's samples, in the order given; itself when those are all."""
+        if list(places) == list(range(len(self))):
+            return self
+        where = torch.as_tensor(places, dtype=torch.int64)
+        image = self.image
+        chosen = image.map(lambda x: x[where.to(x.device)]) if isinstance(image, Encoded) else image[where]
+        return Batch(chosen, self.mask[where], tuple(self.name[i] for i in places), self.index[where])
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; torch's loaders call this where pinning is on."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -159,3 +160,202 @@ def fresh_accelerate() -> Iterator[None]:
 
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def write_evaluation() -> Callable[..., Path]:
+    """A function that writes what ``promise-eval`` leaves in a folder; figures are drawn, and agree with each other."""
+    return _write_evaluation
+
+
+def _write_evaluation(
+    folder: Path,
+    *,
+    images: dict[str, int] | None = None,
+    draws: int = 1,
+    better: float = 0.0,
+    seed: int = 0,
+    pictures: bool = False,
+    change: Callable[[Any], Any] = lambda rows: rows,
+    **summary: Any,
+) -> Path:
+    """Write summary.json and per_image.csv, and a gallery where asked.
+
+    Args:
+        folder: it is made.
+        images: how many of each data set.
+        draws: prompt draws an image.
+        better: is added to every Dice.
+        seed: of what differs between two evaluations; the truths are the same for all seeds.
+        pictures: with a gallery.
+        change: what to do to the table of rows before anything is computed from it.
+        summary: instead of what summary.json would hold; ``None`` leaves a key out.
+    """
+    rows = change(_scored_rows(images or {"kvasir": 12}, draws, better, seed))
+    folder.mkdir(parents=True)
+    rows.to_csv(folder / "per_image.csv", index=False)
+    gallery = _write_gallery(folder, rows) if pictures else []
+    written = {
+        "net": "APM_IPS_resnet",
+        "sam": "lite_medsam",
+        "checkpoint": "runs/polyp/best.safetensors",
+        "trained": True,
+        "epoch": 12,
+        "num_points": 16,
+        "sam_sha256": "79d8c9dca6db4d69" * 4,
+        "prompts": "auto",
+        "prompt_source": "auto",
+        "seed": 152,
+        "precision": "bf16",
+        "recipe": "basic_color",
+        "postprocess": {"reference": "open:5", "native": "close:7"},
+        "postprocess_source": "checkpoint",
+        "empty_masks": "one",
+        "empty_masks_rule": "where the truth is empty, overlap scores are 1 for an empty prediction and 0 otherwise",
+        "datasets": {name: _summarise(part, draws) for name, part in rows.groupby("dataset", sort=False)},
+        "environment": {
+            "command": ["promise-eval", "--ckpt", "runs/polyp/best.safetensors"],
+            "python": "3.11.7",
+            "packages": {"promise-sam": "0.1.0.dev0", "torch": "2.14.1"},
+            "git_commit": "4ed758c0000000000000000000000000000000aa",
+            "device": "cpu",
+        },
+        "peak_memory_gib": 1.5,
+        "prompt_files": ["prompts.json"],
+        "gallery": gallery,
+        "foreground_only": True,
+        "statement": "All scores are of the foreground alone; background is never averaged in.",
+        **summary,
+    }
+    text = json.dumps({name: value for name, value in written.items() if value is not None})
+    (folder / "summary.json").write_text(text.replace("NaN", "null"))
+    return folder
+
+
+def _scored_rows(images: dict[str, int], draws: int, better: float, seed: int) -> Any:
+    import numpy as np
+    import pandas as pd
+
+    from promise.results import BINARY_COLUMNS, SOFT_COLUMNS
+
+    rows = []
+    for dataset, count in images.items():
+        truths, scores = np.random.default_rng(count), np.random.default_rng((seed, count))
+        for i in range(count):
+            pixels = int(truths.uniform(50, 2500) * truths.uniform(0.1, 1) ** 2) + 1
+            middle = float(np.clip(truths.beta(4, 1.5) + better, 0, 1))
+            for draw in range(draws):
+                dice = float(np.clip(middle + scores.normal(0, 0.05), 0, 1))
+                share = pixels / 10_000
+                shared = int(dice * pixels)
+                row = {
+                    "dataset": dataset,
+                    "name": f"image_{i:03d}",
+                    "prompts": "auto",
+                    "draw": draw,
+                    "empty_truth": 0,
+                    "foreground_share": share,
+                    "size_class": "small" if share < 0.02 else "medium" if share < 0.1 else "large",
+                    "truth_pixels": pixels,
+                    "native_intersection": shared,
+                    "native_predicted_pixels": pixels,
+                    "predicted_iou": float(np.clip(dice + scores.normal(0.05, 0.1), 0, 1)),
+                }
+                for protocol, columns in (("reference", BINARY_COLUMNS), ("native", BINARY_COLUMNS)):
+                    row |= {f"{protocol}_{name}": dice for name in columns} | {f"{protocol}_iou": dice / (2 - dice)}
+                    row[f"{protocol}_mae"] = 1 - dice
+                row |= {f"soft_{name}": dice for name in SOFT_COLUMNS}
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _summarise(rows: Any, draws: int) -> dict[str, Any]:
+    import numpy as np
+
+    scores = {p: [c for c in rows if c.startswith(f"{p}_")] for p in ("reference", "native", "soft")}
+    scores["native"] = [c for c in scores["native"] if "pixels" not in c and "intersection" not in c]
+    means = rows.groupby("name", sort=False).mean(numeric_only=True)
+    classes = rows.groupby("name", sort=False)["size_class"].first()
+    bins = np.clip((means["predicted_iou"] * 10).astype(int), 0, 9)
+    error = means["predicted_iou"] - means["native_iou"]
+    first = rows[rows["draw"] == 0].sum(numeric_only=True)
+    both, all_pixels = first["native_intersection"], first["truth_pixels"] + first["native_predicted_pixels"]
+    return {
+        "split": "test",
+        "images": len(means),
+        "empty_truths": 0,
+        "mean_predicted_iou": means["predicted_iou"].mean(),
+        "means": {p: {c.removeprefix(f"{p}_"): means[c].mean() for c in columns} for p, columns in scores.items()},
+        "seen": {"train": 0, "val": 0},
+        "intervals": {
+            p: {c.removeprefix(f"{p}_"): [means[c].mean() - 0.03, means[c].mean() + 0.03] for c in columns}
+            for p, columns in scores.items()
+        },
+        "pooled": {"dice": 2 * both / all_pixels, "iou": both / (all_pixels - both)},
+        "misses": {
+            "below": 0.1,
+            "images": int((means["native_dice"] < 0.1).sum()),
+            "share": float((means["native_dice"] < 0.1).mean()),
+        },
+        "by_size": {
+            name: {
+                "images": int((classes == name).sum()),
+                "dice": float(means["native_dice"][classes == name].mean()),
+                "iou": float(means["native_iou"][classes == name].mean()),
+                "dice_interval": [0.5, 0.9],
+            }
+            for name in ("small", "medium", "large")
+        },
+        "calibration": {
+            "error": float(error.abs().mean()),
+            "bias": float(error.mean()),
+            "correlation": float(np.corrcoef(means["predicted_iou"], means["native_iou"])[0, 1]),
+            "bins": [
+                {
+                    "low": b / 10,
+                    "high": (b + 1) / 10,
+                    "images": int((bins == b).sum()),
+                    "predicted": float(means["predicted_iou"][bins == b].mean()),
+                    "true": float(means["native_iou"][bins == b].mean()),
+                }
+                for b in range(10)
+                if (bins == b).any()
+            ],
+        },
+        "draws": {
+            "count": draws,
+            "seeds": list(range(152, 152 + draws)),
+            "deviation": None if draws == 1 else {p: dict.fromkeys(("dice", "iou"), 0.004) for p in scores},
+        },
+    }
+
+
+def _write_gallery(folder: Path, rows: Any) -> list[dict[str, Any]]:
+    import cv2
+    import numpy as np
+
+    gallery = []
+    for dataset, part in rows[rows["draw"] == 0].groupby("dataset", sort=False):
+        ordered = part.sort_values("native_dice", kind="stable")
+        middle = len(ordered) // 2
+        for kind, chosen in (
+            ("best", ordered[:-3:-1]),
+            ("median", ordered[middle : middle + 2]),
+            ("worst", ordered[:2]),
+        ):
+            for row in chosen.to_dict("records"):
+                picture = Path("gallery") / dataset / f"{kind}_{row['name']}.png"
+                (folder / picture).parent.mkdir(parents=True, exist_ok=True)
+                noise = np.random.default_rng(len(gallery)).integers(0, 255, (96, 128, 3), np.uint8)
+                cv2.imwrite(str(folder / picture), noise)
+                gallery.append(
+                    {
+                        "dataset": dataset,
+                        "kind": kind,
+                        "name": row["name"],
+                        "dice": row["native_dice"],
+                        "iou": row["native_iou"],
+                        "picture": str(picture),
+                    }
+                )
+    return gallery

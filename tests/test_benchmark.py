@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from promise import benchmark as bench
-from promise.benchmark import PARTS, Bench, Settings, benchmark
+from promise.benchmark import GROWTH, PARTS, Bench, Settings, benchmark
 from promise.cli.bench import main
 from promise.errors import UserError
 from promise.timings import Comparison, published_training, take_turns
@@ -36,6 +35,27 @@ def test_every_part_gives_figures(settings: Settings, tmp_path: Path) -> None:
     assert record["environment"]["threads"] == torch.get_num_threads()
     assert set(record["published_training"]) == {"IPS_GT", "APM_IPS_resnet"}
     assert "200 epochs over 1450 + 798 images, IPS_GT" in text
+
+
+def test_growth_is_measured_at_three_sizes_each(settings: Settings, tmp_path: Path) -> None:
+    benchmark(settings, parts=tuple(GROWTH), output=tmp_path)
+    found = {c["title"]: c["rows"] for c in json.loads((tmp_path / "bench.json").read_text())["comparisons"]}
+    assert len(found) == len(GROWTH)
+    assert all(len(rows) == 3 for rows in found.values())
+    assert [row["variant"] for row in found["growth of caching with views"]] == ["1 views", "2 views", "4 views"]
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_processes_of_their_own(lite: str, tmp_path: Path) -> None:
+    settings = Settings(sam=lite, batch_size=2, repeats=1, images=2, device="cpu", precision="fp32")
+    text = benchmark(settings, parts=["memory"], output=tmp_path)
+    found = json.loads((tmp_path / "bench.json").read_text())["memory"]
+    assert [(row["work"], row["batch_size"]) for row in found] == [
+        (work, size) for work in ("training", "evaluation") for size in (1, 8, 16)
+    ]
+    assert all(0.2 < row["gib"] < 20 for row in found)
+    assert found[2]["gib"] > found[0]["gib"] + 0.5  # sixteen images in training
+    assert f"| training | 16 | {found[2]['gib']:.2f} |" in text
 
 
 def test_turns_alternate_and_the_first_does_not_count() -> None:
@@ -77,19 +97,19 @@ def test_the_plain_way_and_ours_predict_the_same(settings: Settings, tmp_path: P
 
 
 def test_a_wrong_encoder_is_refused(settings: Settings, monkeypatch) -> None:
-    real = bench.Bench.upstream_encode
+    real = Bench.upstream_encode
 
     def off(self: Bench, image: torch.Tensor, *, taps: bool) -> object:
         return real(self, image, taps=taps).map(lambda x: x + 0.01)
 
-    monkeypatch.setattr(bench.Bench, "upstream_encode", off)
+    monkeypatch.setattr(Bench, "upstream_encode", off)
     with pytest.raises(UserError, match=r"the fused encoder is wrong here: off by 0\.01"):
         benchmark(settings, parts=["encoder"])
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])
 def test_broken_figures_are_refused(seconds: float, settings: Settings, monkeypatch) -> None:
-    monkeypatch.setattr(bench.Bench, "metrics", lambda _: Comparison("metrics", "image", {"x": [seconds]}))
+    monkeypatch.setitem(PARTS, "metrics", lambda _: Comparison("metrics", "image", {"x": [seconds]}))
     with pytest.raises(UserError, match="these figures cannot be right: metrics, x"):
         benchmark(settings, parts=["metrics"])
 

@@ -71,7 +71,7 @@ def test_training_from_features_is_training_from_pixels_bit_for_bit(net, run, ow
         assert told(folder) == told(plain)
 
 
-@pytest.mark.parametrize("stored, precision", [("bf16", "fp32"), ("fp32", "bf16"), ("bf16", "bf16")])
+@pytest.mark.parametrize(("stored", "precision"), [("bf16", "fp32"), ("fp32", "bf16"), ("bf16", "bf16")])
 def test_features_stored_in_another_precision_train_to_nearly_the_same_scores(stored, precision, run) -> None:
     plain, other = run("plain"), run("other", cache="all", cache_dtype=stored, precision=precision)
     for a, b in zip(told(plain), told(other), strict=True):

@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from promise.engine import overlap, predict_rows, train_epoch, validate
+from promise.engine import overlap, predict_draws, predict_rows, train_epoch, validate
 from promise.losses import bce
-from promise.types import Batch, Points, Prediction, Prompts
+from promise.types import Batch, Encoded, Points, Prediction, Prompts
 
 
 class Offset(nn.Module):
@@ -114,3 +114,47 @@ def test_predictions_come_row_by_row_in_order() -> None:
     assert rows[1].box is None
     assert rows[3].xy.shape == (0, 2)
     assert rows[3].box.tolist() == [1, 2, 3, 4]
+
+
+class Counting(Offset):
+    """Encodes to features that are the image's first channel, and counts how often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoded = 0
+
+    def encode(self, image: Tensor) -> Encoded:
+        self.encoded += len(image)
+        return Encoded(image[:, :1])
+
+    def forward(
+        self, image: Tensor | Encoded, points: Points | None = None, *, boxes: Tensor | None = None
+    ) -> Prediction:
+        assert isinstance(image, Encoded)
+        return super().forward(image.embedding, points, boxes=boxes)
+
+
+def test_every_draw_decodes_what_was_encoded_once() -> None:
+    net, first, second = Counting(), batch(0, 3), batch(3, 1)
+
+    def whole(batch: Batch) -> list[tuple[range, Prompts]]:
+        return [(range(len(batch)), Prompts())]
+
+    def ragged(batch: Batch) -> list[tuple[list[int], Prompts]]:
+        """The second image of three has two points, the others one."""
+        one = [i for i in range(len(batch)) if i != 1]
+        shares = [(one, Prompts(Points(torch.ones(len(one), 1, 2), torch.ones(len(one), 1, dtype=torch.int64))))]
+        if len(batch) > 1:
+            shares.append(([1], Prompts(Points(torch.ones(1, 2, 2), torch.tensor([[1, 0]])))))
+        return shares
+
+    rows = list(predict_draws(net, [first, second], prompters=[whole, ragged], device=torch.device("cpu")))
+    assert net.encoded == 4
+    assert [(row.draw, row.index) for row in rows] == [
+        (0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (1, 1), (0, 3), (1, 3),
+    ]  # fmt: skip
+    for row in rows:
+        image = first.image[row.index] if row.index < 3 else second.image[0]
+        assert (row.logits == image[0].numpy()).all()
+        assert row.name == f"row{row.index}"
+        assert len(row.xy) == (0 if row.draw == 0 else 2 if row.index == 1 else 1)

@@ -54,7 +54,8 @@ def per_image(folder: Path) -> list[dict[str, str]]:
 
 
 def column_means(rows: list[dict[str, str]], protocol: str) -> dict[str, float]:
-    names = [name for name in rows[0] if name.startswith(f"{protocol}_")]
+    counts = ("native_intersection", "native_predicted_pixels")
+    names = [name for name in rows[0] if name.startswith(f"{protocol}_") and name not in counts]
     means = {}
     for name in names:
         values = np.array([float(row[name]) for row in rows])
@@ -84,7 +85,12 @@ def test_the_summary_says_what_was_scored(run, ckpt: Path, tmp_path: Path) -> No
     assert {name: written[name] for name in expected} == expected
     table = written["datasets"]["split"]
     assert (table["split"], table["images"], table["empty_truths"]) == ("test", 3, 0)
-    assert {p.name for p in (tmp_path / "eval").iterdir()} == {"summary.json", "per_image.csv"}
+    assert {p.name for p in (tmp_path / "eval").iterdir()} == {
+        "summary.json",
+        "per_image.csv",
+        "prompts.json",
+        "gallery",
+    }
 
 
 def test_means_are_the_means_of_the_columns(run, tmp_path: Path) -> None:
@@ -311,3 +317,313 @@ def test_the_command_prints_tables_and_earlier_results(ckpt: Path, phantoms: Pat
     ]
     dice = json.loads((tmp_path / "b/summary.json").read_text())["datasets"]["split"]["means"]["native"]["dice"]
     assert f"{dice:.4f}" in next(line for line in printed.splitlines() if line.split()[1:3] == ["auto", "native"])
+
+
+# --- several draws, and prompts from a file -----------------------------------------------------
+
+
+def scores(folder: Path) -> list[list[str]]:
+    return [[row[n] for n in row if n.startswith((*PROTOCOLS, "predicted"))] for row in per_image(folder)]
+
+
+def test_several_draws_are_several_evaluations(run, tmp_path: Path) -> None:
+    """N draws in one run are what N runs with their seeds are; the summary is of the images' means."""
+    both = run(prompts="gt", prompt_seeds=3, seed=7, output=str(tmp_path / "all")).summary
+    rows, lines = scores(tmp_path / "all"), per_image(tmp_path / "all")
+    assert [(row["name"][-2:], row["draw"]) for row in lines] == [(n, d) for n in ("09", "10", "11") for d in "012"]
+    alone = []
+    for draw, seed in enumerate((7, 8, 9)):
+        alone.append(run(prompts="gt", seed=seed, output=str(tmp_path / str(seed))).summary)
+        assert scores(tmp_path / str(seed)) == rows[draw::3]
+    table = both["datasets"]["split"]
+    means = [s["datasets"]["split"]["means"] for s in alone]
+    for protocol, name in (("native", "dice"), ("soft", "iou_max"), ("reference", "mae")):
+        single = [m[protocol][name] for m in means]
+        assert table["means"][protocol][name] == pytest.approx(np.mean(single), abs=1e-12)
+        assert table["draws"]["deviation"][protocol][name] == pytest.approx(np.std(single, ddof=1), abs=1e-12)
+    assert table["draws"]["deviation"]["native"]["dice"] > 0
+    assert (table["draws"]["count"], table["draws"]["seeds"]) == (3, [7, 8, 9])
+    assert table["pooled"] == alone[0]["datasets"]["split"]["pooled"]
+    assert alone[0]["datasets"]["split"]["draws"] == {"count": 1, "seeds": [7], "deviation": None}
+
+
+def test_images_are_encoded_once_for_all_draws(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from promise.models.promise import Promise
+
+    encoded = []
+    real = Promise.encode
+    monkeypatch.setattr(Promise, "encode", lambda net, image: encoded.append(len(image)) or real(net, image))
+    run(prompts="gt", prompt_seeds=4, cache="off")
+    assert sum(encoded) == 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prompts": "gt", "prompt_seeds": 2},
+        {"prompts": "gt", "gt_points": "3+2", "gt_box": True},
+        {"prompts": "gt-box"},
+        {"prompts": "centre"},
+        {"prompts": "none"},
+        {"prompts": "auto"},
+    ],
+    ids=str,
+)
+def test_prompts_from_the_written_file_repeat_the_result(settings, run, tmp_path: Path) -> None:
+    first = run(**settings, output=str(tmp_path / "a"), gallery=0).summary
+    written = tmp_path / "a/prompts.json"
+    again = run(prompts=f"file:{written}", output=str(tmp_path / "b"), gallery=0).summary
+    assert scores(tmp_path / "a") == scores(tmp_path / "b")
+    assert first["prompt_files"] == ["prompts.json"]
+    assert (again["prompts"], again["prompt_source"]) == ("file", "file")
+    assert {row["prompts"] for row in per_image(tmp_path / "b")} == {"file"}
+    assert again["prompt_file"]["source"] == settings["prompts"]
+    assert again["datasets"]["split"]["draws"] == first["datasets"]["split"]["draws"]
+    assert written.read_text() == (tmp_path / "b/prompts.json").read_text()
+
+
+def test_written_prompts_lie_in_the_images_own_pixels(run, phantoms: Path, tmp_path: Path) -> None:
+    """Points drawn from the foreground lie on it, whatever the image's size."""
+    import cv2
+
+    from promise.data.images import read_mask
+    from promise.data.table import read_table
+
+    lines = [phantoms.read_text().splitlines()[0]]
+    for row in read_table(phantoms).split("test"):
+        image, mask = cv2.imread(str(row.image)), read_mask(row.mask).astype(np.uint8) * 255
+        for kind, picture in (("images", image), ("masks", mask)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            large = cv2.resize(picture, (192, 128), interpolation=cv2.INTER_NEAREST)
+            cv2.imwrite(str(tmp_path / kind / f"{row.name}.png"), large)
+        lines.append(f"images/{row.name}.png,test,masks/{row.name}.png")
+    (tmp_path / "large.csv").write_text("\n".join(lines) + "\n")
+    run(split_csv=(str(tmp_path / "large.csv"),), prompts="gt", gt_points="5+3", gt_box=True)
+    (draw,) = json.loads((tmp_path / "eval/prompts.json").read_text())["draws"]
+    assert len(draw["images"]["large"]) == 3
+    for name, prompts in draw["images"]["large"].items():
+        truth = read_mask(tmp_path / "masks" / f"{name}.png")
+        assert prompts["size"] == [192, 128]
+        assert sorted(prompts["labels"]) == [0] * 3 + [1] * 5
+        for (x, y), label in zip(prompts["points"], prompts["labels"], strict=True):
+            assert truth[round(y), round(x)] == label
+        rows, columns = np.nonzero(truth)
+        edges = [columns.min(), rows.min(), columns.max(), rows.max()]
+        assert prompts["box"] == pytest.approx(edges, abs=3)
+
+
+def test_a_prompts_file_may_give_each_image_other_prompts(run, tmp_path: Path) -> None:
+    """Clicks of somebody: as many as they liked, a box here and there, nothing for the last."""
+    given = {
+        "phantom_0009": {"size": [64, 64], "points": [[30, 30]], "labels": [1], "box": None},
+        "phantom_0010": {"size": [64, 64], "points": [[30, 30], [1, 1], [2, 2]], "labels": [1, 0, 0], "box": None},
+        "phantom_0011": {"size": [64, 64], "points": [], "labels": [], "box": [10, 10, 50, 50]},
+    }
+    path = tmp_path / "clicks.json"
+    path.write_text(json.dumps({"version": 1, "source": "clicks", "draws": [{"seed": None, "images": {"x": given}}]}))
+    run(prompts=f"file:{path}", batch_size=3, output=str(tmp_path / "a"))
+    run(prompts=f"file:{path}", batch_size=1, output=str(tmp_path / "b"))
+    for a, b in zip(scores(tmp_path / "a"), scores(tmp_path / "b"), strict=True):
+        assert [float(v) for v in a] == pytest.approx([float(v) for v in b], abs=1e-4, nan_ok=True)
+    images = json.loads((tmp_path / "a/prompts.json").read_text())["draws"][0]["images"]["split"]
+    assert {name: len(p["points"]) for name, p in images.items()} == {n: len(p["points"]) for n, p in given.items()}
+
+
+def test_no_prompt_is_sam_without_any_token(run, ckpt: Path, phantoms: Path, tmp_path: Path, monkeypatch) -> None:
+    from promise.models.sam import FrozenSam
+
+    tokens = []
+    real = FrozenSam._embed_prompts
+
+    def watch(sam: Any, *given: Any) -> Any:
+        sparse, dense = real(sam, *given)
+        tokens.append(sparse.shape[1])
+        return sparse, dense
+
+    monkeypatch.setattr(FrozenSam, "_embed_prompts", watch)
+    summary = run(prompts="none").summary
+    assert set(tokens) == {0}
+    assert (summary["prompts"], summary["prompt_source"]) == ("none", "none")
+
+
+def test_points_and_box_are_given_together(run, tmp_path: Path) -> None:
+    outcome = {}
+    for name, settings in (
+        ("points", {"gt_points": "2+2"}),
+        ("both", {"gt_points": "2+2", "gt_box": True}),
+        ("num", {"num_points": 4}),
+    ):
+        summary = run(prompts="gt", **settings, output=str(tmp_path / name)).summary
+        outcome[name] = scores(tmp_path / name)
+        assert summary["prompt_points"] == {"positive": 2, "negative": 2}
+        assert summary["prompt_box"] == (name == "both")
+    assert outcome["points"] == outcome["num"] != outcome["both"]
+
+
+def test_faults_of_a_prompts_file_are_told_before_anything_is_written(run, tmp_path: Path) -> None:
+    run(prompts="centre", output=str(tmp_path / "a"))
+    value = json.loads((tmp_path / "a/prompts.json").read_text())
+    images = value["draws"][0]["images"]["split"]
+    del images["phantom_0009"]
+    images["phantom_0010"]["points"] = [[99, 1]]
+    images["phantom_0011"]["size"] = [3, 3]
+    (tmp_path / "bad.json").write_text(json.dumps(value))
+    with pytest.raises(UserError) as caught:
+        run(prompts=f"file:{tmp_path / 'bad.json'}")
+    text = str(caught.value)
+    assert "3 faults" in text
+    for words in ("phantom_0009: is missing", "(99, 1) lies outside", "its size is [3, 3], the image's [64, 64]"):
+        assert words in text
+    assert not (tmp_path / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"prompts": "gtt"}, "unknown prompts 'gtt'. Did you mean 'gt'?"),
+        ({"prompts": "gt", "gt_points": "8"}, "--gt-points wants foreground.background points such as 8.8"),
+        ({"prompts": "gt", "gt_points": "0+0"}, "--gt-points wants"),
+        ({"prompts": "gt", "gt_points": "8+8", "num_points": 4}, "--gt-points and --num-points exclude each other"),
+        ({"prompts": "centre", "gt_box": True}, "go with --prompts gt"),
+        ({"prompts": "centre", "prompt_seeds": 2}, "nothing of centre is drawn"),
+        ({"prompts": "file:/nowhere.json", "prompt_seeds": 2}, "a file brings its own draws"),
+        ({"prompts": "file:/nowhere.json"}, "no prompts at /nowhere.json"),
+        ({"prompt_seeds": 0}, "--prompt-seeds must be at least 1"),
+        ({"prompt_seeds": 2}, "places its own points, the same each time"),
+        ({"gt_box": True}, "places its own points, the same each time"),
+        ({"gallery": -1}, "--overlays and --gallery at least 0"),
+    ],
+)
+def test_prompts_that_make_no_sense_are_refused(given, words: str, run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        run(**given)
+    assert not (tmp_path / "eval").exists()
+
+
+# --- statistics, leaks, pictures ----------------------------------------------------------------
+
+
+def test_the_summary_holds_the_statistics(run, tmp_path: Path) -> None:
+    from promise.statistics import bootstrap
+
+    summary = run(split="train").summary
+    written = json.loads((tmp_path / "eval/summary.json").read_text())
+    table, rows = summary["datasets"]["split"], per_image(tmp_path / "eval")
+    dice = np.array([[float(row["native_dice"])] for row in rows])
+    assert table["intervals"]["native"]["dice"] == pytest.approx(bootstrap(dice)[0].tolist(), abs=1e-9)
+    low, high = table["intervals"]["native"]["dice"]
+    assert low < table["means"]["native"]["dice"] < high
+    both, predicted, truth = (
+        sum(int(row[n]) for row in rows) for n in ("native_intersection", "native_predicted_pixels", "truth_pixels")
+    )
+    assert table["pooled"] == {"dice": 2 * both / (predicted + truth), "iou": both / (predicted + truth - both)}
+    for row in rows:
+        both, predicted, truth = (
+            int(row[n]) for n in ("native_intersection", "native_predicted_pixels", "truth_pixels")
+        )
+        assert float(row["native_dice"]) == pytest.approx(2 * both / (predicted + truth))
+        assert float(row["foreground_share"]) == truth / 64**2
+        share = float(row["foreground_share"])
+        assert row["size_class"] == ("small" if share < 0.02 else "medium" if share < 0.1 else "large")
+    assert table["misses"]["images"] == sum(float(row["native_dice"]) < 0.1 for row in rows)
+    assert sum(size["images"] for size in table["by_size"].values()) == 6
+    gaps = [abs(float(row["predicted_iou"]) - float(row["native_iou"])) for row in rows]
+    assert table["calibration"]["error"] == pytest.approx(np.mean(gaps))
+    assert sum(b["images"] for b in table["calibration"]["bins"]) == 6
+    assert written["foreground_only"] is True
+    assert "foreground alone" in written["statement"]
+    assert written["bootstrap"] == {"level": 0.95, "resamples": 2000, "seed": 0, "over": "images"}
+    assert written["postprocess_source"] == "default"
+    assert written["datasets"]["split"]["by_size"].keys() == {"small", "medium", "large"}
+
+
+def test_rows_that_served_are_told_by_content(run, build, phantoms: Path, tmp_path: Path, caplog) -> None:
+    """A scored picture that was trained on, under another name."""
+    from promise.data.images import content_hash
+    from promise.data.table import read_table
+
+    rows = read_table(phantoms).split("test")
+    net = build("APM_cross", num_points=4)
+    seen = {"train": [content_hash(rows[0].image)], "val": ["0" * 16]}
+    metadata = checkpoint.Metadata("APM_cross", "tiny_vit", 4, net.sam.weights_sha256(), seen=seen)
+    checkpoint.save(net, tmp_path / "a.safetensors", metadata)
+    copy = tmp_path / "data"
+    for kind, path in (("images", rows[0].image), ("masks", rows[0].mask)):
+        (copy / kind).mkdir(parents=True)
+        (copy / kind / "renamed.png").write_bytes(path.read_bytes())
+    (copy / "new.csv").write_text("image_name,train_type,mask_name\nimages/renamed.png,test,masks/renamed.png\n")
+    summary = run(ckpt=str(tmp_path / "a.safetensors"), split_csv=(str(copy / "new.csv"), str(phantoms))).summary
+    assert summary["datasets"]["new"]["seen"] == {"train": 1, "val": 0}
+    assert summary["warnings"] == [
+        "new: the net was trained on 1 of the 1 scored images; these scores are no test of it.",
+        "split: the net was trained on 1 of the 3 scored images; these scores are no test of it.",
+    ]
+    assert all(words in caplog.text for words in summary["warnings"])
+    assert len({table["data_hash"] for table in summary["datasets"].values()}) == 2
+
+
+def test_the_gallery_shows_the_best_and_the_worst(run, tmp_path: Path) -> None:
+    summary = run(split="train", gallery=1).summary
+    rows = {row["name"]: float(row["native_dice"]) for row in per_image(tmp_path / "eval")}
+    entries = {entry["kind"]: entry for entry in summary["gallery"]}
+    assert entries["best"]["dice"] == max(rows.values())
+    assert entries["worst"]["dice"] == min(rows.values())
+    assert entries["worst"]["dice"] <= entries["median"]["dice"] <= entries["best"]["dice"]
+    for entry in summary["gallery"]:
+        assert rows[entry["name"]] == entry["dice"]
+        assert read_image(tmp_path / "eval" / entry["picture"]).shape == (512 + 22, 512, 3)
+    assert run(gallery=0, overwrite=True).summary["gallery"] == []
+    assert list((tmp_path / "eval/gallery").rglob("*.png")) == []
+
+
+def test_logits_do_not_pile_up(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row's logits and mask are gone soon after it was scored."""
+    import weakref
+
+    from promise import evaluate as recipe
+
+    alive: list[weakref.ref[Any]] = []
+    counts = []
+    real, take = recipe.score, recipe._Scoring._take
+
+    def watch(logits: np.ndarray, *given: Any, **other: Any) -> Any:
+        scored = real(logits, *given, **other)
+        alive.extend((weakref.ref(logits), weakref.ref(scored.mask)))
+        return scored
+
+    def count(*given: Any) -> None:
+        take(*given)
+        counts.append(sum(ref() is not None for ref in alive))
+
+    monkeypatch.setattr(recipe, "score", watch)
+    monkeypatch.setattr(recipe._Scoring, "_take", count)
+    run(split="train", prompts="gt", prompt_seeds=8, batch_size=1)
+    assert len(counts) == 48
+    assert len(alive) == 96
+    assert max(counts) <= 2 * 20
+
+
+def test_the_command_prints_intervals_and_the_statement(ckpt: Path, phantoms: Path, tmp_path: Path, capsys) -> None:
+    common = ["--split-csv", str(phantoms), "--workers", "0", "--device", "cpu", "--quiet", "--ckpt", str(ckpt)]
+    flags = [
+        "--prompts",
+        "gt",
+        "--gt-points",
+        "2+1",
+        "--gt-box",
+        "--prompt-seeds",
+        "2",
+        "--output",
+        str(tmp_path / "a"),
+    ]
+    assert main([*common, *flags]) == 0
+    printed = capsys.readouterr().out
+    table = json.loads((tmp_path / "a/summary.json").read_text())["datasets"]["split"]
+    low, high = table["intervals"]["native"]["dice"]
+    mean, spread = table["means"]["native"]["dice"], table["draws"]["deviation"]["native"]["dice"]
+    assert f"{mean:.4f} ± {spread:.4f} [{low:.4f}, {high:.4f}]" in printed
+    assert f"{table['misses']['images']} of 3" in printed
+    assert "All scores are of the foreground alone" in printed
+    assert "APM_IPS_cross points and box" in printed
+    assert main([*common, "--prompts", f"file:{tmp_path / 'a/prompts.json'}", "--output", str(tmp_path / "b")]) == 0
+    assert f"prompts from {tmp_path / 'a/prompts.json'}, written as gt." in capsys.readouterr().out

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from promise import feature_cache
 from promise.feature_cache import (
     DamagedEntry,
     FeatureSpace,
@@ -121,3 +123,23 @@ def test_the_folder_follows_the_environment(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert default_folder() == tmp_path / "xdg/promise/features"
     assert free_bytes(tmp_path / "not/yet/there") > 0
+
+
+def test_the_system_is_asked_for_every_byte_of_an_entry_and_what_is_gone_is_no_matter(tmp_path, monkeypatch) -> None:
+    space = FeatureSpace(tmp_path, {"a": 1}, taps=True)
+    space.put("ab12", *features())
+    asked: dict[int, int] = {}
+
+    def advise(file: int, start: int, size: int, _advice: int) -> None:
+        inode = os.fstat(file).st_ino
+        assert start == asked.get(inode, 0)
+        asked[inode] = start + size
+
+    monkeypatch.setattr(feature_cache, "READ_AHEAD", 100)
+    monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
+    space.expect("ab12")
+    assert asked.keys() == {path.stat().st_ino for path in space.paths("ab12")}
+    assert all(asked[path.stat().st_ino] >= path.stat().st_size > 100 for path in space.paths("ab12"))
+    space.expect("gone")
+    assert len(asked) == 2

@@ -13,7 +13,9 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from promise.errors import UserError
-from promise.postprocess import Postprocess, reference_target, to_size
+from promise.postprocess import Postprocess, fill_holes, largest_component, reference_target, to_size
+
+MORE = ["open:5,close:5", "fill:1", "fill,fill", "threshold", "threshold:x", "threshold:1e-1", "open:5,,fill", "none:3"]
 
 
 def torch_resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -22,7 +24,9 @@ def torch_resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
     return resized[0, 0].numpy()
 
 
-@pytest.mark.parametrize("text", ["none", "open:3", "open:5", "close:7"])
+@pytest.mark.parametrize(
+    "text", ["none", "open:3", "open:5", "close:7", "threshold:0.45", "open:5,threshold:0.45,fill,largest", "fill"]
+)
 def test_text_comes_back_as_it_went_in(text):
     assert str(Postprocess.parse(text)) == text
 
@@ -30,9 +34,14 @@ def test_text_comes_back_as_it_went_in(text):
 def test_parse_reads_operation_and_kernel():
     assert Postprocess.parse("close:7") == Postprocess("close", 7, 0.5)
     assert Postprocess.parse("none") == Postprocess()
+    assert Postprocess.parse("largest, threshold:0.05,open:3") == Postprocess("open", 3, 0.05, largest=True)
+    assert Postprocess.parse("none,fill") == Postprocess(fill=True)
+    assert Postprocess.parse(str(Postprocess(threshold=1e-7))).threshold == 1e-7
 
 
-@pytest.mark.parametrize("text", ["", "open", "open:", "open:4", "open:1", "open:-5", "open:5:5", "dilate:5", "None"])
+@pytest.mark.parametrize(
+    "text", ["", "open", "open:", "open:4", "open:1", "open:-5", "open:5:5", "dilate:5", "None", *MORE]
+)
 def test_other_text_is_refused_with_the_accepted_forms(text):
     with pytest.raises(UserError, match="'none', 'open:K' or 'close:K' with an odd kernel side K of at least 3"):
         Postprocess.parse(text)
@@ -97,6 +106,33 @@ def test_morphology_is_the_textbook_one_with_a_neutral_border(mask, side):
     np.testing.assert_array_equal(closed, ndimage.binary_erosion(dilated, square, border_value=1))
     assert (opened <= mask).all()
     assert (closed >= mask).all()
+
+
+@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=14)))
+def test_filling_and_the_largest_part_are_scipys(mask):
+    np.testing.assert_array_equal(fill_holes(mask), ndimage.binary_fill_holes(mask))
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    largest = largest_component(mask)
+    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    assert largest.sum() == (areas.max() if count else 0)
+    kept = np.unique(labels[largest])
+    assert len(kept) == (count > 0)
+    assert (largest == (labels == kept[0] if count else mask)).all()
+
+
+def test_the_steps_come_in_their_order():
+    prob = np.zeros((12, 14), np.float32)
+    prob[1:6, 1:6] = 0.6
+    prob[2:5, 2:5] = 0  # a ring of 16 pixels, 25 when filled
+    prob[8:12, 8:13] = 0.6  # 20 pixels
+    prob[0, 13] = 0.5
+    ring, block = np.zeros(prob.shape, bool), np.zeros(prob.shape, bool)
+    ring[1:6, 1:6], block[8:12, 8:13] = True, True
+    np.testing.assert_array_equal(Postprocess(largest=True)(prob), block)
+    np.testing.assert_array_equal(Postprocess(fill=True, largest=True)(prob), ring)
+    np.testing.assert_array_equal(Postprocess(threshold=0.55, fill=True)(prob), ring | block)
+    np.testing.assert_array_equal(Postprocess("open", 3, fill=True)(prob), block)
+    assert not Postprocess(threshold=0.7, fill=True, largest=True)(prob).any()
 
 
 @pytest.mark.parametrize(

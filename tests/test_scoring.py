@@ -9,7 +9,7 @@ import pytest
 
 from promise.metrics import binary_metrics
 from promise.postprocess import Postprocess
-from promise.scoring import PROTOCOLS, mean_scores, score
+from promise.scoring import PROTOCOLS, score
 
 SQUARE = np.zeros((40, 60), bool)
 SQUARE[10:30, 15:45] = True
@@ -57,11 +57,20 @@ def test_the_rule_leaves_other_truths_alone() -> None:
             assert row[protocol] == pytest.approx(rows[0][protocol], nan_ok=True)
 
 
-def test_means_leave_out_what_is_not_a_number() -> None:
-    rows = [{p: {"dice": d, "mae": m} for p in PROTOCOLS} for d, m in ((0.5, 0.1), (math.nan, 0.3))]
-    assert mean_scores(rows) == {p: {"dice": 0.5, "mae": pytest.approx(0.2)} for p in PROTOCOLS}
-    alone = mean_scores(rows[1:])
-    assert math.isnan(alone["native"]["dice"])
+def test_counts_are_those_of_the_native_mask() -> None:
+    result = score(SURE, SQUARE)
+    assert (result.truth_pixels, result.predicted_pixels) == (600, result.mask.sum())
+    assert result.intersection == (result.mask & SQUARE).sum() > 0
+    dice = 2 * result.intersection / (result.truth_pixels + result.predicted_pixels)
+    assert result.scores["native"]["dice"] == pytest.approx(dice)
+
+
+def test_the_native_protocol_may_have_a_postprocessing_of_its_own() -> None:
+    nothing = Postprocess(threshold=1.0)
+    alone, both = score(SURE, SQUARE, native=nothing), score(SURE, SQUARE, postprocess=nothing)
+    assert not alone.mask.any()
+    assert alone.scores["reference"] == score(SURE, SQUARE).scores["reference"]
+    assert both.scores["reference"]["iou"] == both.scores["native"]["iou"] == 0
 
 
 def test_extreme_logits_are_probabilities() -> None:

@@ -77,6 +77,22 @@ class Killed(BaseException):
 # --- what a run leaves ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+def test_a_compiled_net_learns_the_same(run: Train, tmp_path: Path) -> None:
+    plain = run(output=str(tmp_path / "plain"), drop_last=True, epochs=2)
+    compiled = run(output=str(tmp_path / "compiled"), drop_last=True, epochs=2, compile=True)
+    for ours, theirs in zip(rows(compiled.folder), rows(plain.folder), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    assert weights(compiled.folder).keys() == weights(plain.folder).keys()
+
+
+def test_compiling_without_a_compiler_is_refused_before_the_first_epoch(run: Train, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"--compile needs a C\+\+ compiler on a CPU"):
+        run(compile=True)
+
+
 def test_a_run_leaves_its_files(run: Train, tmp_path: Path) -> None:
     result = run()
     folder = tmp_path / "run"
@@ -631,3 +647,28 @@ def test_overwrite_removes_earlier_tensorboard_events(run: Train, tmp_path: Path
     time.sleep(1.1)  # TensorBoard names its files by the second
     run(epochs=1, tensorboard=True, overwrite=True)
     assert len(list((tmp_path / "run/tensorboard").iterdir())) == 1
+
+
+def test_pictures_that_are_trained_on_and_selected_on_are_told(
+    run: Train, phantoms: Path, tmp_path: Path, caplog
+) -> None:
+    """By content: the copy has another name."""
+    lines = phantoms.read_text().splitlines()
+    data = tmp_path / "data"
+    first = next(line for line in lines if ",train," in line)
+    for kind, name in zip(("images", "masks"), first.split(",")[::2], strict=True):
+        (data / kind).mkdir(parents=True)
+        (data / kind / "copy.png").write_bytes((phantoms.parent / name).read_bytes())
+    for line in lines[1:]:
+        for name in line.split(",")[::2]:
+            (data / name).write_bytes((phantoms.parent / name).read_bytes())
+    (data / "split.csv").write_text("\n".join([*lines, "images/copy.png,val,masks/copy.png"]) + "\n")
+    run(split_csv=str(data / "split.csv"), epochs=1)
+    expected = "1 of the 4 validation images is also trained on, by content"
+    assert caplog.text.count(expected) == 1
+    record = json.loads((tmp_path / "run/environment.json").read_text())
+    assert [words[: len(expected)] for words in record["warnings"]] == [expected]
+    caplog.clear()
+    run(output=str(tmp_path / "clean"), epochs=1)
+    assert "also trained on" not in caplog.text
+    assert json.loads((tmp_path / "clean/environment.json").read_text())["warnings"] == []

@@ -28,7 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, help="default: 8; with --quick: 2")
     parser.add_argument("--repeats", type=int, help="turns of each comparison (default: 3; with --quick: 1)")
     parser.add_argument("--images", type=int, help="of loader, epoch and evaluation (default: 16; with --quick: 4)")
-    parser.add_argument("--parts", nargs="+", help="measure only these; default: all")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        metavar="PART",
+        help="measure only these; default: all that compare with the plain way. More: growth:images, growth:views, "
+        "growth:points, growth:batch, growth:size, growth:scoring, and memory (peaks at batch 1, 8 and 16)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--precision", default="auto", help="of the fast way: auto, fp32, bf16, fp16")
     parser.add_argument("--output", help="folder for bench.json and bench.md")
@@ -49,7 +55,7 @@ def _work(arguments: argparse.Namespace) -> int:
     if min(settings.batch_size, settings.repeats, settings.images) < 1:
         raise UserError("--batch-size, --repeats and --images must be at least 1.")
     output = Path(arguments.output) if arguments.output else None
-    print(benchmark(settings, parts=arguments.parts or PARTS, output=output), end="")
+    print(benchmark(settings, parts=arguments.parts or tuple(PARTS), output=output), end="")
     return 0
 
 

@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: argparse.Namespace) -> int:
     config = gather(arguments, EvalConfig)
     start_logging(quiet=config.quiet)
+    if config.tune_postprocess:
+        return _tune(config)
     from promise.evaluate import evaluate
     from promise.results import read_summary, results_text
 
@@ -34,6 +36,17 @@ def _work(arguments: argparse.Namespace) -> int:
     print(f"\nresults: {result.folder}")
     if config.overlays:
         print(f"overlays: {result.folder / 'overlays'}")
+    return 0
+
+
+def _tune(config: EvalConfig) -> int:
+    from promise.results import tuning_text
+    from promise.tune import tune
+
+    result = tune(config)
+    ranked = [(str(postprocess), dice) for postprocess, dice in result.ranked]
+    print(tuning_text(ranked, images=result.images, ckpt=result.ckpt))
+    print(f"\nthe whole grid: {result.folder / 'tune.csv'}")
     return 0
 
 

@@ -7,6 +7,7 @@ outlive an epoch draw new augmentations without being told anything.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from promise.data.table import Row
 from promise.errors import UserError
 from promise.transforms import Transform
 from promise.types import Batch
+
+Expect = Callable[[tuple[int, int]], None]  # told of an item some time before it is asked for
 
 __all__ = ["EpochSampler", "Sample", "SegmentationDataset", "build_loader", "collate", "sample_seed"]
 
@@ -91,10 +94,13 @@ def collate(samples: Sequence[Sample]) -> Batch:
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yields ``(epoch, index)``: in order, or shuffled by a generator seeded with (seed, epoch)."""
 
-    def __init__(self, size: int, *, shuffle: bool, seed: int) -> None:
+    def __init__(self, size: int, *, shuffle: bool, seed: int, expect: Expect | None = None, distance: int = 0) -> None:
+        """Order ``size`` rows; ``expect`` is told each item while the one ``distance`` before it is asked for."""
         self.size = size
         self.shuffle = shuffle
         self.seed = seed
+        self.expect = expect
+        self.distance = distance
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -109,7 +115,18 @@ class EpochSampler(Sampler[tuple[int, int]]):
         if self.shuffle:
             generator = torch.Generator().manual_seed(sample_seed(self.seed, self.epoch, "order"))
             order = torch.randperm(self.size, generator=generator).tolist()
-        return iter([(self.epoch, index) for index in order])
+        items = [(self.epoch, index) for index in order]
+        if self.expect is None:
+            return iter(items)
+        return self._tell(items, self.expect)
+
+    def _tell(self, items: list[tuple[int, int]], expect: Expect) -> Iterator[tuple[int, int]]:
+        for item in items[: self.distance]:
+            expect(item)
+        for item, later in itertools.zip_longest(items, items[self.distance :]):
+            if later is not None:
+                expect(later)
+            yield item
 
 
 def start_worker(_worker: int) -> None:
@@ -132,7 +149,7 @@ def build_loader(
     """A loader that yields :class:`promise.types.Batch`; call ``loader.sampler.set_epoch(e)`` first.
 
     Args:
-        dataset: asked for ``(epoch, index)``.
+        dataset: asked for ``(epoch, index)``; its ``expect``, where it has one, is told each item two batches earlier.
         collate_fn: B of its items to a batch.
         batch_size: B, at least 1.
         shuffle: whether each epoch has its own order.
@@ -145,7 +162,13 @@ def build_loader(
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=EpochSampler(len(dataset), shuffle=shuffle, seed=seed),  # type: ignore[arg-type]
+        sampler=EpochSampler(
+            len(dataset),  # type: ignore[arg-type]
+            shuffle=shuffle,
+            seed=seed,
+            expect=getattr(dataset, "expect", None),
+            distance=2 * batch_size,
+        ),
         num_workers=workers,
         collate_fn=collate_fn,
         pin_memory=pin_memory,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -45,6 +47,25 @@ class Promise(nn.Module):
         # Entries of a loaded original state dict that this net has no use for; see promise.checkpoint.
         self.reference_unused: dict[str, Tensor] = {}
 
+    def compile_parts(self) -> None:
+        """Have ``torch.compile`` make kernels of what runs at every step; names of weights stay, values to rounding.
+
+        The first step takes a minute or so longer. The encoder is compiled too, but not on a CPU, where its strips
+        fit the cache as they are.
+
+        Raises:
+            UserError: on a CPU without a C++ compiler.
+        """
+        device = next(self.sam.parameters()).device
+        names = (os.environ.get("CXX", "g++"), "c++", "clang++", "cl")
+        if device.type == "cpu" and not any(map(shutil.which, names)):
+            raise UserError("--compile needs a C++ compiler on a CPU, such as g++: install one, or drop --compile.")
+        head = None if self.apm is None else getattr(self.apm, "head", self.apm)
+        for part in (head, self.ips, self.sam.mask_decoder.transformer):
+            if part is not None:
+                part.compile()
+        self.sam.compile_encoder = device.type != "cpu"
+
     @property
     def needs_prompts(self) -> bool:
         """Whether prompts must be given, since no part of the net makes them."""
@@ -69,7 +90,7 @@ class Promise(nn.Module):
 
         Args:
             encoded: what :meth:`encode` gave.
-            points: prompts in input pixels; ``None`` asks the prompter, unless boxes are given.
+            points: prompts in input pixels; ``None`` asks the prompter, unless boxes are given; P = 0: no points.
             boxes: (B, 4) x0, y0, x1, y1 in input pixels.
 
         Raises:

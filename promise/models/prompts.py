@@ -42,7 +42,7 @@ def generator_for(seed: int, name: str, epoch: int = 0) -> np.random.Generator:
 
 
 def points_from_mask(
-    mask: np.ndarray, num_points: int, generator: np.random.Generator
+    mask: np.ndarray, num_points: int, generator: np.random.Generator, *, positive: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw ground-truth points, as the original does, from an explicit generator.
 
@@ -54,12 +54,13 @@ def points_from_mask(
         mask: (S, S) bool at input resolution.
         num_points: how many.
         generator: where the draw comes from.
+        positive: how many of them from the foreground; default: half.
 
     Returns:
         xy (P, 2) float32, x before y, and label (P,) int64.
     """
     flat = np.flatnonzero(mask), np.flatnonzero(~mask)
-    positive = max(1, num_points // 2)
+    positive = max(1, num_points // 2) if positive is None else positive
     if flat[0].size == 0:
         positive = 0
     elif flat[1].size == 0:
@@ -73,15 +74,21 @@ def points_from_mask(
     return np.stack((x, y), axis=1).astype(np.float32), label[order]
 
 
-def oracle_points(mask: Tensor, num_points: int, generators: list[np.random.Generator]) -> Points:
+def oracle_points(
+    mask: Tensor, num_points: int, generators: list[np.random.Generator], *, positive: int | None = None
+) -> Points:
     """Ground-truth points of a batch.
 
     Args:
         mask: (B, 1, S, S), foreground above 0.5, on the CPU.
         num_points: how many a picture.
         generators: one an image.
+        positive: how many of them from the foreground; default: half.
     """
-    drawn = [points_from_mask(m, num_points, g) for m, g in zip((mask[:, 0] > 0.5).numpy(), generators, strict=True)]
+    drawn = [
+        points_from_mask(m, num_points, g, positive=positive)
+        for m, g in zip((mask[:, 0] > 0.5).numpy(), generators, strict=True)
+    ]
     xy, label = zip(*drawn, strict=True)
     return Points(torch.from_numpy(np.stack(xy)), torch.from_numpy(np.stack(label)))
 
@@ -102,20 +109,36 @@ def centre_points(batch: int, image_size: int) -> Points:
     return Points(xy, torch.ones(batch, 1, dtype=torch.int64))
 
 
+def no_points(batch: int) -> Points:
+    """No point (B, 0, 2): the decoder sees SAM's image features alone."""
+    return Points(torch.zeros(batch, 0, 2), torch.zeros(batch, 0, dtype=torch.int64))
+
+
 # Where prompts come from, and what results call it.
-ORIGINS = {"auto": "auto", "gt": "oracle", "gt-box": "oracle", "centre": "centre"}
+ORIGINS = {"auto": "auto", "gt": "oracle", "gt-box": "oracle", "centre": "centre", "none": "none"}
 
 
-def prompt_batch(source: str, batch: Batch, *, num_points: int, seed: int, epoch: int = 0) -> Prompts:
+def prompt_batch(
+    source: str,
+    batch: Batch,
+    *,
+    num_points: int,
+    seed: int,
+    epoch: int = 0,
+    positive: int | None = None,
+    box: bool = False,
+) -> Prompts:
     """Prompts of a batch, the same whatever its order, size or worker.
 
     Args:
         source: ``auto`` leaves them to the net, ``gt`` draws points from the mask, ``gt-box`` takes the mask's
-            box, ``centre`` one positive point in the middle.
+            box, ``centre`` one positive point in the middle, ``none`` nothing.
         batch: images and masks, on the CPU.
         num_points: how many points are drawn.
         seed: of the run.
         epoch: drawn points differ from epoch to epoch.
+        positive: how many of the drawn points lie in the foreground; default: half.
+        box: with ``gt``, the mask's box beside the points.
 
     Raises:
         UserError: unknown source.
@@ -125,9 +148,12 @@ def prompt_batch(source: str, batch: Batch, *, num_points: int, seed: int, epoch
             return Prompts()
         case "gt":
             generators = [generator_for(seed, name, epoch) for name in batch.name]
-            return Prompts(points=oracle_points(batch.mask, num_points, generators))
+            points = oracle_points(batch.mask, num_points, generators, positive=positive)
+            return Prompts(points=points, boxes=oracle_boxes(batch.mask) if box else None)
         case "gt-box":
             return Prompts(boxes=oracle_boxes(batch.mask))
         case "centre":
             return Prompts(points=centre_points(len(batch), batch.mask.shape[-1]))
+        case "none":
+            return Prompts(points=no_points(len(batch)))
     raise unknown_name("prompt source", source, ORIGINS)

@@ -58,6 +58,7 @@ class FrozenSam(nn.Module):
         self.freeze = freeze
         # Compute a block's inner values again in the backward pass instead of keeping them.
         self.gradient_checkpointing = False
+        self.compile_encoder = False  # by torch.compile, where it is fused
         self._fused: dict[torch.dtype, tuple[object, Fused]] = {}  # the encoder's state each was made from, and itself
         for name, part in self.named_children():
             part.requires_grad_(name not in FREEZE[freeze])
@@ -112,7 +113,8 @@ class FrozenSam(nn.Module):
         now = [(t.data_ptr(), 0 if t.is_inference() else t._version, t.device) for t in state]
         if dtype not in self._fused or self._fused[dtype][0] != now:
             with torch.inference_mode(False), torch.no_grad():  # used inside inference mode and outside
-                self._fused[dtype] = now, fuse(self.image_encoder, dtype)
+                fused = fuse(self.image_encoder, dtype)
+                self._fused[dtype] = now, torch.compile(fused) if self.compile_encoder else fused
         return self._fused[dtype][1]
 
     def decode(
@@ -129,7 +131,7 @@ class FrozenSam(nn.Module):
 
         Args:
             encoded: what :meth:`encode` gave; only the embedding (B, 256, E, E) is used.
-            points: prompts in input pixels.
+            points: prompts in input pixels; P = 0: none.
             boxes: (B, 4) x0, y0, x1, y1 in input pixels.
             mask_prompt: (B, 1, 4E, 4E) earlier logits.
             token_shift: (B, 4, 256) added to SAM's four mask tokens.
@@ -168,7 +170,7 @@ class FrozenSam(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         encoder = self.prompt_encoder
         sparse = []
-        if points is not None:
+        if points is not None and points.xy.shape[1]:
             sparse.append(self._embed_points(points, pad=boxes is None))
         if boxes is not None:
             with _full_precision(boxes):

@@ -119,6 +119,29 @@ def test_sampler_orders() -> None:
     assert len(shuffled) == 50
 
 
+@pytest.mark.parametrize("distance", [1, 3, 9])
+def test_items_are_told_some_time_before_they_are_asked_for(distance: int) -> None:
+    told: list[tuple[int, int]] = []
+    order = []
+    for item in EpochSampler(5, shuffle=True, seed=0, expect=told.append, distance=distance):
+        order.append(item)
+        assert told[: len(order)] == order
+        assert len(told) == min(len(order) + distance, 5)
+    assert told == order == list(EpochSampler(5, shuffle=True, seed=0))
+
+
+def test_a_loader_tells_a_dataset_that_wants_to_know_two_batches_ahead(rows: list[Row]) -> None:
+    class Waiting(SegmentationDataset):
+        told: list[tuple[int, int]] = []  # noqa: RUF012
+
+        def expect(self, item: tuple[int, int]) -> None:
+            self.told.append(item)
+
+    loader = build_loader(Waiting(rows, TRAIN, seed=1), batch_size=1, shuffle=False, seed=1, workers=0)
+    next(iter(loader))
+    assert Waiting.told == [(0, 0), (0, 1), (0, 2)]
+
+
 def test_sizes_that_differ_are_a_fault(rows: list[Row]) -> None:
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(rows[0].mask)
     with pytest.raises(UserError, match=r"line 2: .*a\.png is 32×24 but its mask .* is 9×8"):
