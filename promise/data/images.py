@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +136,15 @@ def _decode(path: Path) -> NDArray[Any]:
     """
     _require_content(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:  # read at once: PIL would ask for every chunk
             frames = getattr(image, "n_frames", 1)
             if image.format == "TIFF" and frames > 1:
                 raise UserError(f"{path}: a stack of {frames} pictures; one a file is expected.")
             deep = ";16" in str([tile[3] for tile in image.tile]) and image.mode.startswith("RGB")
             image.load()
             if not deep:
-                return _pil_to_array(ImageOps.exif_transpose(image))
+                ImageOps.exif_transpose(image, in_place=True)
+                return _pil_to_array(image)
     except UnidentifiedImageError as error:
         if path.suffix.lower() not in (".tif", ".tiff"):
             raise _unreadable(path, error) from error
