@@ -15,9 +15,13 @@ import pytest
 
 from promise.cli import bench as bench_cli
 from promise.cli import cache as cache_cli
+from promise.cli import compare as compare_cli
 from promise.cli import eval as eval_cli
 from promise.cli import phantom as phantom_cli
+from promise.cli import prepare as prepare_cli
+from promise.cli import report as report_cli
 from promise.cli import train as train_cli
+from promise.cli import validate as validate_cli
 from promise.config import EvalConfig, TrainConfig, read_yaml
 from promise.settle import settle
 
@@ -30,6 +34,10 @@ COMMANDS = {
     "promise-phantom": phantom_cli,
     "promise-cache": cache_cli,
     "promise-bench": bench_cli,
+    "promise-prepare": prepare_cli,
+    "promise-validate": validate_cli,
+    "promise-compare": compare_cli,
+    "promise-report": report_cli,
 }
 bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
