@@ -17,10 +17,10 @@ from scipy import stats
 
 from promise.errors import UserError, unknown_name
 from promise.evaluation_folder import Evaluation, metric_of
+from promise.statistics import LEVEL, RESAMPLES, SEED, bootstrap
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
-RESAMPLES, SEED, LEVEL = 2000, 0, 0.95  # of the bootstrap
 SHARE_TOLERANCE = 1e-6  # of the truth's foreground share: what a CSV's decimals may lose
 TOLD = 5  # names in an error
 # Settings that make two results less than comparable, and their words.
@@ -166,6 +166,7 @@ def _pair(dataset: str, metric: str, a: pd.Series[float], b: pd.Series[float], t
     # 0.3 − 0.1 − 0.2 is not 0: what a mean over draws leaves of rounding is a tie.
     differences[np.abs(differences) < 1e-12] = 0.0
     p, note = _wilcoxon(differences)
+    interval = bootstrap(differences[:, None])[0]
     meaning = metric_of(metric)
     better = -differences if meaning is not None and not meaning.higher_is_better else differences
     order = np.argsort(-better, kind="stable")
@@ -179,7 +180,7 @@ def _pair(dataset: str, metric: str, a: pd.Series[float], b: pd.Series[float], t
         mean_a=float(first.mean()),
         mean_b=float(second.mean()),
         difference=float(differences.mean()),
-        interval=bootstrap_interval(differences),
+        interval=(float(interval[0]), float(interval[1])),
         p=p,
         p_note=note,
         wins=wins,
@@ -188,15 +189,6 @@ def _pair(dataset: str, metric: str, a: pd.Series[float], b: pd.Series[float], t
         gained=tuple(changes[: min(top, wins)]),
         lost=tuple(changes[::-1][: min(top, losses)]),
     )
-
-
-def bootstrap_interval(values: Floats, *, resamples: int = RESAMPLES, seed: int = SEED) -> tuple[float, float]:
-    """95 % percentile interval of the mean over images drawn again with replacement."""
-    generator = np.random.default_rng(seed)
-    # A draw of N images is how often each is in it: one product instead of N look-ups, and little memory.
-    counts = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
-    low, high = np.quantile(counts @ values / len(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
 
 
 def _wilcoxon(differences: Floats) -> tuple[float | None, str]:

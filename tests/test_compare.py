@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from promise.compare import bootstrap_interval, compare
+from promise.compare import compare
 from promise.errors import MissingFileError, UserError
 from promise.evaluation_folder import read_evaluation
 
@@ -49,14 +49,6 @@ def test_numbers_are_those_of_the_two_tables(write_evaluation: Write, tmp_path: 
         assert paired.lost[0].difference == pytest.approx(difference.min())
         assert paired.interval[0] < paired.difference < paired.interval[1]
     assert result.warnings == ()
-
-
-def test_the_interval_is_that_of_a_normal_mean() -> None:
-    values = np.random.default_rng(3).normal(0.1, 0.2, 4000)
-    low, high = bootstrap_interval(values)
-    half = 1.96 * values.std() / np.sqrt(len(values))
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=half / 8)
-    assert bootstrap_interval(values) == (low, high)
 
 
 def test_draws_count_once_with_their_mean(write_evaluation: Write, tmp_path: Path) -> None:
