@@ -107,8 +107,6 @@ def load_subject(config: EvalConfig) -> Subject:
     net.to(device)
     if config.compile:
         net.compile_parts()
-    if config.compile:
-        net.compile_parts()
     recipe = config.recipe or plain_recipe(metadata.config.get("augment"))
     return Subject(
         net, metadata, device, precision, prompting, seed, recipe, *_postprocess(config, metadata, prompting)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from promise.data.images import read_image, read_mask, read_size
-from promise.data.table import Row
+from promise.data.table import Row, tell_sizes
 from promise.errors import UserError, list_faults
 from promise.progress_bar import progress_bar
+from promise.workers import default_workers, ordered_map
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,8 @@ def check_files(rows: Sequence[Row], *, csv_path: str | Path, level: str, progre
             size, masks that are not binary; all at once, with their lines.
     """
     inspect = _inspect_fully if level == "full" else _inspect_header
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = pool.map(inspect, rows)
-        findings = list(progress_bar(found, total=len(rows), name="checking files", unit="file", quiet=not progress))
+    found = ordered_map(inspect, rows, workers=default_workers())
+    findings = list(progress_bar(found, total=len(rows), name="checking files", unit="file", quiet=not progress))
     pairs = list(zip(rows, findings, strict=True))
     faults = [(row.line, words) for row, finding in pairs for words in finding.faults]
     name = Path(csv_path).name
@@ -84,6 +82,4 @@ def _inspect_header(row: Row) -> _Finding:
 
 
 def _compare(row: Row, image: tuple[int, ...] | None, mask: tuple[int, ...] | None) -> tuple[str, ...]:
-    if image is None or mask is None or image == mask:
-        return ()
-    return (f"image {row.image} is {image[1]}×{image[0]} pixels but mask {row.mask} is {mask[1]}×{mask[0]}.",)
+    return () if image is None or mask is None or image == mask else (tell_sizes(row, image, mask),)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from promise.data.images import content_hash, read_image, read_mask_and_value
 from promise.data.likeness import Likeness, likeness
-from promise.data.table import Row
+from promise.data.table import Row, tell_sizes
 from promise.errors import UserError
 
 SPECK = 10  # a component of fewer pixels is a speck
@@ -63,10 +63,7 @@ def inspect_row(row: Row) -> Inspection:
         mask, value = read_mask_and_value(row.mask)
         facts = describe_mask(mask, value)
         if size is not None and size != mask.shape:
-            faults.append(
-                f"image {row.image} is {size[1]}×{size[0]} pixels but mask {row.mask} is "
-                f"{mask.shape[1]}×{mask.shape[0]}."
-            )
+            faults.append(tell_sizes(row, size, mask.shape))
     except UserError as error:
         faults.append(f"mask {error}")
     return Inspection(tuple(faults), size, content, look, facts)

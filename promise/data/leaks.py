@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from promise.data.images import content_hash
 from promise.data.table import Row
+from promise.workers import default_workers, ordered_map
 
 # What a net owes to the rows of a split: why scoring them again is no test.
 _SERVED = {
@@ -20,25 +19,20 @@ _SERVED = {
 
 def hash_images(rows: Sequence[Row]) -> list[str]:
     """The content hash of every row's image."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda row: content_hash(row.image), rows))
+    return list(ordered_map(lambda row: content_hash(row.image), rows, workers=default_workers()))
 
 
 def hash_data(rows: Sequence[Row], images: Sequence[str]) -> str:
     """16 hex digits of the contents of all images and masks, in the rows' order; ``images`` as hashed already."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        masks = pool.map(lambda row: content_hash(row.mask), rows)
-        pairs = " ".join(f"{image}-{mask}" for image, mask in zip(images, masks, strict=True))
+    masks = ordered_map(lambda row: content_hash(row.mask), rows, workers=default_workers())
+    pairs = " ".join(f"{image}-{mask}" for image, mask in zip(images, masks, strict=True))
     return hashlib.blake2b(pairs.encode(), digest_size=8).hexdigest()
 
 
 def count_seen(images: Sequence[str], seen: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """How many of the images, by content hash, served each split of a checkpoint's record."""
-    return {split: sum(image in known for image in images) for split, known in _sets(seen).items()}
-
-
-def _sets(seen: Mapping[str, Sequence[str]]) -> dict[str, frozenset[str]]:
-    return {split: frozenset(hashes) for split, hashes in seen.items()}
+    known = {split: frozenset(hashes) for split, hashes in seen.items()}
+    return {split: sum(image in hashes for image in images) for split, hashes in known.items()}
 
 
 def tell_seen(dataset: str, counts: Mapping[str, int], images: int) -> list[str]:

@@ -29,6 +29,11 @@ class Row:
     line: int  # 1-based line of the CSV
 
 
+def tell_sizes(row: Row, image: tuple[int, ...], mask: tuple[int, ...]) -> str:
+    """The fault of a row whose image and mask, (height, width) each, differ in size."""
+    return f"image {row.image} is {image[1]}×{image[0]} pixels but mask {row.mask} is {mask[1]}×{mask[0]}."
+
+
 @dataclass(frozen=True)
 class SplitTable:
     """A split CSV whose files were found."""
