@@ -64,13 +64,26 @@ class Draw:
     images: Mapping[str, Mapping[str, ImagePrompts]]  # data set → image's name → prompts
 
 
-def write_prompts(path: Path, source: str, draws: Sequence[Draw]) -> None:
-    """Write every draw, all or nothing, a line an image."""
+def write_prompts(
+    path: Path, source: str, draws: Sequence[Draw], *, beside: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Write every draw, all or nothing, a line an image.
+
+    Args:
+        path: of the file.
+        source: where the prompts come from.
+        draws: of prompts.
+        beside: image's name → what else is told of it; readers pass over it.
+    """
+    more = beside or {}
     texts = []
     for draw in draws:
         datasets = [
             f"    {json.dumps(name)}: {{\n"
-            + ",\n".join(f"     {json.dumps(image)}: {json.dumps(_plain(p))}" for image, p in images.items())
+            + ",\n".join(
+                f"     {json.dumps(image)}: {json.dumps({**plain_prompts(p), **more.get(image, {})})}"
+                for image, p in images.items()
+            )
             + "\n    }"
             for name, images in draw.images.items()
         ]
@@ -79,7 +92,8 @@ def write_prompts(path: Path, source: str, draws: Sequence[Draw]) -> None:
     write_text(path, head + ",\n".join(texts) + "\n]}\n")
 
 
-def _plain(prompts: ImagePrompts) -> dict[str, Any]:
+def plain_prompts(prompts: ImagePrompts) -> dict[str, Any]:
+    """As the file holds them."""
     return {
         "size": list(prompts.size),
         "points": prompts.xy.tolist(),
