@@ -64,13 +64,26 @@ class Draw:
     images: Mapping[str, Mapping[str, ImagePrompts]]  # data set → image's name → prompts
 
 
-def write_prompts(path: Path, source: str, draws: Sequence[Draw]) -> None:
-    """Write every draw, all or nothing, a line an image."""
+def write_prompts(
+    path: Path, source: str, draws: Sequence[Draw], *, beside: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Write every draw, all or nothing, a line an image.
+
+    Args:
+        path: of the file.
+        source: where the prompts come from.
+        draws: of prompts.
+        beside: image's name → what else is told of it; readers pass over it.
+    """
+    more = beside or {}
     texts = []
     for draw in draws:
         datasets = [
             f"    {json.dumps(name)}: {{\n"
-            + ",\n".join(f"     {json.dumps(image)}: {json.dumps(_plain(p))}" for image, p in images.items())
+            + ",\n".join(
+                f"     {json.dumps(image)}: {json.dumps({**plain_prompts(p), **more.get(image, {})})}"
+                for image, p in images.items()
+            )
             + "\n    }"
             for name, images in draw.images.items()
         ]
@@ -79,7 +92,8 @@ def write_prompts(path: Path, source: str, draws: Sequence[Draw]) -> None:
     write_text(path, head + ",\n".join(texts) + "\n]}\n")
 
 
-def _plain(prompts: ImagePrompts) -> dict[str, Any]:
+def plain_prompts(prompts: ImagePrompts) -> dict[str, Any]:
+    """As the file holds them."""
     return {
         "size": list(prompts.size),
         "points": prompts.xy.tolist(),
@@ -150,7 +164,7 @@ class PromptFile:
                     continue
                 found[dataset] = {}
                 for name, size in sizes.items():
-                    one, words = _read(images[name], size, side) if name in images else (None, ["is missing"])
+                    one, words = check_prompts(images[name], size, side) if name in images else (None, ["is missing"])
                     faults += [f"{where}{dataset}, {name}: {w}" for w in words]
                     if one is not None:
                         found[dataset][name] = one
@@ -163,8 +177,14 @@ class PromptFile:
         return draws
 
 
-def _read(given: Any, size: tuple[int, int], side: int) -> tuple[ImagePrompts | None, list[str]]:
-    """One image's prompts, and what is wrong with them."""
+def check_prompts(given: Any, size: tuple[int, int], side: int) -> tuple[ImagePrompts | None, list[str]]:
+    """One image's prompts, and what is wrong with them.
+
+    Args:
+        given: a mapping with ``size``, ``points``, ``labels`` and ``box``; what else it holds is not looked at.
+        size: (width, height) of the image.
+        side: of the net's input; see :meth:`PromptFile.choose`.
+    """
     if not isinstance(given, dict):
         return None, ["wants size, points, labels and box"]
     points, labels, box = given.get("points"), given.get("labels"), given.get("box")
