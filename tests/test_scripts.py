@@ -16,6 +16,7 @@ import pytest
 from promise.cli import bench as bench_cli
 from promise.cli import cache as cache_cli
 from promise.cli import compare as compare_cli
+from promise.cli import completion as completion_cli
 from promise.cli import eval as eval_cli
 from promise.cli import phantom as phantom_cli
 from promise.cli import prepare as prepare_cli
@@ -38,6 +39,7 @@ COMMANDS = {
     "promise-validate": validate_cli,
     "promise-compare": compare_cli,
     "promise-report": report_cli,
+    "promise-completion": completion_cli,
 }
 bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
