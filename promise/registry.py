@@ -73,7 +73,7 @@ def register(spec: NetSpec, head: Callable[..., nn.Module] | None = None) -> Net
     if spec.head is not None and spec.head not in HEADS:
         raise unknown_name("head", spec.head, HEADS)
     NETS[spec.name] = spec
-    _SHORT.update({alias: spec.name for alias in (spec.name, *spec.aliases)})
+    _SHORT.update(dict.fromkeys((spec.name, *spec.aliases), spec.name))
     return spec
 
 

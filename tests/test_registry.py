@@ -115,6 +115,6 @@ def test_a_net_of_ones_own_is_found_built_and_used(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_net_with_a_head_that_nobody_named_is_an_error() -> None:
-    with pytest.raises(UserError, match="unknown head 'resnett'. Did you mean 'resnet'?"):
+    with pytest.raises(UserError, match=r"unknown head 'resnett'\. Did you mean 'resnet'\?"):
         register(NetSpec("APM_other", "resnett", False, "auto"))
     assert "APM_other" not in NETS
