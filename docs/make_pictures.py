@@ -1,6 +1,7 @@
 """The pictures of the docs, made by the package's own commands on synthetic images:
 
-    python docs/make_pictures.py
+    python docs/make_pictures.py          all
+    python docs/make_pictures.py data     only the chart of the data, which needs no training
 
 Trains on a frozen LiteMedSAM: about a quarter of an hour on two cores without a GPU. Writes docs/pictures/*.png, each
 below 150 kB. The report is photographed by Chromium, where there is one; else its picture stays as it is.
@@ -24,14 +25,16 @@ LIMIT = 150_000  # bytes
 CONFIG = Path(__file__).parents[1] / "configs/quickstart.yaml"
 
 
-def main() -> None:
-    """Make all pictures."""
+def main(wanted: list[str]) -> None:
+    """Make the pictures of these names, or all."""
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         command("phantom", "--output", "samples", "--count", str(COUNT))
         command("validate", "samples/split.csv", "--picture", "data.png", "--quiet")
         save(Image.open("data.png"), "data.png")
+        if wanted == ["data"]:
+            return
         command("train", "--config", str(CONFIG), "--seed", "7", "--output", "run")
         command("eval", "--ckpt", "run/best.safetensors", "--split-csv", "samples/split.csv", "--overlays", str(SHOWN))
         save(side_by_side(sorted(Path("run/eval/overlays").rglob("*.png"))[:SHOWN]), "overlays.png")
@@ -77,4 +80,4 @@ def save(picture: Image.Image, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
