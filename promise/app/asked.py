@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from promise.errors import UserError
-from promise.prompt_file import ImagePrompts, read_image_prompts
+from promise.prompt_file import ImagePrompts, check_prompts
 
 MOST_POINTS = 512
 MASKS = 3  # SAM's multimask output
@@ -38,7 +38,7 @@ def read_asked(given: Any, size: tuple[int, int]) -> Asked:
     points, choice = given.get("points"), given.get("choice", 0)
     if isinstance(points, list) and len(points) > MOST_POINTS:
         raise UserError(f"{len(points)} points; at most {MOST_POINTS} are taken.")
-    prompts, faults = read_image_prompts({**given, "size": list(size)}, size, side=COARSEST)
+    prompts, faults = check_prompts({**given, "size": list(size)}, size, COARSEST)
     if type(choice) is not int or choice not in range(MASKS):
         faults.append(f"choice must be 0, 1 or 2, not {choice!r}")
     if faults or prompts is None:

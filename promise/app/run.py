@@ -158,5 +158,5 @@ def _listen(
 def describe(segmenter: Segmenter) -> dict[str, object]:
     """What the page says of a net."""
     told = segmenter.metadata
-    words = (told.get("net"), told.get("sam"), segmenter.device, f"promise-sam {__version__}")
-    return {"title": " · ".join(str(word) for word in words if word), "automatic": not segmenter.needs_prompts}
+    words = (told.net, told.sam, segmenter.device, f"promise-sam {__version__}")
+    return {"title": " · ".join(str(word) for word in words), "automatic": not segmenter.needs_prompts}

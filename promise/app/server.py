@@ -190,12 +190,12 @@ class _Desk:
         name = base_name(unquote(request.headers.get("x-name", "")))
         content = await _read_body(request, self._limits.check_bytes)
         picture = await to_thread.run_sync(read_upload, content, name, self._limits, limiter=self._encoding)
-        return await self._open(name, picture)
+        return await self._open(request, name, picture)
 
     async def open_sample(self, request: Request) -> Response:
         _know(request)
         sample = self._samples[self._sample(request)]
-        return await self._open(sample.name, sample.picture)
+        return await self._open(request, sample.name, sample.picture)
 
     async def picture(self, request: Request) -> Response:
         image = self._image(request)
@@ -226,8 +226,10 @@ class _Desk:
         self._images.close(request.path_params["key"])
         return Response(status_code=204)
 
-    async def _open(self, name: str, picture: NDArray[uint8]) -> Response:
+    async def _open(self, request: Request, name: str, picture: NDArray[uint8]) -> Response:
         session = await to_thread.run_sync(self._encode, picture, limiter=self._encoding)
+        if await request.is_disconnected():  # nobody would learn the key
+            raise ClientDisconnect
         image = OpenImage(name, picture, session)
         return JSONResponse({"key": self._images.add(image), "name": name, "size": list(image.size)})
 

@@ -23,6 +23,7 @@ export class Desk {
     this.answer = null; // the one that is shown
     this.selected = null; // a point's number, "box" or null
     this.wanted = this.asking = null; // the step to ask next, and the one that is being asked
+    this.resetting = false; // the net's own prompts are being asked for
     this.history.begin(null);
   }
 
@@ -31,7 +32,7 @@ export class Desk {
   }
 
   get pending() {
-    return Boolean(this.asking ?? this.wanted);
+    return Boolean(this.resetting || this.asking || this.wanted);
   }
 
   get isEmpty() {
@@ -122,9 +123,16 @@ export class Desk {
 
   async reset() {
     if (!this.about.automatic) return this.clear();
-    const before = this.source;
-    const step = await this.#automatic();
-    if (this.source !== before) return; // another image was opened meanwhile
+    const { source } = this;
+    this.resetting = true;
+    this.changed();
+    let step;
+    try {
+      step = await this.#automatic();
+    } finally {
+      if (this.source === source) this.resetting = false;
+    }
+    if (this.source !== source) return; // another image was opened meanwhile
     this.dragged = this.wanted = null;
     if (!isSame(step, this.history.now)) this.history.push(step);
     this.selected = null;

@@ -20,7 +20,7 @@ export function listen(stage, desk) {
 
   const place = (event) => {
     const frame = stage.getBoundingClientRect();
-    return [event.clientX - frame.left, event.clientY - frame.top];
+    return [event.clientX - frame.left - stage.clientLeft, event.clientY - frame.top - stage.clientTop];
   };
 
   stage.addEventListener("pointerdown", (event) => {

@@ -16,7 +16,8 @@ const desk = new Desk({ about, changed: draw, failed: (error) => notify(error.me
 
 // --- drawing ----------------------------------------------------------------------------------------
 
-let drawn = null; // the answer that mask and outline show
+let drawn = null; // the answer that is drawn next
+let painted = null; // the one that mask and outline show
 let drawing = Promise.resolve(); // masks are drawn one after the other
 
 function draw() {
@@ -26,10 +27,11 @@ function draw() {
   stage.classList.toggle("pending", desk.pending);
   stage.dataset.tool = desk.tool;
   if (desk.answer !== drawn) {
-    drawn = desk.answer;
-    stage.dataset.state = "drawing";
-    drawing = drawing.then(() => drawAnswer(desk.answer));
-  } else if (!desk.pending) drawing.then(settle);
+    const answer = (drawn = desk.answer);
+    drawing = drawing.then(() => drawAnswer(answer)).catch((error) => notify(error.message));
+  }
+  if (desk.pending) stage.dataset.state = "asking";
+  drawing.then(settle);
   marks.draw(desk.step, desk.selected, view);
   drawNumbers(desk);
   drawButtons(desk);
@@ -39,12 +41,14 @@ async function drawAnswer(answer) {
   if (answer !== desk.answer) return; // a later one waits behind
   await drawMask(get("mask"), answer, desk.view.image);
   marks.setOutlines(answer?.outlines ?? []);
-  settle();
+  painted = answer;
 }
 
+// Whoever watches the page, a test for one, sees from the state when all that was asked for is shown.
 function settle() {
-  const still = !desk.pending && desk.answer === drawn;
-  stage.dataset.state = !desk.key ? "empty" : still ? "ready" : "drawing";
+  if (!get("busy").hidden) stage.dataset.state = "opening";
+  else if (!desk.key) stage.dataset.state = "empty";
+  else stage.dataset.state = desk.pending || painted !== desk.answer ? "asking" : "ready";
 }
 
 new ResizeObserver(() => {
@@ -92,6 +96,7 @@ function busy(words) {
   get("busy").hidden = words === null;
   get("busy-words").textContent = words ?? "";
   stage.setAttribute("aria-busy", words !== null);
+  settle();
 }
 
 get("file").addEventListener("change", (event) => {
