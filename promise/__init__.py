@@ -9,15 +9,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
-__all__ = ["Encoded", "Points", "Prediction", "__version__", "build_net", "checkpoint", "losses", "metrics"]
+__all__ = [
+    "Encoded",
+    "Points",
+    "Prediction",
+    "Segmentation",
+    "Segmenter",
+    "Session",
+    "__version__",
+    "build_net",
+    "checkpoint",
+    "load",
+    "losses",
+    "metrics",
+]
 
 if TYPE_CHECKING:
     from promise import checkpoint, losses, metrics
     from promise.registry import build_net
+    from promise.segmenter import Segmentation, Segmenter, Session, load
     from promise.types import Encoded, Points, Prediction
 
 _HOME = {
     "build_net": "promise.registry",
+    "load": "promise.segmenter",
+    "Segmentation": "promise.segmenter",
+    "Segmenter": "promise.segmenter",
+    "Session": "promise.segmenter",
     "Points": "promise.types",
     "Encoded": "promise.types",
     "Prediction": "promise.types",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,12 +34,17 @@ class RowPrediction:
     label: np.ndarray  # (P,) int64
     box: np.ndarray | None  # (4,) float32
     draw: int = 0  # which of several draws of prompts
+    ious: np.ndarray | None = None  # (3,) float32, SAM's own estimates of all three multimask masks
+    seconds: float = 0.0  # prompting and decoding: its part of the batch's
 
 
 def predict(net: nn.Module, batch: Batch, prompts: Prompts, device: torch.device) -> Prediction:
     """Run a net on a batch that lies on the CPU."""
     prompts = prompts.to(device)
-    result: Prediction = net(batch.image.to(device, non_blocking=True), prompts.points, boxes=prompts.boxes)
+    rarely: dict[str, Any] = {} if prompts.masks is None else {"masks": prompts.masks}
+    if prompts.choice:
+        rarely["choice"] = prompts.choice
+    result: Prediction = net(batch.image.to(device, non_blocking=True), prompts.points, boxes=prompts.boxes, **rarely)
     return result
 
 
@@ -139,7 +146,7 @@ def predict_rows(
     """Predict batch by batch and yield row by row, in the batches' order."""
     net.eval()
     for batch in batches:
-        yield from _rows(predict(net, batch, prompter(batch), device), batch, draw=0)
+        yield from predict_batch(net, batch, prompter(batch), device)
 
 
 @torch.inference_mode()
@@ -163,21 +170,39 @@ def predict_draws(
         encoded = replace(batch, image=image if isinstance(image, Encoded) else net.encode(image))
         for draw, prompter in enumerate(prompters):
             for places, prompts in prompter(batch):
-                share = encoded.take(places)
-                yield from _rows(predict(net, share, prompts, device), share, draw=draw)
+                yield from predict_batch(net, encoded.take(places), prompts, device, draw=draw)
 
 
-def _rows(prediction: Prediction, batch: Batch, *, draw: int) -> Iterator[RowPrediction]:
+@torch.inference_mode()
+def predict_batch(
+    net: nn.Module, batch: Batch, prompts: Prompts, device: torch.device, *, draw: int = 0
+) -> list[RowPrediction]:
+    """Predict one batch, which lies on the CPU or holds features."""
+    started = time.perf_counter()
+    prediction = predict(net, batch, prompts, device)
     points, boxes = prediction.points, prediction.boxes
     logits = prediction.mask_logits[:, 0].float().cpu().numpy()
+    seconds = (time.perf_counter() - started) / len(batch)
     iou = prediction.iou[:, 0].float().cpu().tolist()
     xy = points.xy.float().cpu().numpy() if points else np.zeros((len(batch), 0, 2), np.float32)
     label = points.label.cpu().numpy() if points else np.zeros((len(batch), 0), np.int64)
     box = None if boxes is None else boxes.float().cpu().numpy()
-    for i, name in enumerate(batch.name):
-        yield RowPrediction(
-            int(batch.index[i]), name, logits[i], iou[i], xy[i], label[i], None if box is None else box[i], draw
+    ious = None if prediction.ious is None else prediction.ious.float().cpu().numpy()
+    return [
+        RowPrediction(
+            int(batch.index[i]),
+            name,
+            logits[i],
+            iou[i],
+            xy[i],
+            label[i],
+            None if box is None else box[i],
+            draw,
+            None if ious is None else ious[i],
+            seconds,
         )
+        for i, name in enumerate(batch.name)
+    ]
 
 
 def _side(prediction: Prediction) -> tuple[int, int]:

@@ -155,7 +155,7 @@ class PromptFile:
                     continue
                 found[dataset] = {}
                 for name, size in sizes.items():
-                    one, words = _read(images[name], size, side) if name in images else (None, ["is missing"])
+                    one, words = check_prompts(images[name], size, side) if name in images else (None, ["is missing"])
                     faults += [f"{where}{dataset}, {name}: {w}" for w in words]
                     if one is not None:
                         found[dataset][name] = one
@@ -168,8 +168,14 @@ class PromptFile:
         return draws
 
 
-def _read(given: Any, size: tuple[int, int], side: int) -> tuple[ImagePrompts | None, list[str]]:
-    """One image's prompts, and what is wrong with them."""
+def check_prompts(given: Any, size: tuple[int, int], side: int) -> tuple[ImagePrompts | None, list[str]]:
+    """One image's prompts, and what is wrong with them.
+
+    Args:
+        given: a mapping with ``size``, ``points``, ``labels`` and ``box``; what else it holds is not looked at.
+        size: (width, height) of the image.
+        side: of the net's input; see :meth:`PromptFile.choose`.
+    """
     if not isinstance(given, dict):
         return None, ["wants size, points, labels and box"]
     points, labels, box = given.get("points"), given.get("labels"), given.get("box")

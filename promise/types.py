@@ -41,12 +41,16 @@ class Prompts:
 
     points: Points | None = None  # with P = 0 and no boxes: the net is prompted with nothing
     boxes: Tensor | None = None  # (B, 4) float x0, y0, x1, y1 in input pixels
+    masks: Tensor | None = None  # (B, 1, 4E, 4E) float, logits of an earlier answer
+    choice: int = 0  # which of SAM's three multimask masks is wanted
 
     def to(self, device: torch.device) -> Prompts:
         """The same prompts on another device."""
         return Prompts(
             None if self.points is None else self.points.to(device),
             None if self.boxes is None else self.boxes.to(device, non_blocking=True),
+            None if self.masks is None else self.masks.to(device, non_blocking=True),
+            self.choice,
         )
 
 
@@ -94,10 +98,11 @@ def join(parts: Sequence[Encoded]) -> Encoded:
 class Prediction:
     """What a net says of a batch of images."""
 
-    mask_logits: Tensor  # (B, 1, 4E, 4E) float, raw logits of the first multimask mask
+    mask_logits: Tensor  # (B, 1, 4E, 4E) float, raw logits of the first multimask mask, or of the chosen one
     iou: Tensor  # (B, 1) float, SAM's own quality estimate of that mask
     points: Points | None  # the point prompts that were used; None when only boxes were
     boxes: Tensor | None = None  # (B, 4) float x0, y0, x1, y1 in input pixels, when boxes were used
+    ious: Tensor | None = None  # (B, 3) float, the estimates of all three multimask masks
 
 
 @dataclass(frozen=True)

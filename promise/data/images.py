@@ -28,9 +28,34 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         MissingFileError: no such file.
         UserError: empty, truncated or no picture; the text says which.
     """
-    array = _decode(Path(path))
+    return _to_rgb(_decode(Path(path)), path)
+
+
+def rgb_pixels(picture: NDArray[Any] | Image.Image) -> NDArray[np.uint8]:
+    """A picture in memory as :func:`read_image` gives one in a file.
+
+    Args:
+        picture: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8 or uint16; or of PIL.
+
+    Raises:
+        UserError: another shape or type, or no pixels.
+    """
+    if isinstance(picture, Image.Image):
+        return _to_rgb(_pil_to_array(ImageOps.exif_transpose(picture)), "the picture")
+    channels = picture.shape[2] if picture.ndim == 3 else 1
+    if picture.ndim not in (2, 3) or channels not in (1, 3, 4) or picture.dtype not in (np.uint8, np.uint16):
+        raise UserError(
+            f"an image must be (height, width), (height, width, 3) or (height, width, 4) of uint8 or uint16, not "
+            f"{picture.shape} of {picture.dtype}."
+        )
+    if not picture.size:
+        raise UserError(f"an image of {picture.shape} has no pixels.")
+    return _to_rgb(picture, "the picture")
+
+
+def _to_rgb(array: NDArray[Any], origin: str | Path) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
-        array = _to_eight_bits(array, Path(path))
+        array = _to_eight_bits(array, origin)
     if array.ndim == 2:
         array = array[:, :, None]
     if array.shape[2] < 3:  # grey, or grey with alpha
@@ -173,12 +198,12 @@ def _decode_deep(path: Path, error: Exception | None) -> NDArray[Any]:
     return decoded
 
 
-def _to_eight_bits(array: NDArray[Any], path: Path) -> NDArray[np.uint8]:
+def _to_eight_bits(array: NDArray[Any], origin: str | Path) -> NDArray[np.uint8]:
     """Min–max of the colour channels to 0–255; a constant picture becomes zeros."""
     colour = array[:, :, :3] if array.ndim == 3 else array
     values = colour.astype(np.float64)
     if not np.isfinite(values).all():
-        raise UserError(f"{path}: holds values that are not finite numbers.")
+        raise UserError(f"{origin}: holds values that are not finite numbers.")
     low, high = values.min(), values.max()
     return np.asarray(np.rint((values - low) * 255 / (high - low or 1)), np.uint8)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from promise.errors import UserError, unknown_name
-from promise.models.sam import FrozenSam
+from promise.models.sam import MULTIMASK, FrozenSam
 from promise.types import Encoded, Points, Prediction, arrange
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,13 +86,24 @@ class Promise(nn.Module):
         with self._autocast(image.device):
             return self.sam.encode(image, taps=self.apm is not None)
 
-    def decode(self, encoded: Encoded, points: Points | None = None, *, boxes: Tensor | None = None) -> Prediction:
+    def decode(
+        self,
+        encoded: Encoded,
+        points: Points | None = None,
+        *,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+        choice: int = 0,
+    ) -> Prediction:
         """Prompt and decode.
 
         Args:
             encoded: what :meth:`encode` gave.
-            points: prompts in input pixels; ``None`` asks the prompter, unless boxes are given; P = 0: no points.
+            points: prompts in input pixels; ``None`` asks the prompter, unless boxes or masks are given; P = 0: no
+                points.
             boxes: (B, 4) x0, y0, x1, y1 in input pixels.
+            masks: (B, 1, 4E, 4E) logits of an earlier answer.
+            choice: which of SAM's three multimask masks to compute, 0 to 2.
 
         Raises:
             UserError: no prompts were given and no part of the net makes them.
@@ -99,20 +111,26 @@ class Promise(nn.Module):
         if self.precision == "fp32" and encoded.embedding.dtype != torch.float32:  # stored in 16 bits
             encoded = encoded.map(lambda x: arrange(x.float()))
         with self._autocast(encoded.embedding.device):
-            if points is None and boxes is None:
+            if points is None and boxes is None and masks is None:
                 if self.apm is None:
                     raise UserError("this net places no prompts of its own: give it points or boxes.")
                 points = self.apm(encoded.taps)
             shift = None if self.ips is None else self.ips(encoded.embedding)
-            logits, iou = self.sam.decode(encoded, points=points, boxes=boxes, token_shift=shift)
-        return Prediction(logits, iou, points, boxes)
+            logits, ious = self.sam.decode(
+                encoded,
+                points=points,
+                boxes=boxes,
+                mask_prompt=masks,
+                token_shift=shift,
+                channels=MULTIMASK[choice : choice + 1],
+                estimates=MULTIMASK,
+            )
+        return Prediction(logits, ious[:, choice : choice + 1], points, boxes, ious)
 
-    def forward(
-        self, image: Tensor | Encoded, points: Points | None = None, *, boxes: Tensor | None = None
-    ) -> Prediction:
+    def forward(self, image: Tensor | Encoded, points: Points | None = None, **prompts: Any) -> Prediction:
         """Encode (B, 3, S, S) images, unless features are given, and decode; prompts as in :meth:`decode`."""
         encoded = image if isinstance(image, Encoded) else self.encode(image)
-        return self.decode(encoded, points, boxes=boxes)
+        return self.decode(encoded, points, **prompts)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         dtype = PRECISIONS[self.precision]

@@ -25,7 +25,8 @@ FREEZE: dict[str, frozenset[str]] = {
     "FZ4": frozenset(),
 }
 
-# Reference parity: the first of SAM's three multimask masks, decoder channel 1.
+MULTIMASK = (1, 2, 3)  # the decoder's channels of SAM's three multimask masks
+# Reference parity: the first of the three.
 FIRST_MULTIMASK = (1,)
 
 
@@ -126,6 +127,7 @@ class FrozenSam(nn.Module):
         mask_prompt: Tensor | None = None,
         token_shift: Tensor | None = None,
         channels: Sequence[int] = FIRST_MULTIMASK,
+        estimates: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Decode masks from prompts, all images of the batch at once.
 
@@ -136,9 +138,10 @@ class FrozenSam(nn.Module):
             mask_prompt: (B, 1, 4E, 4E) earlier logits.
             token_shift: (B, 4, 256) added to SAM's four mask tokens.
             channels: which of the decoder's four masks to compute; 0 is the single mask, 1 to 3 the multimask.
+            estimates: of which masks the quality is wanted; default: of those that are computed.
 
         Returns:
-            Logits (B, len(channels), 4E, 4E) and quality estimates (B, len(channels)).
+            Logits (B, len(channels), 4E, 4E) and quality estimates (B, len(estimates)).
         """
         embedding = encoded.embedding
         batch = embedding.shape[0]
@@ -157,7 +160,7 @@ class FrozenSam(nn.Module):
         weights = [decoder.output_hypernetworks_mlps[c](out[:, 1 + c]) for c in channels]
         logits = torch.stack(weights, dim=1) @ upscaled.flatten(2)
         logits = logits.view(*logits.shape[:2], *upscaled.shape[2:])
-        iou = decoder.iou_prediction_head(out[:, 0])[:, list(channels)]
+        iou = decoder.iou_prediction_head(out[:, 0])[:, list(channels if estimates is None else estimates)]
         return logits.float(), iou.float()
 
     def _run(self, block: Callable[..., Any], *inputs: Tensor) -> Any:
