@@ -4,6 +4,8 @@
 #   docker build -t promise:cuda --target cuda .
 #   docker run --rm -v "$PWD:/data" -v promise:/cache promise:cpu promise-train --list-nets
 #   docker run --rm -v "$PWD:/data" -v promise:/cache --gpus all promise:cuda promise-train --split-csv polyp.csv
+#   docker run --rm -v "$PWD:/data" -v promise:/cache -p 127.0.0.1:7860:7860 promise:cpu \
+#     promise-app --ckpt runs/polyp/best.safetensors --host 0.0.0.0
 #
 # Linted with hadolint in the tests. It has not been built yet: where this was written there is no Docker.
 # /data is the working folder; /cache keeps weights and features from one run to the next.
@@ -32,7 +34,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY promise promise
 # The package itself; pyproject.toml bounds what it needs.
 # hadolint ignore=DL3013
-RUN pip install ".[lite]"
+RUN pip install ".[lite,app]"
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000
@@ -48,7 +50,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY promise promise
 # The package itself; pyproject.toml bounds what it needs.
 # hadolint ignore=DL3013
-RUN pip install ".[lite]"
+RUN pip install ".[lite,app]"
 USER 1000
 WORKDIR /data
 CMD ["promise-train", "--help"]

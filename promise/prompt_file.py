@@ -66,6 +66,11 @@ class Draw:
 
 def write_prompts(path: Path, source: str, draws: Sequence[Draw]) -> None:
     """Write every draw, all or nothing, a line an image."""
+    write_text(path, prompts_text(source, draws))
+
+
+def prompts_text(source: str, draws: Sequence[Draw]) -> str:
+    """What a prompts file holds: every draw, a line an image."""
     texts = []
     for draw in draws:
         datasets = [
@@ -76,7 +81,7 @@ def write_prompts(path: Path, source: str, draws: Sequence[Draw]) -> None:
         ]
         texts.append(f'  {{"seed": {json.dumps(draw.seed)}, "images": {{\n' + ",\n".join(datasets) + "\n  }}")
     head = f'{{"version": {VERSION}, "frame": {json.dumps(FRAME)}, "source": {json.dumps(source)}, "draws": [\n'
-    write_text(path, head + ",\n".join(texts) + "\n]}\n")
+    return head + ",\n".join(texts) + "\n]}\n"
 
 
 def _plain(prompts: ImagePrompts) -> dict[str, Any]:
