@@ -4,16 +4,20 @@
     python docs/make_pictures.py data     only the chart of the data, which needs no training
 
 Trains on a frozen LiteMedSAM: about a quarter of an hour on two cores without a GPU. Writes docs/pictures/*.png, each
-below 150 kB. The report is photographed by Chromium, where there is one; else its picture stays as it is.
+below 150 kB. The pages are photographed by Chromium, which Playwright drives (extras [app] and [dev]).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
@@ -39,7 +43,9 @@ def main(wanted: list[str]) -> None:
         command("eval", "--ckpt", "run/best.safetensors", "--split-csv", "samples/split.csv", "--overlays", str(SHOWN))
         save(side_by_side(sorted(Path("run/eval/overlays").rglob("*.png"))[:SHOWN]), "overlays.png")
         command("report", "run")
-        photograph(Path("run/report.html"), "report.png")
+        save(photograph(Path("run/report.html").resolve().as_uri()), "report.png")
+        with serve("run/best.safetensors") as address:
+            save(photograph(address, opening=sorted(Path("samples/images").glob("*.png"))[-1]), "app.png")
 
 
 def command(name: str, *arguments: str) -> None:
@@ -57,15 +63,30 @@ def side_by_side(paths: list[Path], *, side: int = 256, columns: int = 3) -> Ima
     return sheet
 
 
-def photograph(page: Path, name: str) -> None:
-    """Take a picture of the upper part of a page."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        sys.stderr.write(f"no Chromium here: {name} stays as it is\n")
-        return
-    options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1100,1100", "--screenshot=page.png"]
-    subprocess.run([chromium, *options, page.resolve().as_uri()], check=True, capture_output=True)
-    save(Image.open("page.png"), name)
+@contextmanager
+def serve(ckpt: str) -> Iterator[str]:
+    """promise-app on a free port; gives its address."""
+    words = [sys.executable, "-m", "promise.cli.app", "--ckpt", ckpt, "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield re.search(r"http://\S+", server.stdout.readline())[0]
+        finally:
+            server.terminate()
+
+
+def photograph(address: str, opening: Path | None = None) -> Image.Image:
+    """The upper part of a page, after an image was opened on it, if one is named."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with sync_playwright() as driver, driver.chromium.launch(executable_path=program, args=["--no-sandbox"]) as browser:
+        page = browser.new_page(viewport={"width": 1200, "height": 800})
+        page.goto(address)
+        if opening is not None:
+            page.set_input_files("#file", opening)
+            page.wait_for_selector("#stage[data-state=ready]", timeout=120_000)
+        return Image.open(BytesIO(page.screenshot()))
 
 
 def save(picture: Image.Image, name: str) -> None:

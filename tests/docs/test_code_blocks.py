@@ -36,6 +36,7 @@ LEFT = {
         "runs/mine/box/summary.json",
         "runs/mine/report.html",
     ),
+    "predict": ("masks/masks/phantom_0000.png", "test/contours.json", "corrected/masks/phantom_0002.png"),
     "extend": ("runs/heatmap/best.safetensors", "runs/heatmap/eval/summary.json"),
 }
 
