@@ -79,7 +79,9 @@ class Page:
 
     def prompts(self) -> dict[str, Any]:
         """What the page's prompts file holds of its one image."""
-        return next(iter(json.loads(self.download("#save-prompts").read_text())["draws"][0]["images"]["images"].values()))
+        return next(
+            iter(json.loads(self.download("#save-prompts").read_text())["draws"][0]["images"]["images"].values())
+        )
 
     def download(self, button: str) -> Path:
         with self.page.expect_download() as waiting:
@@ -300,7 +302,9 @@ def test_two_visitors_do_not_see_each_others_image(visit: Callable[..., Page], s
     assert two.text("#status").startswith("phantom_0004.png")
 
 
-def test_a_visitor_who_leaves_leaves_nothing(visit: Callable[..., Page], served: tuple[str, Any], picture: Path) -> None:
+def test_a_visitor_who_leaves_leaves_nothing(
+    visit: Callable[..., Page], served: tuple[str, Any], picture: Path
+) -> None:
     served[1].clear()
     page = visit()
     page.open(picture)
@@ -334,7 +338,9 @@ def test_what_is_refused_is_said_clearly(visit: Callable[..., Page], picture: Pa
         ("text.png", "text.png: not a picture that can be read"),
     ):
         page.page.set_input_files("#file", tmp_path / name)
-        page.page.wait_for_function("words => document.querySelector('#notice p').textContent.startsWith(words)", arg=words)
+        page.page.wait_for_function(
+            "words => document.querySelector('#notice p').textContent.startsWith(words)", arg=words
+        )
         assert page.page.locator("#notice").is_visible()
         assert page.page.locator("#busy").is_hidden()
     page.open(picture)
@@ -347,8 +353,9 @@ def test_an_image_may_be_dropped_and_a_sample_chosen(visit: Callable[..., Page],
         """bytes => {
             const data = new DataTransfer();
             data.items.add(new File([new Uint8Array(bytes)], "dropped.png", { type: "image/png" }));
+            const options = { dataTransfer: data, bubbles: true, cancelable: true };
             for (const kind of ["dragenter", "drop"])
-                document.querySelector("#stage").dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));
+                document.querySelector("#stage").dispatchEvent(new DragEvent(kind, options));
         }""",
         list(picture.read_bytes()),
     )

@@ -18,8 +18,18 @@ from promise.config import TrainConfig, read_yaml
 from promise.registry import NETS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
-COMMANDS = ("train", "eval", "phantom", "prepare", "validate", "compare", "report", "cache", "bench")
-HEAVY = ("torch", "torchvision", "accelerate", "safetensors", "pandas", "matplotlib", "cv2", "segment_anything")
+COMMANDS = ("train", "eval", "phantom", "prepare", "validate", "compare", "report", "cache", "bench", "app")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "safetensors",
+    "pandas",
+    "matplotlib",
+    "cv2",
+    "segment_anything",
+    "starlette",
+)
 
 
 def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
