@@ -14,10 +14,16 @@ import pytest
 
 from promise.app.intake import Limits
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 LIMITS = Limits(megabytes=0.5, megapixels=0.04)  # phantoms of 64 pixels are far below
 
 

@@ -353,8 +353,9 @@ def test_an_image_may_be_dropped_and_a_sample_chosen(visit: Callable[..., Page],
         """bytes => {
             const data = new DataTransfer();
             data.items.add(new File([new Uint8Array(bytes)], "dropped.png", { type: "image/png" }));
+            const options = { dataTransfer: data, bubbles: true, cancelable: true };
             for (const kind of ["dragenter", "drop"])
-                document.querySelector("#stage").dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));
+                document.querySelector("#stage").dispatchEvent(new DragEvent(kind, options));
         }""",
         list(picture.read_bytes()),
     )

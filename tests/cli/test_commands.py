@@ -21,7 +21,17 @@ from promise.registry import NETS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 COMMANDS = tuple(found.name for found in pkgutil.iter_modules(promise.cli.__path__) if found.name != "common")
-HEAVY = ("torch", "torchvision", "accelerate", "safetensors", "pandas", "matplotlib", "cv2", "segment_anything")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "safetensors",
+    "pandas",
+    "matplotlib",
+    "cv2",
+    "segment_anything",
+    "starlette",
+)
 
 
 def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:

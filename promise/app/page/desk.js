@@ -95,10 +95,11 @@ export class Desk {
   }
 
   nudge(dx, dy) {
-    if (typeof this.selected !== "number") return;
+    if (typeof this.selected !== "number") return false;
     const move = (p) => this.clamp({ ...p, x: p.x + dx, y: p.y + dy });
     const points = this.step.points.map((p, i) => (i === this.selected ? move(p) : p));
     this.#push({ ...this.step, points }, this.selected);
+    return true;
   }
 
   choose(choice) {
@@ -114,11 +115,13 @@ export class Desk {
     this.changed();
   }
 
+  // Behind the last point there is none, so that the focus can go on.
   selectNext(by) {
-    const count = this.step.points.length;
-    if (!count) return;
-    const from = typeof this.selected === "number" ? this.selected : by > 0 ? -1 : 0;
-    this.select({ point: (from + by + count) % count });
+    const count = this.step?.points.length ?? 0;
+    const next = typeof this.selected === "number" ? this.selected + by : by > 0 ? 0 : count - 1;
+    const found = next >= 0 && next < count;
+    this.select(found ? { point: next } : null);
+    return found;
   }
 
   async reset() {

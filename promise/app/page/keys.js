@@ -1,4 +1,4 @@
-// Which key does what; knows only the actions it is given.
+// Which key does what; knows only the actions it is given. `nudge` and `next` say whether there was something to do.
 
 const TOOLS = { p: "add", n: "exclude", b: "box", x: "remove" };
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -25,18 +25,12 @@ function withControl(event, act) {
 
 function plain(event, stage, act) {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  if (event.target === stage && onStage(event, key, act)) return true;
+  if (key in ARROWS) return act.nudge(...ARROWS[key].map((d) => d * (event.shiftKey ? 10 : 1)));
+  if (key === "Tab") return event.target === stage && act.next(event.shiftKey ? -1 : 1);
   if (key in TOOLS) act.tool(TOOLS[key]);
-  else if ("123".includes(key) && key.length === 1) act.choose(Number(key) - 1);
+  else if (/^[123]$/.test(key)) act.choose(Number(key) - 1);
   else if (key in act.single && !event.repeat) act.single[key]();
   else if (key in act.repeated) act.repeated[key]();
-  else return false;
-  return true;
-}
-
-function onStage(event, key, act) {
-  if (key in ARROWS) act.nudge(...ARROWS[key].map((d) => d * (event.shiftKey ? 10 : 1)));
-  else if (key === "Tab") return act.next(event.shiftKey ? -1 : 1);
   else return false;
   return true;
 }

@@ -145,15 +145,9 @@ const act = {
   undo: withImage(() => desk.undo()),
   redo: withImage(() => desk.redo()),
   choose: withImage((choice) => { if (!desk.isEmpty) desk.choose(choice); }),
-  nudge: withImage((dx, dy) => desk.nudge(dx, dy)),
+  nudge: (dx, dy) => desk.nudge(dx, dy),
   hide: (yes) => stage.classList.toggle("hide", yes),
-  // The last point hands the focus on, so that no one is caught in the stage.
-  next: (by) => {
-    const last = by > 0 ? (desk.step?.points.length ?? 0) - 1 : 0;
-    if (!desk.step?.points.length || desk.selected === last) return desk.select(null), false;
-    desk.selectNext(by);
-    return true;
-  },
+  next: (by) => desk.selectNext(by),
 };
 const reset = withImage(() => desk.reset());
 const clear = withImage(() => desk.clear());
