@@ -207,8 +207,8 @@ class Segmenter:
             if len(prepared) < batch_size and number < len(images):
                 continue
             tensors, sizes = zip(*prepared, strict=True)
-            batch = self.batch(torch.stack(tensors), [""] * len(sizes))
             with tell_memory(batch_size):
+                batch = self.batch(self.net.encode(torch.stack(tensors).to(self.device)), [""] * len(sizes))
                 yield from zip(predict_batch(self.net, batch, Prompts(), self.device), sizes, strict=True)
             prepared = []
 

@@ -193,6 +193,11 @@ def test_the_masks_are_those_that_are_scored(ckpt, run, phantoms, tmp_path) -> N
                 assert float(line["native_dice"]) == binary_metrics(mask, read_mask(row.mask))["dice"]
                 assert int(line["native_predicted_pixels"]) == mask.sum()
                 assert float(line["predicted_iou"]) == images_of(out)[row.name]["iou"]
+    theirs, ours = (json.loads((tmp_path / f / "prompts.json").read_text()) for f in ("clicks", "masks-clicks"))
+    assert ours["source"] == theirs["source"] == "gt"
+    for name, one in theirs["draws"][0]["images"]["split"].items():  # what an evaluation reads it may read from us
+        assert {**one, **images_of(tmp_path / "masks-clicks")[name]}.keys() - one.keys() == {"iou", "seconds"}
+        np.testing.assert_allclose(images_of(tmp_path / "masks-clicks")[name]["points"], one["points"], atol=1e-5)
 
 
 def test_prompts_that_come_back_give_the_same_and_corrected_ones_others(run, scans, tmp_path) -> None:
