@@ -131,6 +131,11 @@ def _write(graphs: Sequence[Graph], kind: Format, stage: Path, *, quiet: bool) -
             runners[graph.name] = kind.open(graph, path)
         except MemoryError as error:
             raise UserError(f"memory ran out while {path.name} was made: export on a larger machine.") from error
+        except RuntimeError as error:  # of torch's exporters; what they say of it runs to pages
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UserError(
+                f"torch {torch.__version__} cannot export this {graph.name} as {path.name}: {reason}"
+            ) from error
     return runners
 
 

@@ -6,6 +6,7 @@ Knows no net and judges nothing.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -61,9 +62,11 @@ def check_packages(name: str) -> None:
         )
 
 
-def _shapes(graph: Graph) -> tuple[dict[int, Any], ...]:
+def _shapes(graph: Graph) -> tuple[Any, ...]:
     sizes = {name: torch.export.Dim(name, min=1, max=most) for name, most in MOST.items()}
-    return tuple({axis: sizes[size] for axis, size in graph.free.get(name, {}).items()} for name in graph.inputs)
+    free = tuple({axis: sizes[size] for axis, size in graph.free.get(name, {}).items()} for name in graph.inputs)
+    parameters = inspect.signature(graph.module.forward).parameters.values()
+    return (free,) if any(p.kind is p.VAR_POSITIONAL for p in parameters) else free  # the exporter's own way with *taps
 
 
 def _write_onnx(graph: Graph, path: Path) -> None:

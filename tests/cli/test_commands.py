@@ -31,6 +31,8 @@ HEAVY = (
     "cv2",
     "segment_anything",
     "starlette",
+    "onnx",
+    "onnxruntime",
 )
 
 

@@ -23,12 +23,16 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_a_large_picture_is_made_smaller_until_it_is_small_enough(script: ModuleType, tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (500, 600, 3), np.uint8)  # which no format makes small
+def test_a_large_picture_is_made_smaller_until_it_is_small_enough(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert script.LIMIT == 150_000
+    monkeypatch.setattr(script, "LIMIT", 15_000)
+    noise = np.random.default_rng(0).integers(0, 255, (150, 180, 3), np.uint8)  # which no format makes small
     script.save(Image.fromarray(noise), "noise.png")
-    assert 75_000 < (tmp_path / "noise.png").stat().st_size < script.LIMIT
+    assert 7_500 < (tmp_path / "noise.png").stat().st_size < script.LIMIT
     width, height = Image.open(tmp_path / "noise.png").size
-    assert width < 600
+    assert width < 180
     assert width / height == pytest.approx(1.2, abs=0.02)
 
 
