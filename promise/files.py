@@ -6,13 +6,15 @@ import csv
 import json
 import math
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 _MARK = ".promise-"  # every temporary name starts with it
+_STAGE = ".unfinished-"  # and that of a folder of files that are to appear together
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -39,6 +41,35 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(folder: Path, *, replaced: Sequence[str], last: str) -> Iterator[Path]:
+    """Give a folder inside ``folder`` whose files move up when all went well; on failure what was there stays.
+
+    A folder that was not there before is not there after a failure either.
+
+    Args:
+        folder: where the files shall be; made when absent.
+        replaced: names of earlier files that go, whether new ones take their place or not.
+        last: moves last, and an older one goes first: where it stands, the others are all of its kind.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(f"{_STAGE}*"):  # of a killed process
+        shutil.rmtree(leftover, ignore_errors=True)
+    stage = Path(tempfile.mkdtemp(dir=folder, prefix=_STAGE))
+    try:
+        yield stage
+        for name in (last, *replaced):
+            (folder / name).unlink(missing_ok=True)
+        for path in sorted(stage.iterdir(), key=lambda path: path.name == last):
+            path.replace(folder / path.name)
+        made = []
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        for path in made:
+            path.rmdir()
 
 
 def _umask() -> int:

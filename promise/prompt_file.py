@@ -67,10 +67,14 @@ class Draw:
 def write_prompts(
     path: Path, source: str, draws: Sequence[Draw], *, beside: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
-    """Write every draw, all or nothing, a line an image.
+    """Write every draw, all or nothing; arguments as :func:`prompts_text`."""
+    write_text(path, prompts_text(source, draws, beside=beside))
+
+
+def prompts_text(source: str, draws: Sequence[Draw], *, beside: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """What a prompts file holds: every draw, a line an image.
 
     Args:
-        path: of the file.
         source: where the prompts come from.
         draws: of prompts.
         beside: image's name → what else is told of it; readers pass over it.
@@ -89,7 +93,7 @@ def write_prompts(
         ]
         texts.append(f'  {{"seed": {json.dumps(draw.seed)}, "images": {{\n' + ",\n".join(datasets) + "\n  }}")
     head = f'{{"version": {VERSION}, "frame": {json.dumps(FRAME)}, "source": {json.dumps(source)}, "draws": [\n'
-    write_text(path, head + ",\n".join(texts) + "\n]}\n")
+    return head + ",\n".join(texts) + "\n]}\n"
 
 
 def plain_prompts(prompts: ImagePrompts) -> dict[str, Any]:

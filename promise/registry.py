@@ -6,6 +6,7 @@ A net is a row of :data:`NETS`: which prompter, whether a token shift, and whose
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from promise.models.prompts import fixed_labels
 from promise.models.sam import FrozenSam
 
 DEFAULT_SAM = "lite_medsam"
-HEADS: dict[str, type[ResNetHead] | type[CrossHead]] = {"resnet": ResNetHead, "cross": CrossHead}
+# (tap_channels=…, num_points=…) → a module: taps, shallow to deep, each (B, C_i, E, E) → raw scores (B, P, 2)
+HEADS: dict[str, Callable[..., nn.Module]] = {"resnet": ResNetHead, "cross": CrossHead}
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,27 @@ NETS: dict[str, NetSpec] = {
 
 _SHORT = {alias: spec.name for spec in NETS.values() for alias in (spec.name, *spec.aliases)}
 _LONG = re.compile(r"SAM_vit-(?P<size>[blh])_(?P<net>.+?)_(train|test)(_FZ\d)?$")
+
+
+def register(spec: NetSpec, head: Callable[..., nn.Module] | None = None) -> NetSpec:
+    """Add a net to the table under its name and its aliases; an existing name is replaced.
+
+    Args:
+        spec: the table's new row.
+        head: what builds the prompter's head where ``spec.head`` is a new name; called with ``tap_channels`` (shallow
+            to deep) and ``num_points``, it gives a module: taps, each (B, C_i, E, E) → raw scores (B, P, 2), whose
+            sigmoid is the place in the image, x before y.
+
+    Raises:
+        UserError: a head that nobody has named.
+    """
+    if head is not None and spec.head is not None:
+        HEADS[spec.head] = head
+    if spec.head is not None and spec.head not in HEADS:
+        raise unknown_name("head", spec.head, HEADS)
+    NETS[spec.name] = spec
+    _SHORT.update(dict.fromkeys((spec.name, *spec.aliases), spec.name))
+    return spec
 
 
 def parse_net_name(name: str) -> tuple[NetSpec, str | None]:

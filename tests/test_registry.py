@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from promise import registry
 from promise.errors import UserError
 from promise.models.backbones import BACKBONES, get_backbone
-from promise.registry import NETS, build_parts, list_nets, parse_net_name, resolve_sam
+from promise.registry import NETS, NetSpec, build_parts, list_nets, parse_net_name, register, resolve_sam
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -87,3 +88,33 @@ def test_the_parts_are_as_large_as_the_originals(name: str, apm: float, ips: int
 def test_taps_are_the_last_three_global_blocks() -> None:
     taps = {name: BACKBONES[name].tap_blocks for name in ("vit_b", "vit_l", "vit_h", "medsam_vit_b")}
     assert taps == {"vit_b": (6, 9, 12), "vit_l": (12, 18, 24), "vit_h": (16, 24, 32), "medsam_vit_b": (6, 9, 12)}
+
+
+class OneConvolution(torch.nn.Module):
+    def __init__(self, *, tap_channels: tuple[int, ...], num_points: int) -> None:
+        super().__init__()
+        self.score = torch.nn.Conv2d(tap_channels[-1], 2 * num_points, 1)
+
+    def forward(self, taps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return self.score(taps[-1]).mean((2, 3)).unflatten(1, (-1, 2))
+
+
+def test_a_net_of_ones_own_is_found_built_and_used(monkeypatch: pytest.MonkeyPatch, build) -> None:
+    for table in ("NETS", "HEADS", "_SHORT"):
+        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+    spec = register(NetSpec("APM_IPS_mine", "mine", True, "auto", aliases=("mine_too",)), OneConvolution)
+    assert parse_net_name("APM_IPS_mine") == parse_net_name("mine_too") == (spec, None)
+    assert parse_net_name("SAM_vit-b_APM_IPS_mine_train") == (spec, "vit_b")
+    assert "APM_IPS_mine" in list_nets("vit_b")
+    net = build("APM_IPS_mine", num_points=4).eval()
+    with torch.inference_mode():
+        prediction = net(torch.rand(2, 3, 64, 64))
+    assert prediction.points.xy.shape == (2, 4, 2)
+    assert ((prediction.points.xy > 0) & (prediction.points.xy < 64)).all()
+    assert prediction.points.label.tolist() == [[1, 1, 0, 0]] * 2
+
+
+def test_a_net_with_a_head_that_nobody_named_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"unknown head 'resnett'\. Did you mean 'resnet'\?"):
+        register(NetSpec("APM_other", "resnett", False, "auto"))
+    assert "APM_other" not in NETS

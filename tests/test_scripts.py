@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -13,15 +15,8 @@ from typing import Any
 
 import pytest
 
-from promise.cli import bench as bench_cli
-from promise.cli import cache as cache_cli
-from promise.cli import compare as compare_cli
-from promise.cli import eval as eval_cli
-from promise.cli import phantom as phantom_cli
-from promise.cli import prepare as prepare_cli
-from promise.cli import report as report_cli
+import promise.cli
 from promise.cli import train as train_cli
-from promise.cli import validate as validate_cli
 from promise.config import EvalConfig, TrainConfig, read_yaml
 from promise.settle import settle
 
@@ -29,15 +24,9 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = {
-    "promise-train": train_cli,
-    "promise-eval": eval_cli,
-    "promise-phantom": phantom_cli,
-    "promise-cache": cache_cli,
-    "promise-bench": bench_cli,
-    "promise-prepare": prepare_cli,
-    "promise-validate": validate_cli,
-    "promise-compare": compare_cli,
-    "promise-report": report_cli,
+    f"promise-{found.name}": importlib.import_module(f"promise.cli.{found.name}")
+    for found in pkgutil.iter_modules(promise.cli.__path__)
+    if found.name != "common"
 }
 bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 

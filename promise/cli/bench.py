@@ -17,8 +17,8 @@ DESCRIPTION = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = argparse.ArgumentParser("promise-bench", description=DESCRIPTION)
     parser.add_argument("--quick", action="store_true", help="LiteMedSAM, small batch, one turn")
     parser.add_argument("--sam", help="backbone (default: vit_b; with --quick: lite_medsam)")
@@ -39,7 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", default="auto", help="of the fast way: auto, fp32, bf16, fp16")
     parser.add_argument("--output", help="folder for bench.json and bench.md")
     parser.add_argument("--quiet", action="store_true", help="no messages")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = make_parser().parse_args(argv)
     return run("promise-bench", lambda: _work(arguments))
 
 

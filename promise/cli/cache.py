@@ -14,8 +14,8 @@ from promise.errors import UserError
 DESCRIPTION = "Look after cached features. They are made again when they are needed, so removing them loses only time."
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = argparse.ArgumentParser("promise-cache", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="one line for each SAM, preprocessing and precision")
@@ -30,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in (info, verify, prune):
         command.add_argument("--cache-dir", help="folder of cached features; default as in promise-train")
         command.add_argument("--quiet", action="store_true", help="no progress bars")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = make_parser().parse_args(argv)
     return run("promise-cache", lambda: _work(arguments))
 
 

@@ -21,8 +21,8 @@ DESCRIPTION = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = argparse.ArgumentParser("promise-compare", description=DESCRIPTION.replace("%", "%%"), allow_abbrev=False)
     where = "folder of an evaluation, a run's folder with eval in it, or a summary.json"
     parser.add_argument("a", metavar="A", type=Path, help=f"the baseline: {where}")
@@ -40,7 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     parser.add_argument("--quiet", action="store_true", help="no warnings on stderr; --json holds them")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = make_parser().parse_args(argv)
     return run("promise-compare", lambda: _work(arguments))
 
 

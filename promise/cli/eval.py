@@ -16,9 +16,14 @@ DESCRIPTION = (
 )
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    return build_parser("promise-eval", DESCRIPTION, EvalConfig)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    arguments = build_parser("promise-eval", DESCRIPTION, EvalConfig).parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     return run("promise-eval", lambda: _work(arguments))
 
 

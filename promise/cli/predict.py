@@ -17,8 +17,8 @@ DESCRIPTION = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = build_parser("promise-predict", DESCRIPTION, PredictConfig, skip=("images",))
     parser.add_argument(
         "images",
@@ -26,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="IMAGES",
         help="files, folders, patterns in quotes, CSVs with a column image_name, text files with a path a line",
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = make_parser().parse_args(argv)
     return run("promise-predict", lambda: _work(arguments))
 
 

@@ -29,8 +29,8 @@ A run that was stopped goes on when it is started again. Masks predicted on prep
   promise-prepare --restore predictions --frames data/kvasir/frames.csv --output original_size"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = Parser(
         "promise-prepare",
         description=DESCRIPTION,
@@ -82,6 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     back = parser.add_argument_group("the way back")
     back.add_argument("--restore", type=Path, metavar="FOLDER", help="bring its masks to the original pictures' size")
     back.add_argument("--frames", type=Path, help="frames.csv of the preparation")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = make_parser()
     arguments = parser.parse_args(argv)
     _check_usage(parser, arguments)
     return run("promise-prepare", lambda: _work(arguments))

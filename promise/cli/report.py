@@ -15,8 +15,8 @@ DESCRIPTION = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = argparse.ArgumentParser("promise-report", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument(
         "run", metavar="RUN", type=Path, nargs="?", help="a run's folder with its evaluations in it, or an evaluation's"
@@ -25,7 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in RUN")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier report and its tables")
     parser.add_argument("--quiet", action="store_true", help="warnings only")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = make_parser().parse_args(argv)
     return run("promise-report", lambda: _work(arguments))
 
 

@@ -15,11 +15,16 @@ DESCRIPTION = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = build_parser("promise-train", DESCRIPTION, TrainConfig)
     parser.add_argument("--list-nets", action="store_true", help="print the table of nets and leave")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = make_parser().parse_args(argv)
     return run("promise-train", lambda: _work(arguments))
 
 

@@ -23,8 +23,8 @@ doubtful masks, the same or nearly the same picture in two splits, groups in two
 Status 0: no fault. Status 1: faults, or warnings with --strict."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = Parser(
         "promise-validate",
         description=DESCRIPTION,
@@ -44,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw rows, sizes and foreground shares")
     parser.add_argument("--workers", type=int, help="threads (default: one a core, at most 8)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = make_parser()
     arguments = parser.parse_args(argv)
     arguments.csvs += arguments.split_csv
     if not arguments.csvs:

@@ -128,24 +128,27 @@ class FrozenSam(nn.Module):
         token_shift: Tensor | None = None,
         channels: Sequence[int] = FIRST_MULTIMASK,
         estimates: Sequence[int] | None = None,
+        pad: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Decode masks from prompts, all images of the batch at once.
 
         Args:
             encoded: what :meth:`encode` gave; only the embedding (B, 256, E, E) is used.
-            points: prompts in input pixels; P = 0: none.
+            points: prompts in input pixels; P = 0: none. Labels 2 and 3 are a box's corners x0, y0 and x1, y1.
             boxes: (B, 4) x0, y0, x1, y1 in input pixels.
             mask_prompt: (B, 1, 4E, 4E) earlier logits.
             token_shift: (B, 4, 256) added to SAM's four mask tokens.
             channels: which of the decoder's four masks to compute; 0 is the single mask, 1 to 3 the multimask.
             estimates: of which masks the quality is wanted; default: of those that are computed.
+            pad: whether to add the padding point that SAM adds to points without a box; by default as SAM does.
 
         Returns:
             Logits (B, len(channels), 4E, 4E) and quality estimates (B, len(estimates)).
         """
         embedding = encoded.embedding
         batch = embedding.shape[0]
-        sparse, dense = self._embed_prompts(points, boxes, mask_prompt, batch)
+        pad = boxes is None if pad is None else pad
+        sparse, dense = self._embed_prompts(points, boxes, mask_prompt, batch, pad)
         decoder = self.mask_decoder
         queries = decoder.mask_tokens.weight.expand(batch, -1, -1)
         if token_shift is not None:
@@ -169,12 +172,12 @@ class FrozenSam(nn.Module):
         return block(*inputs)
 
     def _embed_prompts(
-        self, points: Points | None, boxes: Tensor | None, mask_prompt: Tensor | None, batch: int
+        self, points: Points | None, boxes: Tensor | None, mask_prompt: Tensor | None, batch: int, pad: bool
     ) -> tuple[Tensor, Tensor]:
         encoder = self.prompt_encoder
         sparse = []
         if points is not None and points.xy.shape[1]:
-            sparse.append(self._embed_points(points, pad=boxes is None))
+            sparse.append(self._embed_points(points, pad=pad))
         if boxes is not None:
             with _full_precision(boxes):
                 sparse.append(encoder._embed_boxes(boxes.float()))
@@ -199,12 +202,7 @@ class FrozenSam(nn.Module):
             raw = encoder.pe_layer.forward_with_coords(xy, encoder.input_image_size)
         label = label.unsqueeze(-1)
         where: Tensor = torch.where(label == -1, torch.zeros_like(raw), raw)
-        kinds = (
-            (-1, encoder.not_a_point_embed),
-            (0, encoder.point_embeddings[0]),
-            (1, encoder.point_embeddings[1]),
-        )
-        for value, embed in kinds:
+        for value, embed in ((-1, encoder.not_a_point_embed), *enumerate(encoder.point_embeddings)):
             where = where + (label == value) * embed.weight
         return where
 

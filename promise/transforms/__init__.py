@@ -8,6 +8,7 @@ from promise.transforms.recipes import (
     Transform,
     build_transform,
     geometric_steps,
+    normalise,
     photometric_steps,
     plain_recipe,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "Transform",
     "build_transform",
     "geometric_steps",
+    "normalise",
     "photometric_steps",
     "plain_recipe",
 ]

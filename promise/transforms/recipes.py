@@ -101,8 +101,13 @@ def _scaled(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> T
     return image.div_(255).sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
 
 
-def _normalise(image: Tensor, pixels: str) -> Tensor:
-    """(3, S, S) uint8 to float32, as the table of the four ways says."""
+def normalise(image: Tensor, pixels: str) -> Tensor:
+    """(3, S, S) uint8 to float32.
+
+    Args:
+        image: as it is resized and augmented.
+        pixels: ``"imagenet"``, ``"minmax"``, ``"half"`` or ``"none"``; see :func:`build_transform`.
+    """
     values = image.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     if pixels == "minmax":
         # A constant image has no range: it becomes zeros, not NaN.
@@ -141,7 +146,7 @@ class Transform:
         image, mask = resize(image, mask, self.image_size)
         for step in self.steps:
             image, mask = step(image, mask)
-        return _normalise(image, self.pixels), mask.to(torch.float32, memory_format=torch.contiguous_format)
+        return normalise(image, self.pixels), mask.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def _recipe(name: str) -> Recipe:

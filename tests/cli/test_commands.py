@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import promise.cli
 from promise.cli import eval as eval_command
 from promise.cli import train as train_command
 from promise.cli.common import build_parser, gather
@@ -18,8 +20,20 @@ from promise.config import TrainConfig, read_yaml
 from promise.registry import NETS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
-COMMANDS = ("train", "eval", "phantom", "prepare", "validate", "compare", "report", "cache", "bench", "predict")
-HEAVY = ("torch", "torchvision", "accelerate", "safetensors", "pandas", "matplotlib", "cv2", "segment_anything")
+COMMANDS = tuple(found.name for found in pkgutil.iter_modules(promise.cli.__path__) if found.name != "common")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "safetensors",
+    "pandas",
+    "matplotlib",
+    "cv2",
+    "segment_anything",
+    "starlette",
+    "onnx",
+    "onnxruntime",
+)
 
 
 def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:

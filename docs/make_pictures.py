@@ -1,0 +1,104 @@
+"""The pictures of the docs, made by the package's own commands on synthetic images:
+
+    python docs/make_pictures.py          all
+    python docs/make_pictures.py data     only the chart of the data, which needs no training
+
+Trains on a frozen LiteMedSAM: about a quarter of an hour on two cores without a GPU. Writes docs/pictures/*.png, each
+below 150 kB. The pages are photographed by Chromium, which Playwright drives (extras [app] and [dev]).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+PICTURES = Path(__file__).parent / "pictures"
+COUNT = 400  # pictures of the training; configs/quickstart.yaml tells what comes of them
+SHOWN = 6  # overlays side by side
+LIMIT = 150_000  # bytes
+CONFIG = Path(__file__).parents[1] / "configs/quickstart.yaml"
+
+
+def main(wanted: list[str]) -> None:
+    """Make the pictures of these names, or all."""
+    PICTURES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        command("phantom", "--output", "samples", "--count", str(COUNT))
+        command("validate", "samples/split.csv", "--picture", "data.png", "--quiet")
+        save(Image.open("data.png"), "data.png")
+        if wanted == ["data"]:
+            return
+        command("train", "--config", str(CONFIG), "--seed", "7", "--output", "run")
+        command("eval", "--ckpt", "run/best.safetensors", "--split-csv", "samples/split.csv", "--overlays", str(SHOWN))
+        save(side_by_side(sorted(Path("run/eval/overlays").rglob("*.png"))[:SHOWN]), "overlays.png")
+        command("report", "run")
+        save(photograph(Path("run/report.html").resolve().as_uri()), "report.png")
+        with serve("run/best.safetensors") as address:
+            save(photograph(address, opening=sorted(Path("samples/images").glob("*.png"))[-1]), "app.png")
+
+
+def command(name: str, *arguments: str) -> None:
+    """Run one of our commands, and stop where it fails."""
+    subprocess.run([sys.executable, "-m", f"promise.cli.{name}", *arguments], check=True)
+
+
+def side_by_side(paths: list[Path], *, side: int = 256, columns: int = 3) -> Image.Image:
+    """A sheet of pictures."""
+    rows = -(-len(paths) // columns)
+    sheet = Image.new("RGB", (columns * side, rows * side))
+    for number, path in enumerate(paths):
+        picture = Image.open(path).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+        sheet.paste(picture, (number % columns * side, number // columns * side))
+    return sheet
+
+
+@contextmanager
+def serve(ckpt: str) -> Iterator[str]:
+    """promise-app on a free port; gives its address."""
+    words = [sys.executable, "-m", "promise.cli.app", "--ckpt", ckpt, "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield re.search(r"http://\S+", server.stdout.readline())[0]
+        finally:
+            server.terminate()
+
+
+def photograph(address: str, opening: Path | None = None) -> Image.Image:
+    """The upper part of a page, after an image was opened on it, if one is named."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with sync_playwright() as driver, driver.chromium.launch(executable_path=program, args=["--no-sandbox"]) as browser:
+        page = browser.new_page(viewport={"width": 1200, "height": 800})
+        page.goto(address)
+        if opening is not None:
+            page.set_input_files("#file", opening)
+            page.wait_for_selector("#stage[data-state=ready]", timeout=120_000)
+        return Image.open(BytesIO(page.screenshot()))
+
+
+def save(picture: Image.Image, name: str) -> None:
+    """Write a picture in 256 colours, and smaller until it is small enough."""
+    path = PICTURES / name
+    colours = picture.convert("RGB")
+    while True:
+        colours.quantize(256).save(path, optimize=True)
+        if path.stat().st_size < LIMIT:
+            return
+        colours = colours.resize((colours.width * 9 // 10, colours.height * 9 // 10), Image.Resampling.LANCZOS)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

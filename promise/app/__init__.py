@@ -1,0 +1,1 @@
+"""The page where a person moves the net's prompts; knows no flags."""

@@ -1,0 +1,55 @@
+"""Who may use which open image, and for how long."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from promise.app.open_images import OpenImage, OpenImages
+
+
+def image(name: str) -> OpenImage:
+    return OpenImage(name, np.zeros((4, 6, 3), np.uint8), session=None)  # type: ignore[arg-type]
+
+
+def test_a_key_opens_its_own_image_alone() -> None:
+    images = OpenImages(limit=4, idle_seconds=10)
+    a, b = images.add(image("a")), images.add(image("b"))
+    assert a != b
+    assert min(len(a), len(b)) >= 32
+    assert images.get(a).name == "a"
+    assert images.get(b).name == "b"
+    assert images.get("c") is None
+    images.close(a)
+    images.close("c")
+    assert images.get(a) is None
+    assert len(images) == 1
+    assert images.get(b).size == (6, 4)
+
+
+def test_the_one_used_longest_ago_goes_first() -> None:
+    images = OpenImages(limit=2, idle_seconds=10)
+    a, b = images.add(image("a")), images.add(image("b"))
+    images.get(a)
+    c = images.add(image("c"))
+    assert [images.get(key) and images.get(key).name for key in (a, b, c)] == ["a", None, "c"]
+
+
+def test_idle_images_are_dropped() -> None:
+    now = 0.0
+    images = OpenImages(limit=4, idle_seconds=10, clock=lambda: now)
+    a, b = images.add(image("a")), images.add(image("b"))
+    now = 8
+    assert images.get(a) is not None
+    now = 12
+    images.drop_idle()
+    assert len(images) == 1
+    assert images.get(b) is None
+    now = 30
+    assert images.get(a) is None
+
+
+def test_at_the_end_all_are_dropped() -> None:
+    images = OpenImages(limit=4, idle_seconds=10)
+    images.add(image("a"))
+    images.clear()
+    assert len(images) == 0

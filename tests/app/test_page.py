@@ -1,0 +1,447 @@
+"""The page in a real Chromium: what a person does on it, and what becomes of the mask."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from promise.prompt_file import PromptFile
+
+READY = "#stage[data-state=ready]"
+
+
+class Page:
+    """A page with words for what a person does on it."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+
+    def open(self, path: Path) -> None:
+        self.page.set_input_files("#file", path)
+        self.ready()
+        assert self.text("#status").startswith(path.name)
+
+    def ready(self) -> None:
+        self.page.wait_for_selector(READY)
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Where a pixel of the image lies in the window."""
+        frame = self.page.locator("#picture").bounding_box()
+        zoom = frame["width"] / self.page.evaluate("document.querySelector('#picture').naturalWidth")
+        return frame["x"] + (x + 0.5) * zoom, frame["y"] + (y + 0.5) * zoom
+
+    def click(self, x: float, y: float, **options: Any) -> None:
+        self.page.mouse.move(*self.place(x, y))
+        self.page.mouse.down(**options)
+        self.page.mouse.up(**options)
+        self.ready()
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        self.page.mouse.move(*self.place(*start))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.place(*end), steps=4)
+        self.page.mouse.up()
+        self.ready()
+
+    def press(self, keys: str) -> None:
+        self.page.keyboard.press(keys)
+        self.ready()
+
+    def button(self, name: str) -> None:
+        self.page.click(name)
+        self.ready()
+
+    @property
+    def mask(self) -> np.ndarray:
+        """What the page shows as foreground, (H, W) bool."""
+        height, width, alpha = self.page.evaluate(
+            """() => {
+                const canvas = document.querySelector("#mask");
+                const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+                return [canvas.height, canvas.width, Array.from(data).filter((_, i) => i % 4 === 3)];
+            }"""
+        )
+        return np.array(alpha, np.uint8).reshape(height, width) > 0
+
+    @property
+    def points(self) -> tuple[int, int]:
+        """How many green and red dots there are."""
+        return self.page.locator("#marks .positive").count(), self.page.locator("#marks .negative").count()
+
+    def text(self, name: str) -> str:
+        return self.page.locator(name).inner_text()
+
+    def prompts(self) -> dict[str, Any]:
+        """What the page's prompts file holds of its one image."""
+        return next(
+            iter(json.loads(self.download("#save-prompts").read_text())["draws"][0]["images"]["images"].values())
+        )
+
+    def download(self, button: str) -> Path:
+        with self.page.expect_download() as waiting:
+            self.page.click(button)
+        self.name = waiting.value.suggested_filename
+        return Path(waiting.value.path())
+
+
+@pytest.fixture
+def wrong(served: tuple[str, Any]) -> Iterator[list[str]]:
+    """What goes wrong in a page, and what it asks for elsewhere: nothing, when the test is over."""
+    found: list[str] = []
+    yield found
+    assert found == []
+
+
+@pytest.fixture
+def visit(browser: Any, served: tuple[str, Any], wrong: list[str]) -> Iterator[Callable[..., Page]]:
+    """Opens the page for one more visitor."""
+    contexts = []
+
+    def visit(**options: Any) -> Page:
+        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}))
+        return arrive(contexts[-1].new_page(), served[0], wrong)
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+def arrive(page: Any, address: str, wrong: list[str]) -> Page:
+    page.set_default_timeout(30_000)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda r: None if r.url.startswith((address, f"blob:{address}")) else wrong.append(r.url))
+    page.goto(address)
+    page.wait_for_selector("#stage[data-state=empty]")
+    return Page(page)
+
+
+@pytest.fixture(scope="module")
+def window(browser: Any) -> Iterator[Any]:
+    """A browser's window that tests share, a tab each: a new one costs a second."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def picture(phantoms: Path) -> Path:
+    return phantoms.parent / "images/phantom_0002.png"
+
+
+@pytest.fixture
+def page(window: Any, served: tuple[str, Any], wrong: list[str], picture: Path) -> Iterator[Page]:
+    """One visitor with an image open."""
+    tab = window.new_page()
+    page = arrive(tab, served[0], wrong)
+    page.open(picture)
+    yield page
+    tab.close()
+
+
+def test_an_upload_shows_automatic_prompts_and_the_mask_of_predict(page: Page, segmenter: Any, picture: Path) -> None:
+    expected = segmenter.predict(picture)
+    assert np.array_equal(page.mask, expected.mask)
+    assert page.points == (2, 2)
+    assert page.text("#area") == f"{expected.area:,}"
+    assert page.text("#share") == f"{expected.share * 100:.2f} %"
+    assert page.text("#iou") == f"{expected.iou:.3f}"
+    assert page.text("#counts") == "Automatic prompts: 2 inside, 2 outside"
+    assert (page.page.locator("#marks .outline").get_attribute("d") != "") == bool(expected.contours())
+
+
+def test_a_click_changes_the_mask_and_undo_restores_it_bit_for_bit(page: Page, segmenter: Any, picture: Path) -> None:
+    before, auto = page.mask, segmenter.predict(picture)
+    page.click(20, 44)
+    assert page.points == (3, 2)
+    after = page.mask
+    assert not np.array_equal(after, before)
+    xy = page.prompts()["points"]
+    assert xy[:-1] == auto.points.tolist()
+    assert xy[-1] == pytest.approx([20, 44], abs=0.1)
+    expected = segmenter.session(picture).predict(xy, [*auto.labels, 1])
+    assert np.array_equal(after, expected.mask)
+
+    page.press("Control+z")
+    assert page.points == (2, 2)
+    assert np.array_equal(page.mask, before)
+    page.press("Control+Shift+z")
+    assert page.points == (3, 2)
+    assert np.array_equal(page.mask, after)
+    page.button("#undo")
+    assert np.array_equal(page.mask, before)
+
+
+def test_shift_the_switch_and_the_right_button_make_negative_points(page: Page) -> None:
+    page.page.keyboard.down("Shift")
+    page.click(8, 8)
+    page.page.keyboard.up("Shift")
+    assert page.points == (2, 3)
+    page.click(50, 8, button="right")
+    assert page.points == (2, 4)
+    page.button("[data-tool=exclude]")
+    page.click(8, 50)
+    assert page.points == (2, 5)
+    page.press("p")
+    page.click(30, 58)
+    assert page.points == (3, 5)
+    assert page.prompts()["labels"][-4:] == [0, 0, 0, 1]
+
+
+def test_a_drag_moves_a_point(page: Page) -> None:
+    page.button("#clear")
+    assert page.points == (0, 0)
+    assert not page.mask.any()
+    assert page.page.locator("#save-mask").is_disabled()
+    page.click(20, 20)
+    first = page.mask
+    page.drag((20, 20), (45, 40))
+    assert page.points == (1, 0)
+    assert page.prompts()["points"][0] == pytest.approx([45, 40], abs=0.1)
+    assert not np.array_equal(page.mask, first)
+    page.press("ArrowRight")
+    page.press("Shift+ArrowUp")
+    assert page.prompts()["points"][0] == pytest.approx([46, 30], abs=0.1)
+    for _ in range(3):
+        page.press("Control+z")
+    assert np.array_equal(page.mask, first)
+
+
+def test_points_are_removed_by_key_and_by_click(page: Page) -> None:
+    page.button("#clear")
+    page.click(20, 20)
+    page.click(40, 40)
+    assert page.points == (2, 0)
+    page.click(20, 20)  # selects
+    assert page.points == (2, 0)
+    page.press("Delete")
+    assert page.prompts()["points"][0] == pytest.approx([40, 40], abs=0.1)
+    page.button("[data-tool=remove]")
+    page.click(40, 40)
+    assert page.points == (0, 0)
+    assert page.text("#counts") == "No prompts"
+
+
+def test_a_box_is_drawn_changed_and_removed(page: Page, segmenter: Any, picture: Path) -> None:
+    page.press("c")
+    page.press("b")
+    page.drag((12, 14), (50, 44))
+    box = page.prompts()["box"]
+    assert box == pytest.approx([12, 14, 50, 44], abs=0.1)
+    assert np.array_equal(page.mask, segmenter.session(picture).predict(box=box).mask)
+    page.drag((50, 44), (40, 34))  # its corner
+    assert page.prompts()["box"] == pytest.approx([12, 14, 40, 34], abs=0.1)
+    page.drag((26, 14), (30, 20))  # its edge
+    assert page.prompts()["box"] == pytest.approx([16, 20, 44, 40], abs=0.1)
+    page.press("Delete")
+    assert page.page.locator("#marks .box").count() == 0
+
+
+def test_reset_brings_the_automatic_prompts_back(page: Page) -> None:
+    before = page.mask
+    page.click(8, 50)
+    page.click(50, 8)
+    page.button("#reset")
+    assert page.points == (2, 2)
+    assert np.array_equal(page.mask, before)
+    page.press("Control+z")
+    assert page.points == (4, 2)
+
+
+def test_one_of_three_masks_is_chosen(page: Page, segmenter: Any, picture: Path) -> None:
+    session = segmenter.session(picture)
+    auto = session.automatic()
+    for key, choice in (("2", 1), ("3", 2)):
+        page.press(key)
+        expected = session.predict(auto.points, auto.labels, choice=choice)
+        assert np.array_equal(page.mask, expected.mask)
+        assert page.text("#iou") == f"{expected.iou:.3f}"
+        assert page.page.locator(f"[data-choice='{choice}']").get_attribute("aria-checked") == "true"
+    page.button("[data-choice='0']")
+    assert np.array_equal(page.mask, auto.mask)
+
+
+def test_downloads_are_the_mask_the_overlay_and_the_prompts(page: Page, segmenter: Any, picture: Path) -> None:
+    expected = segmenter.predict(picture)
+    mask = cv2.imread(str(page.download("#save-mask")), cv2.IMREAD_UNCHANGED)
+    assert page.name == "phantom_0002.png"
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask, expected.mask * np.uint8(255))
+
+    overlay = cv2.imread(str(page.download("#save-overlay")))
+    assert page.name == "phantom_0002_overlay.png"
+    assert overlay.shape == (64, 64, 3)
+
+    read = PromptFile(page.download("#save-prompts"))
+    assert page.name == "phantom_0002_prompts.json"
+    assert read.source == "auto"
+    (draw,) = read.choose({"any": {"phantom_0002": (64, 64)}}, side=64)
+    assert draw.images["any"]["phantom_0002"].xy.tolist() == expected.points.tolist()
+
+
+def test_two_visitors_do_not_see_each_others_image(visit: Callable[..., Page], segmenter: Any, phantoms: Path) -> None:
+    paths = [phantoms.parent / f"images/phantom_000{i}.png" for i in (1, 4)]
+    masks = [segmenter.predict(path).mask for path in paths]
+    assert not np.array_equal(*masks)
+    one, two = visit(), visit()
+    one.open(paths[0])
+    assert two.page.locator("#stage").get_attribute("data-state") == "empty"
+    two.open(paths[1])
+    assert np.array_equal(one.mask, masks[0])
+    assert np.array_equal(two.mask, masks[1])
+    one.click(20, 20)
+    one.press("Control+z")
+    assert np.array_equal(one.mask, masks[0])
+    shown = [p.page.locator("#picture").get_attribute("src") for p in (one, two)]
+    assert shown[0] != shown[1]
+    assert two.text("#status").startswith("phantom_0004.png")
+
+
+def test_a_visitor_who_leaves_leaves_nothing(
+    visit: Callable[..., Page], served: tuple[str, Any], picture: Path
+) -> None:
+    served[1].clear()
+    page = visit()
+    page.open(picture)
+    page.open(picture)  # the first is closed
+    assert len(served[1]) == 1
+    page.page.goto("about:blank")
+    for _ in range(100):
+        if not len(served[1]):
+            break
+        page.page.wait_for_timeout(50)
+    assert len(served[1]) == 0
+
+
+def test_an_image_that_the_server_dropped_is_opened_again(page: Page, served: tuple[str, Any]) -> None:
+    served[1].clear()
+    before = page.mask
+    page.click(20, 44)
+    assert page.points == (3, 2)
+    assert not np.array_equal(page.mask, before)
+    assert len(served[1]) == 1
+
+
+def test_what_is_refused_is_said_clearly(visit: Callable[..., Page], picture: Path, tmp_path: Path) -> None:
+    page = visit()
+    (tmp_path / "heavy.png").write_bytes(b"x" * 600_000)
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((150, 300, 3), np.uint8))
+    (tmp_path / "text.png").write_text("no picture")
+    for name, words in (
+        ("heavy.png", "heavy.png has 0.6 MB; this server takes at most 0.5 MB."),
+        ("wide.png", "The picture has 300 × 150 pixels, more than the 0.04 million"),
+        ("text.png", "text.png: not a picture that can be read"),
+    ):
+        page.page.set_input_files("#file", tmp_path / name)
+        page.page.wait_for_function(
+            "words => document.querySelector('#notice p').textContent.startsWith(words)", arg=words
+        )
+        assert page.page.locator("#notice").is_visible()
+        assert page.page.locator("#busy").is_hidden()
+    page.open(picture)
+    assert page.points == (2, 2)
+
+
+def test_an_image_may_be_dropped_and_a_sample_chosen(visit: Callable[..., Page], segmenter: Any, picture: Path) -> None:
+    page = visit()
+    page.page.evaluate(
+        """bytes => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], "dropped.png", { type: "image/png" }));
+            const options = { dataTransfer: data, bubbles: true, cancelable: true };
+            for (const kind of ["dragenter", "drop"])
+                document.querySelector("#stage").dispatchEvent(new DragEvent(kind, options));
+        }""",
+        list(picture.read_bytes()),
+    )
+    page.ready()
+    assert np.array_equal(page.mask, segmenter.predict(picture).mask)
+    assert page.text("#status").startswith("dropped.png, 64 × 64 pixels")
+
+    other = visit()
+    other.page.click("#samples button:nth-child(3)")
+    other.ready()
+    assert np.array_equal(other.mask, segmenter.predict(picture).mask)
+
+
+def test_fingers_tap_drag_and_pinch(visit: Callable[..., Page], picture: Path) -> None:
+    page = visit(viewport={"width": 820, "height": 1180}, has_touch=True, is_mobile=True)
+    page.open(picture)
+    page.page.touchscreen.tap(*page.place(50, 58))
+    page.ready()
+    assert page.points == (3, 2)
+
+    session = page.page.context.new_cdp_session(page.page)
+
+    def touch(kind: str, *places: tuple[float, float]) -> None:
+        points = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(places)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    (x, y), end = page.place(50, 58), page.place(40, 50)
+    touch("touchStart", (x, y))
+    touch("touchMove", ((x + end[0]) / 2, (y + end[1]) / 2))
+    touch("touchMove", end)
+    touch("touchEnd")
+    page.ready()
+    assert page.points == (3, 2)
+    assert page.prompts()["points"][-1] == pytest.approx([40, 50], abs=0.5)
+
+    wide = page.page.locator("#picture").bounding_box()["width"]
+    (x, y) = page.place(32, 32)
+    touch("touchStart", (x - 40, y), (x + 40, y))
+    touch("touchMove", (x - 80, y), (x + 80, y))
+    touch("touchEnd")
+    assert page.page.locator("#picture").bounding_box()["width"] == pytest.approx(2 * wide, rel=0.05)
+    assert page.points == (3, 2)  # two fingers place no point
+    sizes = page.page.locator(".tool:visible, .button:visible").evaluate_all("all => all.map(b => b.offsetHeight)")
+    assert min(sizes) >= 44
+
+
+def test_opacity_switches_and_the_list_of_keys(page: Page) -> None:
+    opacity = "getComputedStyle(document.querySelector('#mask')).opacity"
+    assert float(page.page.evaluate(opacity)) == pytest.approx(0.4)
+    page.press("]")
+    page.press("]")
+    assert float(page.page.evaluate(opacity)) == pytest.approx(0.5)
+    page.page.uncheck("#show-marks")
+    assert page.page.locator("#marks .positive").first.is_hidden()
+    page.page.check("#show-marks")
+    page.page.keyboard.down("h")
+    assert page.page.locator("#mask").is_hidden()
+    page.page.keyboard.up("h")
+    assert page.page.locator("#mask").is_visible()
+    page.press("?")
+    assert page.page.locator("#keys").is_visible()
+    page.press("Escape")
+    assert page.page.locator("#keys").is_hidden()
+
+
+def test_light_and_dark(visit: Callable[..., Page]) -> None:
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light, dark = visit(color_scheme="light"), visit(color_scheme="dark")
+    colours = [light.page.evaluate(paper), dark.page.evaluate(paper)]
+    assert colours[0] != colours[1]
+    light.page.click("#theme")
+    assert light.page.evaluate(paper) == colours[1]
+    light.page.reload()
+    light.page.wait_for_selector("#stage[data-state=empty]")
+    assert light.page.evaluate(paper) == colours[1]
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (820, 1180), (390, 844)])
+def test_nothing_sticks_out(visit: Callable[..., Page], picture: Path, size: tuple[int, int]) -> None:
+    page = visit(viewport={"width": size[0], "height": size[1]})
+    page.open(picture)
+    outside = page.page.evaluate(
+        """() => [...document.querySelectorAll("header *, .tools *, .side *")]
+            .filter((e) => e.offsetParent && !e.closest(".unseen")).map((e) => [e, e.getBoundingClientRect()])
+            .filter(([e, r]) => r.right > innerWidth + 0.5 || r.left < -0.5
+                || (e.closest(".card") && r.right > e.closest(".card").getBoundingClientRect().right + 0.5))
+            .map(([e]) => e.outerHTML.slice(0, 80))"""
+    )
+    assert outside == []

@@ -1,0 +1,202 @@
+"""An export as its user meets it: the files, what they compute, what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from promise import checkpoint
+from promise.data.phantom import make_phantom
+from promise.errors import ExistingRunError, UserError
+from promise.export import EXAMPLE, MANIFEST, Settings, export
+from promise.metrics import evaluate_pair
+from promise.models.weights import file_sha256
+from promise.postprocess import Postprocess
+from promise.scoring import probability_at
+from promise.transforms import build_transform
+from promise.types import Points
+
+
+def load(ckpt: Path) -> tuple[Any, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return checkpoint.load(ckpt)
+
+
+def session(folder: Path, name: str) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+
+
+def test_the_files_are_those_of_the_manifest(exported: Any, ckpt: Path) -> None:
+    told = json.loads((exported.folder / MANIFEST).read_text())
+    files = {graph["file"] for graph in told["graphs"].values()}
+    assert {path.name for path in exported.folder.iterdir()} == files | {MANIFEST, EXAMPLE}
+    assert files == {"encoder.onnx", "prompter.onnx", "decoder.onnx", "image.onnx"}
+    for graph in told["graphs"].values():
+        path = exported.folder / graph["file"]
+        assert (graph["bytes"], graph["sha256"]) == (path.stat().st_size, file_sha256(path))
+        assert graph["seconds"] > 0
+    assert told["checkpoint_sha256"] == file_sha256(ckpt)
+    assert told["sam_sha256"] == load(ckpt)[1].sam_sha256
+    assert told["normalisation"]["mean"] == [0.485, 0.456, 0.406]
+    assert told["postprocess"]["text"] == "close:3,threshold:0.45,fill,largest"
+    assert told["graphs"]["decoder"]["inputs"]["points"] == {"type": "float32", "shape": ["batch", "points", 2]}
+    assert all(check["passed"] for check in told["checks"]["found"])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_encoder_and_prompter_take_any_batch(exported: Any, ckpt: Path, batch: int) -> None:
+    net, _ = load(ckpt)
+    image = torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
+    with torch.no_grad():
+        encoded = net.encode(image)
+        points = net.apm(encoded.taps)
+    names = ("embedding", "tap_2", "tap_4", "tap_6")
+    found = dict(zip(names, session(exported.folder, "encoder").run(names, {"image": image.numpy()}), strict=True))
+    for name, wanted in zip(names, (encoded.embedding, *encoded.taps), strict=True):
+        np.testing.assert_allclose(found[name], wanted.numpy(), rtol=0, atol=1e-4)
+    xy, label = session(exported.folder, "prompter").run(None, {name: found[name] for name in names[1:]})
+    np.testing.assert_allclose(xy, points.xy.numpy(), rtol=0, atol=1e-3)
+    assert (label == points.label.numpy()).all()
+
+
+@pytest.mark.parametrize(("batch", "count", "box"), [(1, 1, False), (3, 7, False), (2, 0, True), (1, 4, True)])
+def test_decoder_takes_any_number_of_points_and_boxes(
+    exported: Any, ckpt: Path, batch: int, count: int, box: bool
+) -> None:
+    net, _ = load(ckpt)
+    rng = np.random.default_rng(count)
+    embedding = rng.normal(size=(batch, 32, 4, 4)).astype(np.float32)
+    xy = rng.uniform(0, 64, (batch, count, 2)).astype(np.float32)
+    label = rng.integers(0, 2, (batch, count))
+    boxes = np.tile(np.array([5, 9, 40, 51], np.float32), (batch, 1)) if box else None
+    with torch.no_grad():
+        from promise.types import Encoded
+
+        wanted = net.decode(
+            Encoded(torch.from_numpy(embedding)),
+            Points(torch.from_numpy(xy), torch.from_numpy(label)),
+            boxes=None if boxes is None else torch.from_numpy(boxes),
+        )
+    more = np.zeros((batch, 1, 2), np.float32) if boxes is None else boxes.reshape(batch, 2, 2)
+    kinds = np.tile([[-1]] if boxes is None else [[2, 3]], (batch, 1))
+    given = {
+        "embedding": embedding,
+        "points": np.concatenate((xy, more), axis=1),
+        "labels": np.concatenate((label, kinds), axis=1),
+    }
+    logits, iou = session(exported.folder, "decoder").run(["logits", "iou"], given)
+    assert logits.shape == (batch, 3, 16, 16)
+    np.testing.assert_allclose(logits[:, :1], wanted.mask_logits.numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(iou[:, :1], wanted.iou.numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (90, 150), (41, 33)])
+def test_the_example_writes_pytorchs_mask(exported: Any, ckpt: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    pixels, _ = make_phantom(seed=5, index=0, size=(200, 200))
+    pixels = np.ascontiguousarray(pixels[: size[0], : size[1]])
+    cv2.imwrite(str(tmp_path / "picture.png"), pixels[:, :, ::-1])
+    command = [sys.executable, str(exported.folder / EXAMPLE), "picture.png", "mask.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    mask = cv2.imread(str(tmp_path / "mask.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == size
+    assert set(np.unique(mask)) <= {0, 255}
+    net, metadata = load(ckpt)
+    transform = build_transform("basic_color", image_size=64, pixels="imagenet")
+    image, _ = transform(torch.from_numpy(pixels).permute(2, 0, 1), torch.zeros(1, *size, dtype=torch.uint8))
+    with torch.no_grad():
+        prediction = net(image[None])
+    probability = probability_at(prediction.mask_logits[0, 0].numpy(), *size)
+    wanted = Postprocess.parse(metadata.postprocess)(probability)
+    assert 0 < wanted.mean() < 1
+    assert evaluate_pair(mask > 0, wanted)["dice"] >= 0.999
+
+
+def test_the_example_is_short_and_says_what_it_cannot_read(exported: Any, tmp_path: Path) -> None:
+    lines = (exported.folder / EXAMPLE).read_text().splitlines()
+    assert len(lines) <= 40
+    imported = {line.split()[1] for line in lines if line.startswith(("import ", "from "))}
+    assert imported == {"json", "sys", "pathlib", "cv2", "numpy", "onnxruntime"}
+    (tmp_path / "text.png").write_text("no picture")
+    command = [sys.executable, str(exported.folder / EXAMPLE), "text.png", "mask.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "text.png: not a picture" in done.stderr
+    assert not (tmp_path / "mask.png").exists()
+
+
+def test_a_net_without_a_prompter_as_torch_programs(save_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "torch"
+    told = export(Settings(str(save_checkpoint("IPS_GT")), str(folder), format="torch", images=1, quiet=True)).manifest
+    assert {path.name for path in folder.iterdir()} == {"encoder.pt2", "decoder.pt2", MANIFEST}
+    assert told["opset"] is None
+    assert all(check["passed"] for check in told["checks"]["found"])
+    module = torch.export.load(folder / "encoder.pt2").module()
+    assert module(torch.zeros(3, 3, 64, 64))[0].shape == (3, 32, 4, 4)
+
+
+def wrong(graph: Any, _path: Path) -> Any:
+    """A runtime that computes something else."""
+
+    def run(inputs: Any) -> Any:
+        found = graph.module(*inputs.values())
+        return {name: value.numpy() + 0.5 for name, value in zip(graph.outputs, found, strict=True)}
+
+    return run
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_graphs_that_differ_leave_nothing(
+    save_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    import promise.export
+    from promise.export.formats import Format
+
+    broken = Format(".onnx", "onnxruntime", lambda _graph, path: path.write_text("x"), wrong)
+    monkeypatch.setattr(promise.export, "FORMATS", {"onnx": broken})
+    monkeypatch.setattr(promise.export, "check_packages", lambda _name: None)
+    folder = tmp_path / "new" / "out"
+    if before:
+        folder.mkdir(parents=True)
+        (folder / MANIFEST).write_text("of before")
+    with pytest.raises(UserError, match=r"encoder: embedding differs by 5\.0e-01, at most 1e-04 is allowed"):
+        export(Settings(str(save_checkpoint("IPS_GT")), str(folder), images=1, overwrite=before, quiet=True))
+    left = sorted(path.name for path in tmp_path.rglob("*"))
+    assert left == ([MANIFEST, "new", "out"] if before else [])
+    assert not before or (folder / MANIFEST).read_text() == "of before"
+
+
+def test_what_is_there_is_not_replaced_unasked(ckpt: Path, tmp_path: Path) -> None:
+    (tmp_path / "encoder.pt2").write_text("precious")
+    with pytest.raises(ExistingRunError, match=r"encoder\.pt2.*--overwrite"):
+        export(Settings(str(ckpt), str(tmp_path), quiet=True))
+    assert (tmp_path / "encoder.pt2").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": "onxx"}, "unknown format 'onxx'. Did you mean 'onnx'"),
+        ({"images": 0}, "--images must be at least 1"),
+        ({"postprocess": "shut:5"}, "shut:5"),
+        ({"ckpt": "absent.safetensors"}, "no checkpoint at absent.safetensors"),
+    ],
+)
+def test_mistakes_are_told_and_leave_no_folder(ckpt: Path, tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    settings = Settings(**{"ckpt": str(ckpt), "output": str(tmp_path / "out"), "format": "torch", **change})
+    with pytest.raises(UserError, match=words.replace(":", r"\:").replace(".", r"\.")):
+        export(settings)
+    assert not (tmp_path / "out").exists()
