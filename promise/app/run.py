@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NEEDED = ("starlette", "uvicorn")  # of the [app] extra
 MOST_SAMPLES = 12
-PHANTOMS, PHANTOM_SIDE, PHANTOM_SEED = 4, 384, 5  # the samples where none are given
+PHANTOMS, PHANTOM_SIDE, PHANTOM_SEED = 4, 256, 5  # the samples where none are given
 
 
 @dataclass(frozen=True)
