@@ -64,18 +64,30 @@ class Draw:
     images: Mapping[str, Mapping[str, ImagePrompts]]  # data set → image's name → prompts
 
 
-def write_prompts(path: Path, source: str, draws: Sequence[Draw]) -> None:
-    """Write every draw, all or nothing, a line an image."""
-    write_text(path, prompts_text(source, draws))
+def write_prompts(
+    path: Path, source: str, draws: Sequence[Draw], *, beside: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Write what :func:`prompts_text` gives, all or nothing."""
+    write_text(path, prompts_text(source, draws, beside=beside))
 
 
-def prompts_text(source: str, draws: Sequence[Draw]) -> str:
-    """What a prompts file holds: every draw, a line an image."""
+def prompts_text(source: str, draws: Sequence[Draw], *, beside: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """What a prompts file holds: every draw, a line an image.
+
+    Args:
+        source: where the prompts come from.
+        draws: of prompts.
+        beside: image's name → what else is told of it; readers pass over it.
+    """
+    more = beside or {}
     texts = []
     for draw in draws:
         datasets = [
             f"    {json.dumps(name)}: {{\n"
-            + ",\n".join(f"     {json.dumps(image)}: {json.dumps(_plain(p))}" for image, p in images.items())
+            + ",\n".join(
+                f"     {json.dumps(image)}: {json.dumps({**plain_prompts(p), **more.get(image, {})})}"
+                for image, p in images.items()
+            )
             + "\n    }"
             for name, images in draw.images.items()
         ]
@@ -84,7 +96,8 @@ def prompts_text(source: str, draws: Sequence[Draw]) -> str:
     return head + ",\n".join(texts) + "\n]}\n"
 
 
-def _plain(prompts: ImagePrompts) -> dict[str, Any]:
+def plain_prompts(prompts: ImagePrompts) -> dict[str, Any]:
+    """As the file holds them."""
     return {
         "size": list(prompts.size),
         "points": prompts.xy.tolist(),

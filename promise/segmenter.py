@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,7 +18,9 @@ from torch import Tensor
 
 from promise.checkpoint import Metadata
 from promise.config import EvalConfig
-from promise.data.images import read_image, rgb_pixels
+from promise.contours import outlines
+from promise.data.images import rgb_pixels
+from promise.data.inputs import read_picture
 from promise.device import tell_memory
 from promise.engine import RowPrediction, predict_batch
 from promise.errors import UserError
@@ -69,8 +70,7 @@ class Segmentation:
 
     def contours(self) -> list[npt.NDArray[np.int32]]:
         """Outlines of all parts and holes, each (N, 2) x, y of the pixels where it turns."""
-        found, _ = cv2.findContours(self.mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-        return [np.asarray(outline[:, 0], np.int32) for outline in found]
+        return outlines(self.mask)
 
 
 def load(
@@ -139,8 +139,8 @@ class Segmenter:
         """Segment an image or several with the net's own prompts.
 
         Args:
-            images: one, or a list: a path (PNG, JPEG, TIFF, BMP), numpy (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
-                uint8 or uint16, PIL, or torch (3, H, W) or (H, W, 3) of uint8; of any size.
+            images: one, or a list: a path (PNG, JPEG, TIFF, BMP; DICOM with pydicom), numpy (H, W), (H, W, 1),
+                (H, W, 3) or (H, W, 4) of uint8 or uint16, PIL, or torch (3, H, W) or (H, W, 3) of uint8; any size.
             batch_size: images a step. Rounding of the last bits may hang on it, as in an evaluation.
 
         Returns:
@@ -172,10 +172,10 @@ class Segmenter:
         tensor, _ = self._transform(torch.from_numpy(pixels).permute(2, 0, 1), unused)
         return tensor, (pixels.shape[1], pixels.shape[0])
 
-    def batch(self, image: Tensor | Encoded, names: Sequence[str]) -> Batch:
-        """Inputs (B, 3, S, S), or their features, as a batch without truths."""
+    def batch(self, image: Tensor | Encoded, names: Sequence[str], index: Tensor | None = None) -> Batch:
+        """Inputs (B, 3, S, S), or their features, as a batch without truths; ``index`` (B,) are their places."""
         unused = torch.zeros(len(names), 1, self.side, self.side)
-        return Batch(image, unused, tuple(names), torch.arange(len(names)))
+        return Batch(image, unused, tuple(names), torch.arange(len(names)) if index is None else index)
 
     def finish(self, row: RowPrediction, size: Size, *, choice: int = 0) -> Segmentation:
         """A prediction in the frame of its image of ``size`` (width, height)."""
@@ -207,8 +207,8 @@ class Segmenter:
             if len(prepared) < batch_size and number < len(images):
                 continue
             tensors, sizes = zip(*prepared, strict=True)
-            batch = self.batch(torch.stack(tensors), [""] * len(sizes))
             with tell_memory(batch_size):
+                batch = self.batch(self.net.encode(torch.stack(tensors).to(self.device)), [""] * len(sizes))
                 yield from zip(predict_batch(self.net, batch, Prompts(), self.device), sizes, strict=True)
             prepared = []
 
@@ -299,7 +299,7 @@ class Session:
 
 def _pixels(image: Picture) -> npt.NDArray[np.uint8]:
     if isinstance(image, str | Path):
-        return read_image(image)
+        return read_picture(image)
     if isinstance(image, Tensor):
         array = image.cpu().numpy()
         first = array.ndim == 3 and array.shape[0] == 3  # torch's order of dimensions; (3, W, 3) is read so too

@@ -92,7 +92,8 @@ def _first_line(record: logging.LogRecord) -> bool:
 def run(command: str, work: Callable[[], int]) -> int:
     """Do a command's work and turn what goes wrong into an exit status.
 
-    0 done; 1 a user's mistake or a fault in the data; 130 interrupted, 143 terminated.
+    0 done; 1 a user's mistake or a fault in the data; what ``work`` returns, such as 3 for done in part;
+    130 interrupted, 143 terminated.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:

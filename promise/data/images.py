@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from promise.errors import MissingFileError, UserError
+from promise.files import atomic_path
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 JPEG_MIDDLE = 0.25  # a JPEG mask may have this share of its pixels between black and white
@@ -113,6 +114,14 @@ def read_levels(path: str | Path) -> NDArray[np.uint8]:
     if grey.dtype == np.uint8 or highest <= 255:
         return np.asarray(grey, np.uint8)
     return np.asarray(np.rint(grey / 65535 * 255), np.uint8)
+
+
+def write_png(path: Path, grey: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
+    """Write (H, W) grey values of 8 or 16 bits, all or nothing."""
+    done, data = cv2.imencode(".png", grey)
+    assert done
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(np.asarray(data).tobytes())
 
 
 def content_hash(path: str | Path) -> str:

@@ -57,6 +57,21 @@ def stem(parts: Parts) -> str:
     return posixpath.splitext(parts[-1])[0] if parts else ""
 
 
+def shortest_names(paths: Sequence[Parts]) -> list[str]:
+    """The shortest common number of trailing parts that tells all paths apart; without extension where that can be.
+
+    Paths that are equal keep equal names.
+    """
+    stems = [(*p[:-1], stem(p)) for p in paths]
+    deepest = max((len(p) for p in paths), default=1)
+    for choice in (stems, paths):
+        for depth in range(1, deepest + 1):
+            names = ["/".join(p[-depth:]) for p in choice]
+            if len(set(names)) == len(names):
+                return names
+    return ["/".join(p) for p in paths]
+
+
 @dataclass(frozen=True)
 class Found:
     """A file, and which tolerances it took: (kind, example) pairs."""

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from promise.data.frame import Frame, read_frames
-from promise.data.images import EXTENSIONS, read_levels
+from promise.data.images import EXTENSIONS, read_levels, write_png
 from promise.errors import ExistingRunError, MissingFileError, UserError
-from promise.files import atomic_path
 from promise.progress_bar import progress_bar
 from promise.workers import default_workers, ordered_map
 
@@ -80,8 +76,5 @@ def _restore(job: _Job) -> str | None:
         whole = frame.restore(read_levels(source))
     except UserError as error:
         return str(error) if str(source) in str(error) else f"{source}: {error}"
-    done, data = cv2.imencode(".png", whole)
-    assert done
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(np.asarray(data).tobytes())
+    write_png(target, whole)
     return None

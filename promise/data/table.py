@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from promise.data.locate import SEGMENTATION_SUFFIX, Found, Locator, Parts, Written, stem
+from promise.data.locate import SEGMENTATION_SUFFIX, Found, Locator, Parts, Written, shortest_names, stem
 from promise.data.records import read_records
 from promise.errors import MissingFileError, UserError, list_faults
 
@@ -163,14 +163,9 @@ def _names(entries: list[_Entry]) -> list[str]:
 
     They come from the CSV's own words, so that seeds derived from them do not depend on the machine.
     """
-    parts = [entry.image.parts for entry in entries]
-    stems = [(*p[:-1], stem(p)) for p in parts]
-    deepest = max((len(p) for p in parts), default=1)
-    for choice in (stems, parts):
-        for depth in range(1, deepest + 1):
-            names = ["/".join(p[-depth:]) for p in choice]
-            if len(set(names)) == len(names):
-                return names
+    names = shortest_names([entry.image.parts for entry in entries])
+    if len(set(names)) == len(names):
+        return names
     return [entry.image.normal for entry in entries]  # only with duplicate rows, which are a fault
 
 

@@ -18,7 +18,7 @@ from promise.config import TrainConfig, read_yaml
 from promise.registry import NETS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
-COMMANDS = ("train", "eval", "phantom", "prepare", "validate", "compare", "report", "cache", "bench", "app")
+COMMANDS = ("train", "eval", "predict", "phantom", "prepare", "validate", "compare", "report", "cache", "bench", "app")
 HEAVY = (
     "torch",
     "torchvision",

@@ -1,0 +1,301 @@
+"""The prediction recipe: read, encode, prompt, decode, write, where it was left off; knows no flags and no truths."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from promise.cached import ALONE, Crew
+from promise.config import EvalConfig, PredictConfig
+from promise.contours import coco_shape
+from promise.data.dicom import is_dicom, require_pydicom
+from promise.data.images import write_png
+from promise.data.inputs import Input, list_inputs, picture_size, read_picture
+from promise.device import describe_environment, resolve_device, tell_memory
+from promise.engine import RowPrediction, SharePrompter, predict_draws
+from promise.errors import MissingFileError, UserError
+from promise.models.promise import resolve_precision
+from promise.postprocess import Bools, Float32s, Postprocess
+from promise.prediction_folder import CONTOUR, PROMPTS, PredictionFolder
+from promise.progress_bar import progress_bar
+from promise.prompt_file import ImagePrompts, PromptFile
+from promise.prompting import Prompting
+from promise.report import draw_overlay, save_picture
+from promise.segmenter import Segmenter
+from promise.subject import load_subject
+from promise.transforms import PIXELS_VERSION
+from promise.types import Batch
+from promise.workers import ordered_map
+
+IMAGES = "images"  # what the one data set of a prompts file is called
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What a prediction leaves."""
+
+    folder: Path
+    images: int  # that were asked for
+    made: int  # in this run, by all processes
+    failed: tuple[tuple[str, str], ...]  # (path, what is wrong with it)
+    speaks: bool = True  # whether this process tells the user
+
+
+def predict(config: PredictConfig) -> PredictResult:
+    """Segment images with a checkpoint, and write what is not there yet.
+
+    Raises:
+        UserError: settings, files or weights that cannot be used; nothing has been written then.
+    """
+    check_predict(config)
+    folder = PredictionFolder(Path(config.output or ""))
+    inputs = list_inputs(
+        config.images,
+        data_root=config.data_root,
+        split=config.split,
+        recursive=config.recursive,
+        leave_out=folder.path,
+    )
+    if any(is_dicom(one.path) for one in inputs):
+        require_pydicom()
+    file = PromptFile(Path(config.prompts_from)) if config.prompts_from else None
+    if file is not None and len(file.seeds) > 1:
+        raise UserError(f"{file.path} holds {len(file.seeds)} draws of prompts; one is wanted.")
+    device, crew = _crew(config)
+    settings = _settings(config, device)
+    folder.check(settings, overwrite=config.overwrite)
+    kinds = _kinds(config)
+    done = [False] * len(inputs) if config.overwrite else folder.done(inputs, kinds)
+    work = _Work(config, folder, inputs, frozenset(i for i, there in enumerate(done) if not there), kinds)
+    if work.anything_readable():
+        work.load(device, file)
+    crew.wait()  # all have looked at the folder
+    if crew.index == 0:
+        names = {inputs[i].name for i in work.todo} if config.overwrite else set()
+        folder.claim(settings, describe_environment(device), names)
+    crew.wait()
+    try:
+        work.run(crew)
+        made, failed = _gather(work, crew)
+        if crew.index == 0:
+            folder.join(file.source if file else "auto")
+    except OSError as error:
+        raise UserError(f"{folder.path} cannot be written to ({error.strerror or error}).") from error
+    crew.wait()
+    return PredictResult(folder.path, len(inputs), made, tuple(failed), crew.index == 0)
+
+
+def check_predict(config: PredictConfig) -> None:
+    """Raise one ``UserError`` with all settings that make no sense, before any file is opened."""
+    faults = []
+    if not config.images:
+        faults.append("which images? Give files, folders, patterns, CSVs or lists")
+    if config.ckpt is None:
+        faults.append("--ckpt is missing: a checkpoint, such as runs/polyp/best.safetensors")
+    if config.output is None:
+        faults.append("--output is missing: a folder for the masks")
+    elif config.prompts_from and Path(config.prompts_from).resolve() == (Path(config.output) / PROMPTS).resolve():
+        faults.append(f"--prompts-from {config.prompts_from} lies in --output, which would replace it: choose another")
+    if config.batch_size < 1 or config.workers < 1:
+        faults.append("--batch-size and --workers must be at least 1")
+    if config.postprocess not in (None, "default"):
+        try:
+            Postprocess.parse(config.postprocess or "")
+        except UserError as error:
+            faults.append(str(error).rstrip("."))
+    if faults:
+        raise UserError("; ".join(faults) + ".")
+
+
+def _kinds(config: PredictConfig) -> tuple[str, ...]:
+    wanted = {"mask": True, "probability": config.probability, "overlay": config.overlay, CONTOUR: config.contour}
+    return tuple(kind for kind, asked in wanted.items() if asked)
+
+
+def _crew(config: PredictConfig) -> tuple[torch.device, Crew]:
+    """This process's device, and the processes that share the images."""
+    device = resolve_device(config.device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device, ALONE
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device.type == "cpu")
+    return state.device, Crew(state.process_index, state.num_processes, state.wait_for_everyone)
+
+
+def _settings(config: PredictConfig, device: torch.device) -> dict[str, Any]:
+    """What the outputs hang on; weights are told by content, not by name."""
+    path = Path(config.ckpt or "")
+    if not path.is_file():
+        raise MissingFileError(f"no checkpoint at {path}. Is the path right?")
+    return {
+        "checkpoint": _sha256(path),
+        "net": config.net,
+        "sam": config.sam,
+        "postprocess": config.postprocess or "as the checkpoint says",
+        "precision": resolve_precision(config.precision, device),
+        "prompts": _sha256(Path(config.prompts_from)) if config.prompts_from else "auto",
+        "pixels_version": PIXELS_VERSION,
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _gather(work: _Work, crew: Crew) -> tuple[int, list[tuple[str, str]]]:
+    """How many images all processes made, and those that could not be used, in the inputs' order."""
+    counts, faults = [work.made], list(work.faults.items())
+    if crew.count > 1:
+        from accelerate.utils import gather_object
+
+        counts, faults = gather_object(counts), gather_object(faults)
+    return sum(counts), [(str(work.inputs[i].path), words) for i, words in sorted(faults)]
+
+
+@dataclass
+class _Work:
+    """The images while they are segmented."""
+
+    config: PredictConfig
+    folder: PredictionFolder
+    inputs: Sequence[Input]
+    todo: frozenset[int]  # places in the inputs
+    kinds: Sequence[str]
+    faults: dict[int, str] = field(default_factory=dict)  # place → what is wrong
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)  # place → width, height
+    made: int = 0
+    segmenter: Segmenter | None = None
+    prompters: Sequence[SharePrompter] = ()
+
+    def anything_readable(self) -> bool:
+        """Whether a net is needed at all: not where nothing is left to do, or nothing that can be read."""
+        for place in sorted(self.todo):
+            try:
+                read_picture(self.inputs[place].path)
+            except UserError as error:
+                self.faults[place] = str(error)
+            else:
+                self.faults.clear()  # they are met again
+                return True
+        return False
+
+    def load(self, device: torch.device, file: PromptFile | None) -> None:
+        """Load the net, and the prompts of all images that it will see."""
+        config = self.config
+        self.segmenter = Segmenter(
+            load_subject(
+                EvalConfig(
+                    ckpt=config.ckpt,
+                    net=config.net,
+                    sam=config.sam,
+                    sam_checkpoint=config.sam_checkpoint,
+                    postprocess=config.postprocess,
+                    precision=config.precision,
+                    device=str(device),
+                )
+            )
+        )
+        if file is None:
+            if self.segmenter.needs_prompts:
+                raise UserError(
+                    f"{self.segmenter.metadata.net} places no prompts of its own: give them by --prompts-from."
+                )
+            prompting = Prompting("auto", (None,))
+        else:
+            prompting = Prompting("file", file.seeds, file=file)
+        wanted = {self.inputs[i].name: size for i, size in self._sizes().items()} if file else {}
+        draws = prompting.draws({IMAGES: wanted}, side=self.segmenter.side)
+        self.prompters = prompting.prompters(IMAGES, draws, side=self.segmenter.side)
+
+    def run(self, crew: Crew) -> None:
+        """Segment and write this process's share."""
+        if self.segmenter is None:
+            return
+        mine = self._batches()[crew.index :: crew.count]
+        total = sum(place in self.todo for places in mine for place in places)
+        quiet = self.config.quiet or crew.index > 0
+        net, device = self.segmenter.net, self.segmenter.device
+        bar = progress_bar(total=total, name="predicting", unit="image", quiet=quiet)
+        with bar, tell_memory(self.config.batch_size):
+            rows = predict_draws(net, self._load_batches(mine), prompters=self.prompters, device=device)
+            wanted = (row for row in rows if row.index in self.todo)
+            for _ in ordered_map(self._write, wanted, workers=self.config.workers):
+                self.made += 1
+                bar.update()
+
+    def _batches(self) -> list[range]:
+        """Those with something to do. They are cut from all inputs: rounding hangs on which images share a batch, and
+        a run that goes on must give the bits of one that was not stopped."""
+        count, size = len(self.inputs), self.config.batch_size
+        cut = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        return [places for places in cut if not self.todo.isdisjoint(places)]
+
+    def _sizes(self) -> dict[int, tuple[int, int]]:
+        found = {}
+        for place in (place for places in self._batches() for place in places):
+            try:
+                found[place] = picture_size(self.inputs[place].path)
+            except UserError:
+                continue  # told when it is read
+        return found
+
+    def _load_batches(self, mine: Iterable[range]) -> Iterator[Batch]:
+        assert self.segmenter is not None
+        loaded = ordered_map(self._load, (i for places in mine for i in places), workers=self.config.workers)
+        for places in mine:
+            readable = [(i, tensor) for i, tensor in islice(loaded, len(places)) if tensor is not None]
+            if any(i in self.todo for i, _ in readable):
+                at, tensors = zip(*readable, strict=True)
+                names = [self.inputs[i].name for i in at]
+                yield self.segmenter.batch(torch.stack(tensors), names, torch.tensor(at))
+
+    def _load(self, place: int) -> tuple[int, Tensor | None]:
+        assert self.segmenter is not None
+        try:
+            tensor, self.sizes[place] = self.segmenter.prepare(self.inputs[place].path)
+        except UserError as error:
+            self.faults[place] = str(error)
+            return place, None
+        return place, tensor
+
+    def _write(self, row: RowPrediction) -> None:
+        assert self.segmenter is not None
+        one, size, folder = self.inputs[row.index], self.sizes[row.index], self.folder
+        found = self.segmenter.finish(row, size)
+        prompts = ImagePrompts(size, found.points, found.labels, found.box)
+        told: dict[str, Any] = {"iou": found.iou, "seconds": round(found.seconds, 4), "area": found.area}
+        for kind in self.kinds:
+            if kind == CONTOUR:
+                told[CONTOUR] = coco_shape(found.mask)
+            elif kind == "overlay":
+                picture = draw_overlay(
+                    read_picture(one.path),
+                    np.zeros_like(found.mask),
+                    found.mask,
+                    xy=prompts.xy,
+                    label=prompts.label,
+                    box=prompts.box,
+                )
+                save_picture(folder.place(kind, one.name), picture)
+            else:
+                write_png(folder.place(kind, one.name), _grey(found.mask if kind == "mask" else found.probability))
+        folder.add(one, prompts, self.kinds, **told)
+
+
+def _grey(values: Bools | Float32s) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """A mask as 0 and 255, a map of [0, 1] as 0 to 65535."""
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255)
+    return np.rint(values.astype(np.float64) * 65535).astype(np.uint16)
