@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from promise.data.images import read_image, read_size
+from promise.data.inputs import picture_size, read_picture
 from promise.errors import UserError
 
 
@@ -45,7 +45,7 @@ class Limits:
                 "(--max-megabytes of promise-app)."
             )
 
-    def check_pixels(self, height: int, width: int) -> None:
+    def check_pixels(self, width: int, height: int) -> None:
         """Refuse a picture of more pixels.
 
         Raises:
@@ -70,7 +70,7 @@ def read_upload(content: bytes, name: str, limits: Limits) -> NDArray[np.uint8]:
     """Decode an uploaded file.
 
     Args:
-        content: the file's bytes.
+        content: the file's bytes: PNG, JPEG, TIFF, BMP, or DICOM where pydicom is installed.
         name: as :func:`base_name` gives it; its suffix may help to tell the format.
         limits: the pixels are counted in the header, before anything is decoded.
 
@@ -86,8 +86,8 @@ def read_upload(content: bytes, name: str, limits: Limits) -> NDArray[np.uint8]:
         path = Path(folder) / f"upload{Path(name).suffix}"
         path.write_bytes(content)
         try:
-            limits.check_pixels(*read_size(path))
-            return read_image(path)
+            limits.check_pixels(*picture_size(path))
+            return read_picture(path)
         except UserError as error:
             if isinstance(error.__cause__, Image.DecompressionBombError):
                 raise TooLargeError(f"The picture has {limits.most_pixels}") from error

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from promise import __version__
 from promise.app.intake import Limits
-from promise.data.images import EXTENSIONS, read_image
+from promise.data.images import EXTENSIONS
+from promise.data.inputs import read_picture
 from promise.errors import MissingFileError, UserError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 NEEDED = ("starlette", "uvicorn")  # of the [app] extra
 MOST_SAMPLES = 12
-PHANTOMS, PHANTOM_SIDE, PHANTOM_SEED = 4, 384, 5  # the samples where none are given
+PHANTOMS, PHANTOM_SIDE, PHANTOM_SEED = 4, 256, 5  # the samples where none are given
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def read_samples(folder: Path | None) -> list[Sample]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)[:MOST_SAMPLES]
     if not paths:
         raise UserError(f"{folder} holds no pictures ({', '.join(EXTENSIONS)}). Is --samples right?")
-    return [Sample(path.name, read_image(path)) for path in paths]
+    return [Sample(path.name, read_picture(path)) for path in paths]
 
 
 def _listen(

@@ -6,7 +6,7 @@
     POST   /api/samples/<n>              open a sample
     GET    /api/images/<key>/picture     as the net sees it, to look at
     POST   /api/images/<key>/automatic   what the net's own prompts give
-    POST   /api/images/<key>/predict     what these prompts give; /overlay and /prompts: the same as a file
+    POST   /api/images/<key>/predict     what these prompts give; /mask, /overlay, /prompts: the same as a file
     POST   /api/images/<key>/close       drop it
 
 Whoever asks for anything but to look or to close must send X-Promise, which no other site's page can.
@@ -36,7 +36,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from promise.app.answers import draw_result, encode_picture, encode_thumbnail, tell, write_out
+from promise.app.answers import draw_result, encode_mask, encode_picture, encode_thumbnail, tell, write_out
 from promise.app.asked import Asked, read_asked
 from promise.app.intake import Limits, TooLargeError, base_name, read_upload
 from promise.app.open_images import OpenImage, OpenImages, Session
@@ -104,6 +104,7 @@ def build_server(
             Route("/api/images/{key}/picture", desk.picture),
             Route("/api/images/{key}/automatic", desk.automatic, methods=["POST"]),
             Route("/api/images/{key}/predict", desk.predict, methods=["POST"]),
+            Route("/api/images/{key}/mask", desk.mask, methods=["POST"]),
             Route("/api/images/{key}/overlay", desk.overlay, methods=["POST"]),
             Route("/api/images/{key}/prompts", desk.prompts, methods=["POST"]),
             Route("/api/images/{key}/close", desk.close, methods=["POST"]),
@@ -209,6 +210,11 @@ class _Desk:
     async def predict(self, request: Request) -> Response:
         image, asked, _ = await self._asked(request)
         return JSONResponse(await self._decode(lambda: tell(_answer(image, asked))))
+
+    async def mask(self, request: Request) -> Response:
+        image, asked, _ = await self._asked(request)
+        content = await self._decode(lambda: encode_mask(_answer(image, asked).mask))
+        return Response(content, media_type="image/png")
 
     async def overlay(self, request: Request) -> Response:
         image, asked, given = await self._asked(request)

@@ -62,7 +62,7 @@ def test_a_picture_is_what_its_file_is(tmp_path: Path, own_temporary: Path) -> N
 def test_beyond_the_limits_nothing_is_decoded(
     content: bytes, limits: Limits, words: str, own_temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promise.app.intake.read_image", lambda path: pytest.fail("decoded"))
+    monkeypatch.setattr("promise.app.intake.read_picture", lambda path: pytest.fail("decoded"))
     with pytest.raises(TooLargeError, match=words):
         read_upload(content, "a.png", limits)
     assert list(own_temporary.iterdir()) == []

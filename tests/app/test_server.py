@@ -72,6 +72,9 @@ def test_the_automatic_mask_is_that_of_predict(ask: Client, segmenter: Any, pict
     assert (answer["area"], answer["iou"]) == (expected.area, expected.iou)
     assert len(answer["ious"]) == 3
 
+    written = mask_of(ask(f"/api/images/{key}/mask", plain(answer))[1])
+    assert written.dtype == np.uint8
+    assert np.array_equal(written, expected.mask * np.uint8(255))
     again = json.loads(ask(f"/api/images/{key}/predict", plain(answer))[1])
     assert again["mask"] == answer["mask"]
 

@@ -195,6 +195,12 @@ export class Desk {
     } else this.#ask(now);
   }
 
+  // What the present prompts give, as a file.
+  file(kind, more) {
+    const { step } = this;
+    return this.#again((key) => server.file(key, step, kind, more));
+  }
+
   // --- answers --------------------------------------------------------------------------------------
 
   // One question at a time; of those that come meanwhile the last is asked next.

@@ -4,7 +4,7 @@ import { Desk } from "./desk.js";
 import { listen } from "./gestures.js";
 import { listenToKeys } from "./keys.js";
 import { Marks } from "./marks.js";
-import { drawButtons, drawMask, drawNumbers, maskFile, notify, save } from "./panel.js";
+import { drawButtons, drawMask, drawNumbers, notify, save } from "./panel.js";
 import * as server from "./server.js";
 
 const get = (id) => document.getElementById(id);
@@ -156,11 +156,12 @@ const zoom = withImage((factor) => {
   draw();
 });
 const fit = withImage(() => { desk.view.fit(); draw(); });
-const saveMask = withImage(() => { if (desk.answer) save(maskFile(desk.answer), `${stem()}.png`); });
-const saveOverlay = withImage(async () => {
-  save(await server.overlay(desk.key, desk.step, get("opacity").value / 100), `${stem()}_overlay.png`);
+const saveAs = (kind, ending, more = () => ({})) => withImage(async () => {
+  if (!desk.isEmpty) save(await desk.file(kind, more()), `${stem()}${ending}`);
 });
-const savePrompts = withImage(async () => save(await server.promptsFile(desk.key, desk.step), `${stem()}_prompts.json`));
+const saveMask = saveAs("mask", ".png");
+const saveOverlay = saveAs("overlay", "_overlay.png", () => ({ opacity: get("opacity").value / 100 }));
+const savePrompts = saveAs("prompts", "_prompts.json");
 const removeSelected = withImage(() => desk.removeSelected());
 const showKeys = () => get("keys").showModal();
 

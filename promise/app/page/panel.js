@@ -38,7 +38,7 @@ export function drawButtons(desk) {
 
 // The answer's mask in the image's own pixels, coloured where it is foreground and clear elsewhere.
 export async function drawMask(canvas, answer, [width, height]) {
-  const bitmap = answer && (await createImageBitmap(maskFile(answer), { colorSpaceConversion: "none" }));
+  const bitmap = answer && (await createImageBitmap(pngOf(answer), { colorSpaceConversion: "none" }));
   if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.clearRect(0, 0, width, height);
@@ -50,8 +50,7 @@ export async function drawMask(canvas, answer, [width, height]) {
   context.putImageData(pixels, 0, 0);
 }
 
-// The very bytes that the server sent: a PNG of 0 and 255.
-export function maskFile(answer) {
+function pngOf(answer) {
   const bytes = Uint8Array.from(atob(answer.mask), (c) => c.charCodeAt(0));
   return new Blob([bytes], { type: "image/png" });
 }

@@ -39,11 +39,9 @@ export const openSample = async (number) => (await ask(`/api/samples/${number}`)
 export const automatic = async (key) => (await ask(`/api/images/${key}/automatic`)).json();
 export const predict = async (key, step) => (await ask(`/api/images/${key}/predict`, { body: asJson(step) })).json();
 
-export const overlay = async (key, step, opacity) =>
-  (await ask(`/api/images/${key}/overlay`, { body: asJson(step, { opacity }) })).blob();
-
-export const promptsFile = async (key, step) =>
-  (await ask(`/api/images/${key}/prompts`, { body: asJson(step) })).blob();
+// The answer as a file: "mask", "overlay" or "prompts".
+export const file = async (key, step, kind, more = {}) =>
+  (await ask(`/api/images/${key}/${kind}`, { body: asJson(step, more) })).blob();
 
 // A beacon also arrives when the page is being closed.
 export const close = (key) => navigator.sendBeacon(`/api/images/${key}/close`);
