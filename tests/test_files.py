@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from promise.errors import ExistingRunError, MissingFileError
-from promise.files import atomic_path, write_json, write_text
+from promise.files import atomic_path, staged, write_json, write_text
 from promise.run_folder import OURS, Progress, RunFolder
 
 
@@ -85,3 +85,34 @@ def test_state_and_environment_come_back(tmp_path: Path) -> None:
     folder.write_environment(seed=3, device="cpu")
     folder.write_environment(device="cuda")
     assert json.loads(folder.environment.read_text()) == {"seed": 3, "device": "cuda"}
+
+
+def test_staged_files_appear_together_and_the_last_one_last(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with staged(folder, replaced=("old.txt",), last="list.json") as stage:
+        for name in ("list.json", "b.txt"):
+            (stage / name).write_text(name)
+        assert not (folder / "b.txt").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["b.txt", "list.json"]
+    (folder / "old.txt").write_text("of an earlier kind")
+    (folder / ".unfinished-killed").mkdir()
+    with staged(folder, replaced=("old.txt", "b.txt"), last="list.json") as stage:
+        assert (folder / "old.txt").exists()
+        (stage / "list.json").write_text("new")
+    assert [path.name for path in folder.iterdir()] == ["list.json"]
+    assert (folder / "list.json").read_text() == "new"
+
+
+def test_a_failure_while_staging_leaves_what_was_there(tmp_path: Path) -> None:
+    def stage_half(folder: Path) -> None:
+        with staged(folder, replaced=("kept.txt",), last="list.json") as stage:
+            (stage / "half.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage_half(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "kept.txt").write_text("kept")
+    with pytest.raises(KeyboardInterrupt):
+        stage_half(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
