@@ -46,8 +46,8 @@ ONCE = "sys.exit(main(sys.argv[1:]))"
 KILLED = """
 import os, pathlib, random, signal, time, promise.predict
 out, chance, kills = pathlib.Path(sys.argv[sys.argv.index("--output") + 1]), random.Random(4), 0
-for _ in range(6):
-    wanted = len(list(out.rglob("*.*"))) + chance.randint(1, 14)
+for _ in range(4):
+    wanted = len(list(out.rglob("*.*"))) + chance.randint(1, 9)
     pid = os.fork()
     if pid == 0:
         os._exit(main(sys.argv[1:]))
@@ -56,7 +56,7 @@ for _ in range(6):
             time.sleep(chance.random() / 100)
             os.kill(pid, signal.SIGKILL)
             break
-        time.sleep(0.001)
+        time.sleep(0.004)
     kills += os.waitpid(pid, 0)[1] == signal.SIGKILL
 print(kills)
 """
@@ -378,7 +378,7 @@ def test_a_killed_run_that_goes_on_leaves_what_one_run_leaves(run, child, many, 
     done = subprocess.run(
         child(output=out, images=many, what=KILLED), capture_output=True, text=True, timeout=200, check=False
     )
-    assert int(done.stdout.splitlines()[-1]) >= 4, done.stderr
+    assert int(done.stdout.splitlines()[-1]) >= 3, done.stderr
     assert 0 < len(list((out / "records").glob("*.json"))) < 40
     (out / "masks/.promise-07-left.png").write_bytes(b"half")  # what a kill in the middle of a write leaves
     result = run(many, output=str(out), contour=True, probability=True)
