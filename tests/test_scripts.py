@@ -229,7 +229,7 @@ def _lines(text: str) -> Iterator[str]:
         words = line.strip().lstrip("#").strip()
         words = re.sub(r"^accelerate launch -m promise\.cli\.(\w+)", r"promise-\1", words)
         if re.match(r"promise-\w+ ", words):
-            yield re.sub(r"\s>\S+$", "", words)
+            yield re.sub(r"\s>\s?\S+$", "", words)
 
 
 def test_quickstart_commands_parse(parse: Parse) -> None:
