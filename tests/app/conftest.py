@@ -28,17 +28,24 @@ LIMITS = Limits(megabytes=0.5, megapixels=0.04)  # phantoms of 64 pixels are far
 
 
 @pytest.fixture(scope="session")
-def segmenter(build: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The tiny net, loaded from a checkpoint as a user would."""
-    import promise
+def ckpt(build: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the tiny net."""
     from promise.checkpoint import Metadata, save
 
     net = build("APM_IPS_resnet", num_points=4)
     path = tmp_path_factory.mktemp("app") / "best.safetensors"
     save(net, path, Metadata("APM_IPS_resnet", "tiny_vit", 4, net.sam.weights_sha256(), seed=0))
+    return path
+
+
+@pytest.fixture(scope="session")
+def segmenter(ckpt: Path) -> Any:
+    """The tiny net, loaded as a user would."""
+    import promise
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # its SAM is random
-        return promise.load(path, device="cpu", precision="fp32")
+        return promise.load(ckpt, device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="session")

@@ -284,6 +284,27 @@ def test_downloads_are_the_mask_the_overlay_and_the_prompts(page: Page, segmente
     assert draw.images["any"]["phantom_0002"].xy.tolist() == expected.points.tolist()
 
 
+def test_downloads_meet_those_of_the_command(page: Page, ckpt: Path, picture: Path, tmp_path: Path) -> None:
+    from promise.cli.predict import main
+
+    def command(folder: str, *more: str) -> bytes:
+        given = ["--ckpt", str(ckpt), "--device", "cpu", "--precision", "fp32", "--quiet", *more]
+        assert main([str(picture), "--output", str(tmp_path / folder), *given]) == 0
+        return (tmp_path / folder / "masks/phantom_0002.png").read_bytes()
+
+    def pixels(content: bytes) -> np.ndarray:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+
+    automatic = page.download("#save-mask").read_bytes()
+    assert np.array_equal(pixels(automatic), pixels(command("automatic")))
+    page.click(20, 44)
+    corrected = page.download("#save-mask").read_bytes()
+    clicks = tmp_path / "clicks.json"
+    clicks.write_bytes(page.download("#save-prompts").read_bytes())
+    assert not np.array_equal(pixels(corrected), pixels(automatic))
+    assert np.array_equal(pixels(corrected), pixels(command("corrected", "--prompts-from", str(clicks))))
+
+
 def test_two_visitors_do_not_see_each_others_image(visit: Callable[..., Page], segmenter: Any, phantoms: Path) -> None:
     paths = [phantoms.parent / f"images/phantom_000{i}.png" for i in (1, 4)]
     masks = [segmenter.predict(path).mask for path in paths]
