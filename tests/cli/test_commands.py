@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -45,12 +45,14 @@ def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
 def test_help_is_instant(command: str) -> None:
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = os.times()
         done = run(f"promise.cli.{command}", "--help")
-        seconds.append(time.perf_counter() - started)
+        after = os.times()
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        seconds.append(spent)  # of the processor: on a busy machine the clock says nothing
         assert done.returncode == 0
         assert done.stdout.startswith(f"usage: promise-{command}")
-    assert min(seconds) < 0.5  # the others may have met a busy machine
+    assert min(seconds) < 0.5
 
 
 @pytest.mark.parametrize("command", COMMANDS)
