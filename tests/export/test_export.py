@@ -63,7 +63,7 @@ def test_encoder_takes_an_image_and_the_prompter_any_batch(exported: Any, ckpt: 
     with torch.no_grad():
         encoded = net.encode(image)
         points = net.apm(encoded.taps)
-    names = ("embedding", "tap_2", "tap_4", "tap_6")
+    names = ("embedding", "tap_1", "tap_2", "tap_3")
     encode = session(exported.folder, "encoder")
     each = [encode.run(names, {"image": one[None].numpy()}) for one in image]
     found = {name: np.concatenate(maps) for name, maps in zip(names, zip(*each, strict=True), strict=True)}
