@@ -94,7 +94,8 @@ def _open_onnx(graph: Graph, path: Path) -> Runner:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(inputs: Mapping[str, Tensor]) -> Arrays:
-        found = session.run(list(graph.outputs), {name: value.numpy() for name, value in inputs.items()})
+        with _told(path, "onnxruntime"):
+            found = session.run(list(graph.outputs), {name: value.numpy() for name, value in inputs.items()})
         return dict(zip(graph.outputs, map(np.asarray, found), strict=True))
 
     return run
@@ -113,11 +114,23 @@ def _open_torch(graph: Graph, path: Path) -> Runner:
         module = torch.export.load(path).module()
 
     def run(inputs: Mapping[str, Tensor]) -> Arrays:
-        with torch.no_grad():
+        with _told(path, "torch.export"), torch.no_grad():
             found = module(*inputs.values())
         return {name: value.numpy() for name, value in zip(graph.outputs, found, strict=True)}
 
     return run
+
+
+@contextmanager
+def _told(path: Path, runtime: str) -> Iterator[None]:
+    """Make one line of whatever a runtime says of a graph that it cannot run."""
+    try:
+        yield
+    except Exception as error:  # runtimes have no common class of errors
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path.name} was written, but {runtime} cannot run it, so nothing was kept: {reason}"
+        ) from error
 
 
 @contextmanager

@@ -37,7 +37,10 @@ class Graph:
 
 
 class Encoder(nn.Module):
-    """Image (B, 3, S, S), normalised → embedding, then the taps, shallow to deep."""
+    """Image (1, 3, S, S), normalised → embedding, then the taps, shallow to deep.
+
+    One image at a time: not every SAM package's encoder can be traced for a batch of any size.
+    """
 
     def __init__(self, image_encoder: nn.Module, backbone: Backbone) -> None:
         super().__init__()
@@ -137,7 +140,7 @@ def build_graphs(net: Promise, *, pixels: str, threshold: float) -> list[Graph]:
     """
     backbone = net.sam.backbone
     side = backbone.image_size
-    image = torch.rand(2, 3, side, side)
+    image = torch.rand(1, 3, side, side)
     encoder = Encoder(net.sam.image_encoder, backbone)
     taps = {
         name: torch.rand(2, channels, backbone.embedding_side, backbone.embedding_side)
@@ -150,7 +153,7 @@ def build_graphs(net: Promise, *, pixels: str, threshold: float) -> list[Graph]:
     }
     each = {0: "batch"}
     several = {0: "batch", 1: "points"}
-    graphs = [Graph("encoder", encoder, {"image": image}, {"image": each}, ("embedding", *taps))]
+    graphs = [Graph("encoder", encoder, {"image": image}, {}, ("embedding", *taps))]
     if net.apm is not None:
         graphs.append(Graph("prompter", Prompter(net.apm), taps, dict.fromkeys(taps, each), ("points", "labels")))
     axes = {"embedding": each, "points": several, "labels": several}

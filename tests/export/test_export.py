@@ -57,14 +57,16 @@ def test_the_files_are_those_of_the_manifest(exported: Any, ckpt: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_encoder_and_prompter_take_any_batch(exported: Any, ckpt: Path, batch: int) -> None:
+def test_encoder_takes_an_image_and_the_prompter_any_batch(exported: Any, ckpt: Path, batch: int) -> None:
     net, _ = load(ckpt)
     image = torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
     with torch.no_grad():
         encoded = net.encode(image)
         points = net.apm(encoded.taps)
-    names = ("embedding", "tap_2", "tap_4", "tap_6")
-    found = dict(zip(names, session(exported.folder, "encoder").run(names, {"image": image.numpy()}), strict=True))
+    names = ("embedding", "tap_1", "tap_2", "tap_3")
+    encode = session(exported.folder, "encoder")
+    each = [encode.run(names, {"image": one[None].numpy()}) for one in image]
+    found = {name: np.concatenate(maps) for name, maps in zip(names, zip(*each, strict=True), strict=True)}
     for name, wanted in zip(names, (encoded.embedding, *encoded.taps), strict=True):
         np.testing.assert_allclose(found[name], wanted.numpy(), rtol=0, atol=1e-4)
     xy, label = session(exported.folder, "prompter").run(None, {name: found[name] for name in names[1:]})
@@ -145,7 +147,7 @@ def test_a_net_without_a_prompter_as_torch_programs(save_checkpoint: Callable[..
     assert told["opset"] is None
     assert all(check["passed"] for check in told["checks"]["found"])
     module = torch.export.load(folder / "encoder.pt2").module()
-    assert module(torch.zeros(3, 3, 64, 64))[0].shape == (3, 32, 4, 4)
+    assert module(torch.zeros(1, 3, 64, 64))[0].shape == (1, 32, 4, 4)
 
 
 def wrong(graph: Any, _path: Path) -> Any:
