@@ -67,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="[SET=]HOW",
         help="what stays in one split: a JSON (frame → group), re:PATTERN on the name, or a column of a csv",
     )
-    splits.add_argument("--train-rows", type=int, default=0, help="keep so many, all sets in proportion (default: all)")
+    splits.add_argument("--train-rows", type=int, default=0, help="draw so many, in proportion (default: all)")
     splits.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     folders = parser.add_argument_group("layout folder and csv")
     folders.add_argument("--images", help="folder of images below the set's folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,8 +87,10 @@ def _rows(one: ImageSet, split: Split, groups: dict[str, str], splitting: Splitt
         aside = [*aside, *drawn]
     if splitting.train_rows and kept:
         keep = min(len(kept), round(splitting.train_rows * len(train) / total))
-        aside = aside[: max(1, round(keep / len(kept) * len(aside)))]
-        kept = kept[:keep]
+        # Drawn, since the first of a set are often from one source.
+        rng = random.Random(splitting.seed)
+        aside = rng.sample(aside, min(len(aside), max(1, round(keep / len(kept) * len(aside)))))
+        kept = rng.sample(kept, keep)
     test = [name for name, label in split.items() if label == "test"]
     by_name = {pair.name: pair for pair in one.pairs}
     labelled = [*((n, "train") for n in kept), *((n, "val") for n in aside), *((n, "test") for n in test)]

@@ -145,6 +145,16 @@ def test_fewer_training_rows_in_proportion(raw: Path, tmp_path: Path) -> None:
     assert result.tables[tmp_path / "clinicdb.csv"] == {"test": 3}
 
 
+def test_fewer_training_rows_are_drawn_not_the_first(raw: Path, tmp_path: Path) -> None:
+    drawn = []
+    for seed in (0, 0, 1, 2):
+        splitting = Splitting(split_file=raw / "split.json", train_rows=8, seed=seed)
+        prepare(sets(raw), tmp_path, recipe=quick(in_place=True, overwrite=True), splitting=splitting)
+        drawn.append([row["image_name"] for row in lines(tmp_path / "train.csv")])
+    assert drawn[0] == drawn[1]
+    assert len({frozenset(names) for names in drawn}) == 3
+
+
 def test_a_published_split_that_cuts_groups_is_told(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(json.dumps({"train": [str(i) for i in range(1, 12)], "test": ["12"]}))
     splitting = Splitting(split_file=tmp_path / "s.json", groups=(str(raw / "sequences.json"),))
