@@ -68,6 +68,12 @@ def _write(state: dict[str, Tensor], path: Path, metadata: Metadata) -> None:
         safetensors.torch.save_file(state, temporary, metadata=labels)
 
 
+def require(path: Path | str) -> None:
+    """Raise ``MissingFileError`` where there is no such file; opens nothing."""
+    if not Path(path).is_file():
+        raise MissingFileError(f"no checkpoint at {path}. Is the path right?")
+
+
 def read_metadata(path: Path) -> Metadata:
     """The metadata of a checkpoint.
 
@@ -75,8 +81,7 @@ def read_metadata(path: Path) -> Metadata:
         MissingFileError: no such file.
         UserError: not a checkpoint of this package.
     """
-    if not path.is_file():
-        raise MissingFileError(f"no checkpoint at {path}. Is the path right?")
+    require(path)
     try:
         with safe_open(path, framework="pt") as stream:
             labels = stream.metadata() or {}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promise import checkpoint
 from promise.cached import row_loader
 from promise.config import EvalConfig
 from promise.data.images import read_mask, read_size
@@ -51,6 +52,8 @@ def evaluate(config: EvalConfig) -> EvalResult:
         UserError: settings, files or weights that cannot be used; nothing has been written then.
     """
     check_eval(config)
+    if config.ckpt is not None:
+        checkpoint.require(config.ckpt)
     folder = claim(_folder(config), ("summary.json", "per_image.csv"), overwrite=config.overwrite)
     datasets, notes = select_rows(
         config.split_csv, data_root=config.data_root, split=config.split, level=config.check, progress=not config.quiet

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from promise import checkpoint
 from promise.cached import ALONE, Crew
 from promise.config import EvalConfig, PredictConfig
 from promise.contours import coco_shape
@@ -23,7 +24,7 @@ from promise.data.images import write_png
 from promise.data.inputs import Input, list_inputs, picture_size, read_picture
 from promise.device import describe_environment, resolve_device, tell_memory
 from promise.engine import RowPrediction, SharePrompter, predict_draws
-from promise.errors import MissingFileError, UserError
+from promise.errors import UserError
 from promise.models.promise import resolve_precision
 from promise.postprocess import Bools, Float32s, Postprocess
 from promise.prediction_folder import CONTOUR, PROMPTS, PredictionFolder
@@ -136,8 +137,7 @@ def _crew(config: PredictConfig) -> tuple[torch.device, Crew]:
 def _settings(config: PredictConfig, device: torch.device) -> dict[str, Any]:
     """What the outputs hang on; weights are told by content, not by name."""
     path = Path(config.ckpt or "")
-    if not path.is_file():
-        raise MissingFileError(f"no checkpoint at {path}. Is the path right?")
+    checkpoint.require(path)
     return {
         "checkpoint": _sha256(path),
         "net": config.net,

@@ -58,7 +58,13 @@ class PredictionFolder:
                 )
             return
         names = dict.fromkeys((*settings, *then))
-        changed = [f"{n} is {settings.get(n)} and was {then.get(n)}" for n in names if settings.get(n) != then.get(n)]
+        changed = [
+            f"{n} is {_short(settings.get(n))} and was {_short(then.get(n))}"
+            for n in names
+            if settings.get(n) != then.get(n)
+        ]
+        if settings.get("checkpoint") != then.get("checkpoint"):
+            changed.append("training or --tune-postprocess may have written the checkpoint again")
         if changed:
             raise ExistingRunError(
                 f"{self.path} holds predictions made otherwise: {'; '.join(changed)}. Choose another folder with "
@@ -204,3 +210,9 @@ def _coco(records: Sequence[Record]) -> dict[str, Any]:
         if r[CONTOUR] is not None
     ]
     return {"images": images, "categories": [{"id": 1, "name": "foreground"}], "annotations": annotations}
+
+
+def _short(value: Any) -> str:
+    """A setting as a person can compare it: of a SHA-256 the first digits."""
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 and " " not in text else text

@@ -35,6 +35,8 @@ from promise.workers import default_workers, ordered_map
 
 log = logging.getLogger(__name__)
 
+FEW = 20  # images, below which a choice is doubted
+
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(2, 19))  # 0.1 … 0.9
 KERNELS = (3, 5, 7, 9, 11)
 TIE = 5e-5  # means that agree to the fourth digit are equal
@@ -97,6 +99,8 @@ def tune(config: EvalConfig) -> TuneResult:
         side=subject.side,
     )
     scores = np.concatenate([_dice(config, subject, dataset, draws) for dataset in datasets])
+    if len(scores) < FEW:
+        log.warning("only %d images to choose on: the best of %d candidates may be luck.", len(scores), len(GRID))
     ranked = rank(column_means(scores))
     winner, dice = ranked[0]
     result = TuneResult(folder, ckpt, len(scores), winner, tuple(ranked))

@@ -251,9 +251,9 @@ def test_other_weights_or_settings_are_not_mixed(run, build, scans, tmp_path) ->
     before = content(tmp_path / "out")
     other = save(build, tmp_path / "other.safetensors", seed=9)
     for change, words in (
-        ({"ckpt": str(other)}, "checkpoint is [0-9a-f]{64} and was [0-9a-f]{64}"),
+        ({"ckpt": str(other)}, "checkpoint is [0-9a-f]{12}… and was [0-9a-f]{12}…"),
         ({"postprocess": "open:3"}, "postprocess is open:3 and was as the checkpoint says"),
-        ({"prompts_from": str(tmp_path / "other/prompts.json")}, "prompts is [0-9a-f]{64} and was auto"),
+        ({"prompts_from": str(tmp_path / "other/prompts.json")}, "prompts is [0-9a-f]{12}… and was auto"),
     ):
         with pytest.raises(ExistingRunError, match=f"predictions made otherwise: {words}"):
             run(scans, **change)

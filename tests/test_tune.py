@@ -106,6 +106,11 @@ def test_of_equals_the_simplest_wins() -> None:
     assert len(rank(dice)) == len(GRID)
 
 
+def test_a_choice_on_few_images_is_doubted(search, caplog) -> None:
+    search()
+    assert "only 3 images to choose on" in caplog.text
+
+
 def test_the_winner_is_stored_and_no_weight_changes(search, ckpt: Path) -> None:
     before, then = payload(ckpt), checkpoint.read_metadata(ckpt)
     result = search()

@@ -71,6 +71,9 @@ def gather(arguments: argparse.Namespace, kind: type[Config], *, skip: Sequence[
     return kind(**{**from_file, **check_values(given, kind, origin="flags")})
 
 
+TERMINATED = 128 + signal.SIGTERM  # exit status
+
+
 def start_logging(*, quiet: bool) -> None:
     """Messages go to stderr, results to stdout."""
     logging.basicConfig(
@@ -104,9 +107,13 @@ def run(command: str, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{command}: interrupted.", file=sys.stderr)
         return 130
+    except SystemExit as error:
+        if error.code == TERMINATED:
+            print(f"{command}: terminated.", file=sys.stderr)
+        raise
     except BrokenPipeError:
         return 1
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(143)
+    raise SystemExit(TERMINATED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,7 +131,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def start_worker(_worker: int) -> None:
-    """A worker is one thread: several of them share the machine."""
+    """A worker is one thread: several of them share the machine. It ends with its loader, not by a signal to all."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

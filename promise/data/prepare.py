@@ -34,6 +34,10 @@ from promise.workers import default_workers, ordered_map
 JOURNAL = "frames.part"  # its first line are the settings, then a line a pair
 FRAMES = "frames.csv"
 SHOWN = 20  # faults told in full
+HOW_NAMED = (
+    "--mask-suffix, --mask-prefix and --image-suffix say how a mask is called; without them the usual names are tried."
+)
+SKIP_UNPAIRED = "--skip-unpaired leaves out what has no partner."
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def _pairing(sets: Sequence[ImageSet], *, skip: bool) -> list[str]:
         faults += told_shortly(f"{one.name}: base names that stand for two images", twice)
     lonely = [fault for one in sets for fault in one.faults]
     if lonely and not skip:
-        faults += [*lonely, "--skip-unpaired leaves out what has no partner."]
+        faults += [*lonely, HOW_NAMED if any(not one.pairs for one in sets) else SKIP_UNPAIRED]
     if faults:
         raise UserError("\n".join(faults))
     return [f"left out: {fault}" for fault in lonely]

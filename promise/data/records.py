@@ -68,7 +68,7 @@ def read_column(path: str | Path, column: str) -> dict[int, str]:
 
 def _read_text(path: Path, columns: Sequence[str]) -> str:
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file. The split CSV is named with --split-csv.")
+        raise MissingFileError(f"{path}: no such file. Is the path right?")
     data = path.read_bytes()
     if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise UserError(f"{path} is an Excel workbook. Save it as CSV (UTF-8).")

@@ -432,3 +432,11 @@ def test_the_polyp_split_of_the_real_sets(shared: Path, tmp_path: Path) -> None:
     sides = {group: {r["train_type"] for r in rows if r["group"] == group} for group in {r["group"] for r in rows}}
     assert len(sides) == 29
     assert all(len(split) == 1 for split in sides.values())
+
+
+def test_masks_of_another_name_are_told_with_the_flags_that_name_them(raw: Path, tmp_path: Path) -> None:
+    alone = ImageSet("mine", ("mine",), (), ("raw: images without a mask in truth: a.png",))
+    with pytest.raises(UserError, match="mine: holds no image with a mask") as told:
+        prepare([alone], tmp_path, recipe=quick(), splitting=Splitting())
+    assert "--mask-suffix" in str(told.value)
+    assert "--skip-unpaired" not in str(told.value)
