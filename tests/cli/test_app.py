@@ -17,7 +17,8 @@ import pytest
 from promise.cli.app import main
 
 COMMAND = """
-import runpy, sys
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in what runs in the background
 runpy.run_path(sys.argv[1])["register_tiny_vit"]()
 from promise.cli.app import main
 sys.exit(main(sys.argv[2:]))
