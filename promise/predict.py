@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from promise.device import describe_environment, resolve_device, tell_memory
 from promise.engine import RowPrediction, SharePrompter, predict_draws
 from promise.errors import UserError
 from promise.models.promise import resolve_precision
+from promise.models.weights import file_sha256
 from promise.postprocess import Bools, Float32s, Postprocess
 from promise.prediction_folder import CONTOUR, PROMPTS, PredictionFolder
 from promise.progress_bar import progress_bar
@@ -139,19 +139,14 @@ def _settings(config: PredictConfig, device: torch.device) -> dict[str, Any]:
     path = Path(config.ckpt or "")
     checkpoint.require(path)
     return {
-        "checkpoint": _sha256(path),
+        "checkpoint": file_sha256(path),
         "net": config.net,
         "sam": config.sam,
         "postprocess": config.postprocess or "as the checkpoint says",
         "precision": resolve_precision(config.precision, device),
-        "prompts": _sha256(Path(config.prompts_from)) if config.prompts_from else "auto",
+        "prompts": file_sha256(Path(config.prompts_from)) if config.prompts_from else "auto",
         "pixels_version": PIXELS_VERSION,
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _gather(work: _Work, crew: Crew) -> tuple[int, list[tuple[str, str]]]:

@@ -17,7 +17,7 @@ from promise.data.images import content_hash
 from promise.data.inputs import Input
 from promise.errors import SHOWN, ExistingRunError
 from promise.files import remove_leftovers, write_json, write_text
-from promise.prompt_file import Draw, ImagePrompts, write_prompts
+from promise.prompt_file import Draw, ImagePrompts, plain_prompts, write_prompts
 
 FORMAT = "promise-predict/1"
 RUN, PROMPTS, CONTOURS = "predict.json", "prompts.json", "contours.json"
@@ -132,10 +132,7 @@ class PredictionFolder:
         record = {
             "name": one.name,
             "file": one.name if one.name.endswith(one.path.suffix) else f"{one.name}{one.path.suffix}",
-            "size": list(prompts.size),
-            "points": prompts.xy.tolist(),
-            "labels": prompts.label.tolist(),
-            "box": None if prompts.box is None else prompts.box.tolist(),
+            **plain_prompts(prompts),
             "outputs": sorted(outputs),
             "source": {
                 "path": str(one.path.resolve()),
