@@ -35,6 +35,7 @@ SOFT_COLUMNS = {
     "f_max": "maxF",
     "weighted_f": "wF",
 }
+FEW = 20  # images; a bootstrap interval over fewer covers less than it says
 CERTAINTY = (
     "Dice ± draws [95 %]",
     "IoU ± draws [95 %]",
@@ -52,7 +53,7 @@ def results_text(summaries: Sequence[Mapping[str, Any]]) -> str:
     for name in names:
         holding = [s for s in summaries if name in s["datasets"]]
         first = holding[-1]["datasets"][name]
-        blocks.append(f"{name}: {first['images']} images, split {first['split']}")
+        blocks.append(f"Data set {name}: {first['images']} images, {first['split']} rows")
         binary = [
             [
                 _title(s),
@@ -72,6 +73,8 @@ def results_text(summaries: Sequence[Mapping[str, Any]]) -> str:
         sure = [["native", _title(s), s["prompts"], *_certainty(s["datasets"][name])] for s in holding]
         blocks.append(text_table(["protocol", "net", "prompts", *CERTAINTY], sure))
     last = summaries[-1]
+    if any(table["images"] < FEW and "intervals" in table for s in summaries for table in s["datasets"].values()):
+        blocks.append(f"Intervals over fewer than {FEW} images are rough, and as a rule too narrow.")
     blocks.append(
         f"reference: 256 px, {last['postprocess']['reference']}, truth grown as the original does; native: the mask's "
         f"own size, {last['postprocess']['native']}; soft: probability map, min-max normalised, over 256 thresholds."
@@ -116,7 +119,7 @@ def _certainty(table: Mapping[str, Any]) -> list[str]:
         *cells,
         _number(table["pooled"]["dice"]),
         f"{misses['images']} of {table['images']}",
-        " / ".join(f"{_number(size['dice'], 3)} ({size['images']})" for size in sizes),
+        " / ".join(f"{_number(size['dice'], 3) if size['images'] else '-'} ({size['images']})" for size in sizes),
         _number(table["calibration"]["error"]),
     ]
 

@@ -19,7 +19,10 @@ case "${1:-}" in
   --slow-only) which=slow && shift ;;
 esac
 case "$which" in
-  fast) options=(-m "not slow") ;;
+  fast)
+    options=(-m "not slow" -n auto --maxprocesses 4 --dist loadfile)
+    export OMP_NUM_THREADS=1 # a process a core
+    ;;
   slow) options=(-m slow -o timeout=1800) ;;
   all) options=(-o timeout=1800) ;;
 esac

@@ -309,7 +309,7 @@ def test_the_command_prints_tables_and_earlier_results(ckpt: Path, phantoms: Pat
     capsys.readouterr()
     assert main([*common, "--beside", earlier, "--output", str(tmp_path / "b")]) == 0
     printed = capsys.readouterr().out
-    assert "split: 3 images, split test" in printed
+    assert "Data set split: 3 images, test rows" in printed
     lines = [line.split()[:3] for line in printed.splitlines() if line.startswith("APM_IPS_cross ")]
     assert lines == [
         *([["APM_IPS_cross", who, p] for who in ("oracle", "auto") for p in ("reference", "native")]),

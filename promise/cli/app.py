@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from promise.cli.common import run, start_logging
+from promise.cli.common import Parser, run, start_logging
 
 DESCRIPTION = (
     "Serve a page on which an image is dropped, the net prompts itself, and a person moves, adds and removes the "
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser("promise-app", description=DESCRIPTION, allow_abbrev=False)
+    parser = Parser("promise-app", description=DESCRIPTION, allow_abbrev=False)
     net = parser.add_argument_group("net")
     net.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="checkpoint of promise-train")
     net.add_argument("--sam-checkpoint", metavar="FILE", help="SAM's weights; default: from the cache, else fetched")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from promise.cli.common import run, start_logging
+from promise.cli.common import Parser, run, start_logging
 from promise.errors import UserError
 
 DESCRIPTION = (
@@ -19,7 +19,7 @@ DESCRIPTION = (
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser("promise-bench", description=DESCRIPTION)
+    parser = Parser("promise-bench", description=DESCRIPTION)
     parser.add_argument("--quick", action="store_true", help="LiteMedSAM, small batch, one turn")
     parser.add_argument("--sam", help="backbone (default: vit_b; with --quick: lite_medsam)")
     parser.add_argument(

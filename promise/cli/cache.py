@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from promise.cli.common import run, start_logging
+from promise.cli.common import Parser, run, start_logging
 from promise.errors import UserError
 
 DESCRIPTION = "Look after cached features. They are made again when they are needed, so removing them loses only time."
@@ -16,7 +16,7 @@ DESCRIPTION = "Look after cached features. They are made again when they are nee
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser("promise-cache", description=DESCRIPTION)
+    parser = Parser("promise-cache", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="one line for each SAM, preprocessing and precision")
     verify = commands.add_parser("verify", help="compare every file with its checksum; status 1 when one is damaged")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from promise import __version__
 from promise.config import Config, check_values, read_yaml
@@ -18,11 +18,15 @@ from promise.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Understands flags spelt with underscores, as the original's are."""
+    """Understands flags spelt with underscores, as the original's are, and tells a mistake in one line."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
         given = [_dashes(text) for text in (sys.argv[1:] if args is None else args)]
         return super().parse_known_args(given, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """One line instead of all flags, which hide it; status 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help).\n")
 
 
 def _dashes(text: str) -> str:

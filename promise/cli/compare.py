@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promise.cli.common import run, start_logging
+from promise.cli.common import Parser, run, start_logging
 from promise.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ DESCRIPTION = (
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser("promise-compare", description=DESCRIPTION.replace("%", "%%"), allow_abbrev=False)
+    parser = Parser("promise-compare", description=DESCRIPTION.replace("%", "%%"), allow_abbrev=False)
     where = "folder of an evaluation, a run's folder with eval in it, or a summary.json"
     parser.add_argument("a", metavar="A", type=Path, help=f"the baseline: {where}")
     parser.add_argument("b", metavar="B", type=Path, help="what is held against it: the same")

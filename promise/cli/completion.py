@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import promise.cli
-from promise.cli.common import run
+from promise.cli.common import Parser, run
 
 SHELLS = ("bash", "zsh")
 DESCRIPTION = """Print a script that lets TAB complete the flags, choices and files of all commands. It takes a few
@@ -28,7 +28,7 @@ Make it again after an update."""
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "promise-completion",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

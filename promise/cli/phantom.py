@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from promise.cli.common import run, start_logging
+from promise.cli.common import Parser, run, start_logging
 from promise.errors import UserError
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="promise-phantom",
         description="Write endoscopy-like synthetic pictures with lesion masks and a split CSV, to try things on.",
         allow_abbrev=False,

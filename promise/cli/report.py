@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from promise.cli.common import run, start_logging
+from promise.cli.common import Parser, run, start_logging
 
 DESCRIPTION = (
     "Write a self-contained HTML report of a training run and its evaluations, or of evaluations alone, with the "
@@ -17,7 +17,7 @@ DESCRIPTION = (
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser("promise-report", description=DESCRIPTION, allow_abbrev=False)
+    parser = Parser("promise-report", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument(
         "run", metavar="RUN", type=Path, nargs="?", help="a run's folder with its evaluations in it, or an evaluation's"
     )

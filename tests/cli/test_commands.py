@@ -104,7 +104,7 @@ def test_bad_usage_is_status_2(main, arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: promise-" in capsys.readouterr().err
+    assert "--help)." in capsys.readouterr().err
 
 
 def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

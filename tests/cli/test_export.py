@@ -59,4 +59,4 @@ def test_bad_usage_is_status_2(arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         command.main(arguments)
     assert caught.value.code == 2
-    assert "usage: promise-export" in capsys.readouterr().err
+    assert "promise-export --help" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def test_bad_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2
-    assert "usage: promise-prepare" in capsys.readouterr().err
+    assert "promise-prepare --help" in capsys.readouterr().err
 
 
 def test_the_list_of_layouts(capsys: pytest.CaptureFixture[str]) -> None:
