@@ -1,10 +1,9 @@
-"""The pictures of the docs, made by the package's own commands on synthetic images:
+"""The pictures of the docs, made by the package's own commands of what scripts/quickstart.sh leaves:
 
-    python docs/make_pictures.py          all
-    python docs/make_pictures.py data     only the chart of the data, which needs no training
+    bash scripts/quickstart.sh && python docs/make_pictures.py
 
-Trains on a frozen LiteMedSAM: about a quarter of an hour on two cores without a GPU. Writes docs/pictures/*.png, each
-below 150 kB. The pages are photographed by Chromium, which Playwright drives (extras [app] and [dev]).
+Writes docs/pictures/*.png, each below 150 kB. The pages are photographed by Chromium, which Playwright drives (extras
+[app] and [dev]).
 """
 
 from __future__ import annotations
@@ -23,29 +22,26 @@ from pathlib import Path
 from PIL import Image
 
 PICTURES = Path(__file__).parent / "pictures"
-COUNT = 400  # pictures of the training; configs/quickstart.yaml tells what comes of them
 SHOWN = 6  # overlays side by side
 LIMIT = 150_000  # bytes
-CONFIG = Path(__file__).parents[1] / "configs/quickstart.yaml"
+ROOT = Path(__file__).parents[1]
+SAMPLES, RUN = ROOT / "samples", ROOT / "runs/quickstart"
 
 
-def main(wanted: list[str]) -> None:
-    """Make the pictures of these names, or all."""
+def main() -> None:
+    """Make all pictures."""
+    if not (RUN / "after/overlays").is_dir():
+        sys.exit(f"{RUN / 'after/overlays'} is missing: run bash scripts/quickstart.sh first.")
     PICTURES.mkdir(exist_ok=True)
+    save(side_by_side(sorted((RUN / "after/overlays").rglob("*.png"))[:SHOWN]), "overlays.png")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        command("phantom", "--output", "samples", "--count", str(COUNT))
-        command("validate", "samples/split.csv", "--picture", "data.png", "--quiet")
+        command("validate", str(SAMPLES / "split.csv"), "--picture", "data.png", "--quiet")
         save(Image.open("data.png"), "data.png")
-        if wanted == ["data"]:
-            return
-        command("train", "--config", str(CONFIG), "--seed", "7", "--output", "run")
-        command("eval", "--ckpt", "run/best.safetensors", "--split-csv", "samples/split.csv", "--overlays", str(SHOWN))
-        save(side_by_side(sorted(Path("run/eval/overlays").rglob("*.png"))[:SHOWN]), "overlays.png")
-        command("report", "run")
-        save(photograph(Path("run/report.html").resolve().as_uri()), "report.png")
-        with serve("run/best.safetensors") as address:
-            save(photograph(address, opening=sorted(Path("samples/images").glob("*.png"))[-1]), "app.png")
+        command("report", str(RUN), "--output", "report.html")
+        save(photograph(Path("report.html").resolve().as_uri()), "report.png")
+        with serve(str(RUN / "best.safetensors")) as address:
+            save(photograph(address, opening=sorted((SAMPLES / "images").glob("*.png"))[-1]), "app.png")
 
 
 def command(name: str, *arguments: str) -> None:
@@ -101,4 +97,4 @@ def save(picture: Image.Image, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -51,10 +51,18 @@ def test_pictures_stand_row_by_row(script: ModuleType, tmp_path: Path) -> None:
     assert seen == [(255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)]
 
 
+def test_without_a_quickstart_it_says_what_to_run(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "RUN", tmp_path / "nothing")
+    with pytest.raises(SystemExit, match=r"overlays is missing: run bash scripts/quickstart\.sh first"):
+        script.main()
+
+
 def test_its_commands_understand_its_flags(script: ModuleType) -> None:
     text = SCRIPT.read_text(encoding="utf-8")
     calls = [re.findall(r'"([^"]*)"', call) for call in re.findall(r'\bcommand\((".+)\)\n', text)]
-    assert {name for name, *_ in calls} == {"phantom", "validate", "train", "eval", "report"}
+    assert {name for name, *_ in calls} == {"validate", "report"}
     for name, *words in calls:
         flags = {flag for action in _parser(name)._actions for flag in action.option_strings}
         assert {word for word in words if word.startswith("--")} <= flags
