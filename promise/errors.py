@@ -7,7 +7,8 @@ ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -41,6 +42,21 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
     hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
     return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+
+
+def all_of(*works: Callable[[], Any]) -> list[Any]:
+    """What each of ``works`` returns; all are tried before their ``UserError``s are told, as one."""
+    results, errors = [], []
+    for work in works:
+        try:
+            results.append(work())
+        except UserError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise UserError("\n  ".join(map(str, errors)))
+    return results
 
 
 SHOWN = 20  # faults told in full

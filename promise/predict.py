@@ -23,7 +23,7 @@ from promise.data.images import write_png
 from promise.data.inputs import Input, list_inputs, picture_size, read_picture
 from promise.device import describe_environment, resolve_device, tell_memory
 from promise.engine import RowPrediction, SharePrompter, predict_draws
-from promise.errors import UserError
+from promise.errors import UserError, all_of
 from promise.models.promise import resolve_precision
 from promise.models.weights import file_sha256
 from promise.postprocess import Bools, Float32s, Postprocess
@@ -60,18 +60,11 @@ def predict(config: PredictConfig) -> PredictResult:
     """
     check_predict(config)
     folder = PredictionFolder(Path(config.output or ""))
-    inputs = list_inputs(
-        config.images,
-        data_root=config.data_root,
-        split=config.split,
-        recursive=config.recursive,
-        leave_out=folder.path,
+    _, inputs, file = all_of(
+        lambda: checkpoint.require(config.ckpt or ""), lambda: _inputs(config, folder), lambda: _prompt_file(config)
     )
     if any(is_dicom(one.path) for one in inputs):
         require_pydicom()
-    file = PromptFile(Path(config.prompts_from)) if config.prompts_from else None
-    if file is not None and len(file.seeds) > 1:
-        raise UserError(f"{file.path} holds {len(file.seeds)} draws of prompts; one is wanted.")
     device, crew = _crew(config)
     settings = _settings(config, device)
     folder.check(settings, overwrite=config.overwrite)
@@ -94,6 +87,23 @@ def predict(config: PredictConfig) -> PredictResult:
         raise UserError(f"{folder.path} cannot be written to ({error.strerror or error}).") from error
     crew.wait()
     return PredictResult(folder.path, len(inputs), made, tuple(failed), crew.index == 0)
+
+
+def _inputs(config: PredictConfig, folder: PredictionFolder) -> list[Input]:
+    return list_inputs(
+        config.images,
+        data_root=config.data_root,
+        split=config.split,
+        recursive=config.recursive,
+        leave_out=folder.path,
+    )
+
+
+def _prompt_file(config: PredictConfig) -> PromptFile | None:
+    file = PromptFile(Path(config.prompts_from)) if config.prompts_from else None
+    if file is not None and len(file.seeds) > 1:
+        raise UserError(f"{file.path} holds {len(file.seeds)} draws of prompts; one is wanted.")
+    return file
 
 
 def check_predict(config: PredictConfig) -> None:
@@ -136,10 +146,8 @@ def _crew(config: PredictConfig) -> tuple[torch.device, Crew]:
 
 def _settings(config: PredictConfig, device: torch.device) -> dict[str, Any]:
     """What the outputs hang on; weights are told by content, not by name."""
-    path = Path(config.ckpt or "")
-    checkpoint.require(path)
     return {
-        "checkpoint": file_sha256(path),
+        "checkpoint": file_sha256(Path(config.ckpt or "")),
         "net": config.net,
         "sam": config.sam,
         "postprocess": config.postprocess or "as the checkpoint says",

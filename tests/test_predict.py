@@ -313,6 +313,11 @@ def test_an_unreadable_image_does_not_stop_the_rest(ckpt, scans, tmp_path, capsy
         ({"ckpt": "/nowhere/best.safetensors"}, MissingFileError, "no checkpoint at /nowhere"),
         ({"images": ("/nowhere/a.png", "/nowhere/*.png")}, UserError, "(?s)a.png: no such file.*no picture matches"),
         ({"prompts_from": "/nowhere/p.json"}, MissingFileError, "no prompts at"),
+        (
+            {"ckpt": "/nowhere/b.pt", "images": ("/nowhere/a.png",), "prompts_from": "/nowhere/p.json"},
+            UserError,
+            r"(?s)^no checkpoint at /nowhere/b.pt.*\n  /nowhere/a.png: no such file.*\n  no prompts at /nowhere/p.json",
+        ),
         ({"postprocess": "opn"}, UserError, "opn"),
         ({"images": ()}, UserError, "which images"),
     ],
