@@ -21,6 +21,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--count", type=int, default=120, help="pictures (default: %(default)s)")
     parser.add_argument("--size", type=int, default=256, help="side in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--fractions",
+        type=float,
+        nargs=3,
+        default=(0.7, 0.1, 0.2),
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="in these proportions (default: 0.7 0.1 0.2)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default: 0)")
     return parser
 
@@ -37,7 +45,15 @@ def _work(arguments: argparse.Namespace) -> int:
         raise UserError("--count must be at least 1 and --size at least 32.")
     from promise.data.phantom import make_phantoms
 
-    print(make_phantoms(arguments.output, count=arguments.count, size=arguments.size, seed=arguments.seed))
+    print(
+        make_phantoms(
+            arguments.output,
+            count=arguments.count,
+            size=arguments.size,
+            seed=arguments.seed,
+            splits=arguments.fractions,
+        )
+    )
     return 0
 
 

@@ -68,7 +68,7 @@ def make_phantoms(
         size: side in pixels of square pictures, or (lowest, highest): each picture draws its height and
             width from that range. At least 32.
         seed: at least 0.
-        splits: shares of train, val and test.
+        splits: train, val and test, in proportion.
 
     Returns:
         The split CSV's path; the CSV is written last.
@@ -247,7 +247,7 @@ def _paint_lesion(rng: Generator, canvas: _Canvas, picture: Colour, outline: Fie
 def _assign(count: int, splits: Sequence[float]) -> list[str]:
     """The split of each picture, in order; every share above 0 gets a picture when there are enough."""
     if len(splits) != 3 or min(splits) < 0 or sum(splits) <= 0:
-        raise UserError(f"splits want three shares of at least 0 (train, val, test), got {tuple(splits)}.")
+        raise UserError(f"train, val and test want shares of at least 0, not all of them 0; got {tuple(splits)}.")
     shares = np.asarray(splits, float) / sum(splits)
     wanted = int((shares > 0).sum())
     counts = np.where(shares > 0, 1, 0) if count >= wanted else np.zeros(3, int)
