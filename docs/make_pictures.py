@@ -2,7 +2,7 @@
 
     bash scripts/quickstart.sh && python docs/make_pictures.py
 
-Writes docs/pictures/*.png, each below 150 kB. The pages are photographed by Chromium, which Playwright drives (extras
+Writes docs/pictures/*.webp, each below 150 kB. The pages are photographed by Chromium, which Playwright drives (extras
 [app] and [dev]).
 """
 
@@ -33,15 +33,15 @@ def main() -> None:
     if not (RUN / "after/overlays").is_dir():
         sys.exit(f"{RUN / 'after/overlays'} is missing: run bash scripts/quickstart.sh first.")
     PICTURES.mkdir(exist_ok=True)
-    save(side_by_side(sorted((RUN / "after/overlays").rglob("*.png"))[:SHOWN]), "overlays.png")
+    save(side_by_side(sorted((RUN / "after/overlays").rglob("*.png"))[:SHOWN]), "overlays")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         command("validate", str(SAMPLES / "split.csv"), "--picture", "data.png", "--quiet")
-        save(Image.open("data.png"), "data.png")
+        save(Image.open("data.png"), "data")
         command("report", str(RUN), "--output", "report.html")
-        save(photograph(Path("report.html").resolve().as_uri()), "report.png")
+        save(photograph(Path("report.html").resolve().as_uri()), "report")
         with serve(str(RUN / "best.safetensors")) as address:
-            save(photograph(address, opening=sorted((SAMPLES / "images").glob("*.png"))[-1]), "app.png")
+            save(photograph(address, opening=sorted((SAMPLES / "images").glob("*.png"))[-1]), "app")
 
 
 def command(name: str, *arguments: str) -> None:
@@ -49,7 +49,7 @@ def command(name: str, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", f"promise.cli.{name}", *arguments], check=True)
 
 
-def side_by_side(paths: list[Path], *, side: int = 256, columns: int = 3) -> Image.Image:
+def side_by_side(paths: list[Path], *, side: int = 320, columns: int = 3) -> Image.Image:
     """A sheet of pictures."""
     rows = -(-len(paths) // columns)
     sheet = Image.new("RGB", (columns * side, rows * side))
@@ -86,11 +86,11 @@ def photograph(address: str, opening: Path | None = None) -> Image.Image:
 
 
 def save(picture: Image.Image, name: str) -> None:
-    """Write a picture in 256 colours, and smaller until it is small enough."""
-    path = PICTURES / name
+    """Write a picture as WebP, and smaller until it is small enough."""
+    path = PICTURES / f"{name}.webp"
     colours = picture.convert("RGB")
     while True:
-        colours.quantize(256).save(path, optimize=True)
+        colours.save(path, quality=90, method=6)
         if path.stat().st_size < LIMIT:
             return
         colours = colours.resize((colours.width * 9 // 10, colours.height * 9 // 10), Image.Resampling.LANCZOS)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -84,6 +87,15 @@ def test_running_out_of_memory_names_a_batch_size() -> None:
         torch.empty(2**60)
     with pytest.raises(RuntimeError, match="something else"), tell_memory(1):
         raise RuntimeError("something else")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's own account")
+def test_peak_memory_is_not_that_of_the_program_that_started_it() -> None:
+    held = np.ones(2**30, np.uint8)  # 1 GiB, resident
+    words = "import torch; from promise.device import peak_memory; print(peak_memory(torch.device('cpu')))"
+    told = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout
+    assert 0.1 < float(told) < 1.0 < peak_memory(CPU)
+    del held
 
 
 def test_peak_memory_is_that_of_this_process() -> None:
