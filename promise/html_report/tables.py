@@ -96,7 +96,7 @@ def result_tables(evaluations: Sequence[Evaluation], dataset: str) -> list[Table
         ("probability maps", ("soft",), SOFT_COLUMNS),
     )
     told = holding[0].summary["datasets"][dataset]
-    size = f"{number(told.get('images'))} images, split {told.get('split', NOTHING)}"
+    size = f"{number(told.get('images'))} images, {told.get('split', NOTHING)} rows"
     return [
         Table(
             f"{dataset}: {what} ({size})",

@@ -78,7 +78,7 @@ def test_the_page_says_what_the_files_say(run: Path) -> None:
     words = re.sub(r"\s+", " ", page.words)
     assert summary["statement"] in words
     for name, told in summary["datasets"].items():
-        assert f"{name}: masks ({told['images']} images, split test)" in words
+        assert f"{name}: masks ({told['images']} images, test rows)" in words
         for protocol in ("reference", "native"):
             low, high = told["intervals"][protocol]["iou"]
             assert f"{told['means'][protocol]['iou']:.3f} [{low:.3f}, {high:.3f}]" in words

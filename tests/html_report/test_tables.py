@@ -54,7 +54,7 @@ def test_a_data_set_has_a_row_for_each_evaluation_and_protocol(
         write_evaluation(tmp_path / "b", images={"kvasir": 8}, net="SAM", prompts="oracle", prompt_source="gt-box")
     )
     masks, maps = result_tables([a, b], "kvasir")
-    assert masks.title == "kvasir: masks (8 images, split test)"
+    assert masks.title == "kvasir: masks (8 images, test rows)"
     assert [[cell.text for cell in row[:3]] for row in masks.rows] == [
         ["APM_IPS_resnet", "auto", "reference"],
         ["APM_IPS_resnet", "auto", "native"],
