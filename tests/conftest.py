@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -127,12 +128,22 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The split CSV of twelve synthetic pictures of 64 pixels: 6 train, 3 val, 3 test."""
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The split CSV of twelve synthetic pictures of 64 pixels: 6 train, 3 val, 3 test. To be read only."""
     from promise.data.phantom import make_phantoms
 
     folder = tmp_path_factory.mktemp("phantoms")
-    return make_phantoms(folder, count=12, size=SIDE, seed=3, splits=(0.5, 0.25, 0.25))
+    path = make_phantoms(folder, count=12, size=SIDE, seed=3, splits=(0.5, 0.25, 0.25))
+    made = {file: file.stat().st_mtime_ns for file in folder.rglob("*.*")}
+    yield path
+    now = {file: file.stat().st_mtime_ns for file in folder.rglob("*.*")}
+    assert now == made, "a test wrote into what all share: own_phantoms is for that"
+
+
+@pytest.fixture
+def own_phantoms(phantoms: Path, tmp_path: Path) -> Path:
+    """A copy of ``phantoms`` that a test may write into."""
+    return Path(shutil.copytree(phantoms.parent, tmp_path / "phantoms")) / phantoms.name
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -165,15 +165,17 @@ def test_drawn_points_hang_on_the_seed(run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rule", "expected"), [("one", 1.0), ("zero", 0.0), ("skip", None)], ids=["one", "zero", "skip"]
 )
-def test_rows_without_foreground(rule: str, expected: float | None, run, phantoms: Path, tmp_path, monkeypatch) -> None:
+def test_rows_without_foreground(
+    rule: str, expected: float | None, run, own_phantoms: Path, tmp_path, monkeypatch
+) -> None:
     """A truth that is empty, and a net that says so."""
     import cv2
 
-    lines = phantoms.read_text().splitlines()
+    lines = own_phantoms.read_text().splitlines()
     image = lines[-1].split(",")[0]
-    cv2.imwrite(str(phantoms.parent / "masks/empty.png"), np.zeros((64, 64), np.uint8))
-    (phantoms.parent / "images/empty.png").write_bytes((phantoms.parent / image).read_bytes())
-    table = phantoms.with_name("empty.csv")
+    cv2.imwrite(str(own_phantoms.parent / "masks/empty.png"), np.zeros((64, 64), np.uint8))
+    (own_phantoms.parent / "images/empty.png").write_bytes((own_phantoms.parent / image).read_bytes())
+    table = own_phantoms.with_name("empty.csv")
     table.write_text("\n".join([lines[0], "images/empty.png,test,masks/empty.png"]) + "\n")
     from promise import engine
 
@@ -197,13 +199,15 @@ def test_rows_without_foreground(rule: str, expected: float | None, run, phantom
     assert per_image(tmp_path / "eval")[0]["empty_truth"] == "1"
 
 
-def test_several_tables_are_several_data_sets(run, phantoms: Path, tmp_path: Path) -> None:
-    other = phantoms.parent / "other.csv"
-    other.write_text("\n".join(line.replace(",test,", ",val,") for line in phantoms.read_text().splitlines()) + "\n")
-    again = phantoms.parent / "deeper" / "split.csv"
+def test_several_tables_are_several_data_sets(run, own_phantoms: Path, tmp_path: Path) -> None:
+    other = own_phantoms.parent / "other.csv"
+    other.write_text(
+        "\n".join(line.replace(",test,", ",val,") for line in own_phantoms.read_text().splitlines()) + "\n"
+    )
+    again = own_phantoms.parent / "deeper" / "split.csv"
     again.parent.mkdir(exist_ok=True)
-    again.write_text(phantoms.read_text())
-    result = run(split_csv=(str(phantoms), str(other), str(again)), data_root=str(phantoms.parent))
+    again.write_text(own_phantoms.read_text())
+    result = run(split_csv=(str(own_phantoms), str(other), str(again)), data_root=str(own_phantoms.parent))
     found = {name: (t["split"], t["images"]) for name, t in result.summary["datasets"].items()}
     assert found == {"split": ("test", 3), "other": ("val", 6), "split-2": ("test", 3)}
     assert [row["dataset"] for row in per_image(tmp_path / "eval")] == ["split"] * 3 + ["other"] * 6 + ["split-2"] * 3
@@ -212,11 +216,11 @@ def test_several_tables_are_several_data_sets(run, phantoms: Path, tmp_path: Pat
     assert tables["split"]["means"]["native"] != pytest.approx(tables["other"]["means"]["native"], nan_ok=True)
 
 
-def test_split_can_be_chosen_and_must_have_rows(run, phantoms: Path) -> None:
+def test_split_can_be_chosen_and_must_have_rows(run, own_phantoms: Path) -> None:
     assert run(split="train").summary["datasets"]["split"]["images"] == 6
-    table = phantoms.with_name("only_train.csv")
+    table = own_phantoms.with_name("only_train.csv")
     table.write_text(
-        "\n".join(line for line in phantoms.read_text().splitlines() if ",t" in line and "test" not in line)
+        "\n".join(line for line in own_phantoms.read_text().splitlines() if ",t" in line and "test" not in line)
     )
     with pytest.raises(UserError, match=r"no row has train_type 'val' \(there are 6 train.*Choose with --split"):
         run(split_csv=(str(table),), overwrite=True)

@@ -506,9 +506,9 @@ def test_selection_by_dice(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (progress.best_epoch, progress.best_score) == (2, 0.9)
 
 
-def test_without_validation_rows_the_best_is_the_last(run: Train, phantoms: Path, tmp_path: Path, caplog) -> None:
-    lines = [line for line in phantoms.read_text().splitlines() if ",val," not in line]
-    table = phantoms.with_name("no_val.csv")
+def test_without_validation_rows_the_best_is_the_last(run: Train, own_phantoms: Path, tmp_path: Path, caplog) -> None:
+    lines = [line for line in own_phantoms.read_text().splitlines() if ",val," not in line]
+    table = own_phantoms.with_name("no_val.csv")
     table.write_text("\n".join(lines) + "\n")
     progress = run(split_csv=str(table), epochs=2).progress
     assert (progress.best_epoch, progress.best_score) == (2, None)
@@ -522,10 +522,10 @@ def test_without_validation_rows_the_best_is_the_last(run: Train, phantoms: Path
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.3), ("adam", 1e-3)])
 def test_two_halves_accumulated_are_one_batch(
-    optimizer: str, lr: float, run: Train, phantoms: Path, tmp_path: Path
+    optimizer: str, lr: float, run: Train, own_phantoms: Path, tmp_path: Path
 ) -> None:
-    lines = phantoms.read_text().splitlines()
-    table = phantoms.with_name("four.csv")  # without a rest: 4, or twice 2
+    lines = own_phantoms.read_text().splitlines()
+    table = own_phantoms.with_name("four.csv")  # without a rest: 4, or twice 2
     table.write_text("\n".join(lines[:5]) + "\n")
     common = {"split_csv": str(table), "optimizer": optimizer, "lr": lr, "loss": "bce", "epochs": 2}
     run(**common, batch_size=4, output=str(tmp_path / "whole"))
@@ -632,9 +632,9 @@ def test_cuda_without_cuda_is_refused(run: Train, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_table_without_training_rows_is_refused(run: Train, phantoms: Path) -> None:
-    table = phantoms.with_name("no_train.csv")
-    table.write_text("\n".join(line for line in phantoms.read_text().splitlines() if ",train," not in line) + "\n")
+def test_a_table_without_training_rows_is_refused(run: Train, own_phantoms: Path) -> None:
+    table = own_phantoms.with_name("no_train.csv")
+    table.write_text("\n".join(line for line in own_phantoms.read_text().splitlines() if ",train," not in line) + "\n")
     with pytest.raises(UserError, match=r"no_train\.csv: no row has train_type 'train'"):
         run(split_csv=str(table))
 
