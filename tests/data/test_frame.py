@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import maximum_filter, minimum_filter
 
@@ -31,6 +31,7 @@ def framed_masks(draw: st.DrawFn) -> tuple[Frame, np.ndarray]:
 
 
 @settings(max_examples=300, deadline=None)
+@example((Frame(1, 33, 0, 0, 1, 33, 54), np.arange(33)[:, None] % 11 == 0))  # where OpenCV's rounding shifts rows
 @given(framed_masks())
 def test_a_mask_comes_back_exact_to_a_pixel(framed: tuple[Frame, np.ndarray]) -> None:
     frame, mask = framed
