@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, get_args, get_type_hints
@@ -26,7 +27,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line instead of all flags, which hide it; status 2."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help).\n")
+        unknown = message.startswith("unrecognized arguments")
+        wrong = [word.partition("=")[0] for word in message.split() if unknown and word.startswith("--")]
+        known = [flag for action in self._actions for flag in action.option_strings]
+        near = get_close_matches(wrong[0], known, n=1) if wrong else []
+        hint = f" Did you mean {near[0]}?" if near else ""
+        self.exit(2, f"{self.prog}: {message}.{hint} See {self.prog} --help.\n")
 
 
 def _dashes(text: str) -> str:

@@ -176,7 +176,8 @@ def find_sets(
     parts = _first_present(folder, alternatives)
     if not parts:
         wanted = "; or ".join(f"{a[0].images or '.'}/ and {a[0].masks or '.'}/" for a in alternatives)
-        raise UserError(f"{layout}={folder}: holds none of the arrangements of this layout: {wanted}.")
+        move = " Other names: --images DIR --masks DIR." if layout == "folder" and part is None else ""
+        raise UserError(f"{layout}={folder}: holds none of the arrangements of this layout: {wanted}.{move}")
     name = known.short or _clean(folder.resolve().name)
     keys = (layout, name, folder.resolve().name)
     return [_collect(name, keys, parts, (rule,) if rule is not None else known.rules)]

@@ -104,7 +104,21 @@ def test_bad_usage_is_status_2(main, arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "--help)." in capsys.readouterr().err
+    assert "--help." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--spilt-csv", "a.csv"], "unrecognized arguments: --spilt-csv a.csv. Did you mean --split-csv? See"),
+        (["--epoch=3"], "unrecognized arguments: --epoch=3. Did you mean --epochs? See"),
+        (["--workers", "two"], "argument --workers: invalid int value: 'two'. See"),
+    ],
+)
+def test_bad_usage_is_one_line_with_the_nearest_flag(arguments: list[str], words: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        train_command.main(arguments)
+    assert capsys.readouterr().err == f"promise-train: {words} promise-train --help.\n"
 
 
 def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
