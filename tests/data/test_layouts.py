@@ -135,6 +135,8 @@ def test_an_absent_and_an_empty_folder_are_told(tmp_path: Path, layout: str) -> 
         find_sets(layout, tmp_path / "absent")
     with pytest.raises(UserError, match="holds n"):
         find_sets(layout, tmp_path)
+    with pytest.raises(UserError, match=r"images/ and masks/; .*\. Other names: --images DIR --masks DIR\.$"):
+        find_sets("folder", tmp_path)
 
 
 def test_every_layout_has_a_line_for_people() -> None:
