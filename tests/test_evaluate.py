@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,9 @@ def test_the_command_prints_tables_and_earlier_results(ckpt: Path, phantoms: Pat
     assert main([*common, "--beside", earlier, "--output", str(tmp_path / "b")]) == 0
     printed = capsys.readouterr().out
     assert "Data set split: 3 images, test rows" in printed
+    assert "Intervals over fewer than 20 images are rough" in printed
+    assert re.search(r" - \(0\)", printed)  # a size of lesion that none of the three has
+    assert "nan (0)" not in printed
     lines = [line.split()[:3] for line in printed.splitlines() if line.startswith("APM_IPS_cross ")]
     assert lines == [
         *([["APM_IPS_cross", who, p] for who in ("oracle", "auto") for p in ("reference", "native")]),
