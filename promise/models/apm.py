@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet34
 
+from promise.models.winograd import Conv3x3
 from promise.types import Points
 
 
@@ -42,12 +43,12 @@ class ResNetHead(nn.Module):
     def __init__(self, *, tap_channels: Sequence[int], num_points: int, width: int = 256) -> None:
         """Size the head for taps of these channels (shallow to deep) and this many points."""
         super().__init__()
-        self.fusion_conv1 = nn.Conv2d(sum(tap_channels), width, 3, padding=1)
-        self.fusion_conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.fusion_conv3 = nn.Conv2d(width, width, 3, padding=1)
+        self.fusion_conv1 = Conv3x3(sum(tap_channels), width)
+        self.fusion_conv2 = Conv3x3(width, width)
+        self.fusion_conv3 = Conv3x3(width, width)
         # torchvision's ResNet-34, but for the two things that the original has otherwise.
         self.resnet: Any = resnet34(num_classes=2 * num_points)
-        self.resnet.conv1 = nn.Conv2d(width, 64, 3, stride=1, padding=1, bias=False)
+        self.resnet.conv1 = Conv3x3(width, 64, bias=False)
         self.resnet.layer4[-1].downsample = nn.Sequential(nn.Conv2d(512, 512, 1, bias=False), nn.BatchNorm2d(512))
 
     def forward(self, taps: Sequence[Tensor]) -> Tensor:
