@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from promise.benchmark.bench import Bench
 from promise.cached import CachedDataset, CacheSettings, collate_cached, serve
-from promise.data.dataset import build_loader
+from promise.data.dataset import SegmentationDataset, build_loader
 from promise.engine import predict_rows
 from promise.errors import UserError
 from promise.losses import bce_dice, resize_target
 from promise.metrics import evaluate_pair
+from promise.models.promise import Promise
 from promise.models.prompts import prompt_batch
 from promise.scoring import score
 from promise.timings import Comparison, take_turns
@@ -91,13 +93,8 @@ def epoch(bench: Bench, name: str = "APM_IPS_resnet") -> Comparison:
     """Steps from features that are in memory, and from features that the loader brings from the disk."""
     bench.training = True
     net, cached = bench.net(name, bench.precision), bench.features(name)
-    settings = CacheSettings("all", bench.folder / "features", batch_size=bench.settings.batch_size, quiet=True)
-    served, _ = serve(
-        bench.dataset("basic_color"), net, settings, recipe="basic_color", training=True, device=bench.device
-    )
-    assert isinstance(served, CachedDataset)
     loader = build_loader(
-        served,
+        _cached(bench, bench.dataset("basic_color"), net),
         collate_fn=collate_cached,
         batch_size=bench.settings.batch_size,
         shuffle=True,
@@ -127,23 +124,34 @@ def epoch(bench: Bench, name: str = "APM_IPS_resnet") -> Comparison:
 
 
 def evaluation(bench: Bench, name: str = "APM_IPS_resnet") -> Comparison:
-    """Reading, predicting and scoring every image, nothing cached."""
+    """Reading, predicting and scoring every image: from pixels, and with features that an earlier evaluation left."""
     bench.training = False
-    dataset = bench.dataset("basic_color")
+    size, dataset, ours = bench.settings.batch_size, bench.dataset("basic_color"), bench.net(name, bench.precision)
 
-    def scored(net: torch.nn.Module, *, batch_size: int, workers: int) -> None:
-        loader = build_loader(dataset, batch_size=batch_size, shuffle=False, seed=0, workers=workers)
+    def scored(net: torch.nn.Module, loader: DataLoader[Any]) -> None:
         for row in predict_rows(net, loader, prompter=_automatic, device=bench.device):
             score(row.logits, np.zeros((512, 512), bool) | (row.index % 2 == 0))
 
+    plain = build_loader(dataset, batch_size=1, shuffle=False, seed=0, workers=0)
+    batched = build_loader(dataset, batch_size=size, shuffle=False, seed=0, workers=2)
+    cached = build_loader(
+        _cached(bench, dataset, ours), collate_fn=collate_cached, batch_size=size, shuffle=False, seed=0, workers=0
+    )
     variants = {
-        "package's encoder, one by one, fp32": lambda: scored(_Upstream(bench, name), batch_size=1, workers=0),
-        f"fused, batched, {bench.precision}": lambda: scored(
-            bench.net(name, bench.precision), batch_size=bench.settings.batch_size, workers=2
-        ),
+        "package's encoder, one by one, fp32": lambda: scored(_Upstream(bench, name), plain),
+        f"fused, batched, {bench.precision}": lambda: scored(ours, batched),
+        f"features cached, batched, {bench.precision}": lambda: scored(ours, cached),
     }
     per, repeats = len(dataset), max(1, bench.settings.repeats // 2)
     return take_turns(f"evaluation, {name}", "image", variants, repeats=repeats, per=per)
+
+
+def _cached(bench: Bench, dataset: SegmentationDataset, net: Promise) -> CachedDataset:
+    """The dataset with its features on the disk."""
+    settings = CacheSettings("all", bench.folder / "features", batch_size=bench.settings.batch_size, quiet=True)
+    served, _ = serve(dataset, net, settings, recipe="basic_color", training=bench.training, device=bench.device)
+    assert isinstance(served, CachedDataset)
+    return served
 
 
 def loader(bench: Bench) -> Comparison:

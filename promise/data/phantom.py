@@ -246,8 +246,9 @@ def _paint_lesion(rng: Generator, canvas: _Canvas, picture: Colour, outline: Fie
 
 def _assign(count: int, splits: Sequence[float]) -> list[str]:
     """The split of each picture, in order; every share above 0 gets a picture when there are enough."""
-    if len(splits) != 3 or min(splits) < 0 or sum(splits) <= 0:
-        raise UserError(f"train, val and test want shares of at least 0, not all of them 0; got {tuple(splits)}.")
+    if len(splits) != 3 or not all(0 <= share < float("inf") for share in splits) or sum(splits) == 0:
+        shown = " ".join(f"{share:g}" for share in splits)
+        raise UserError(f"train, val and test want finite shares of at least 0, not all of them 0; got {shown}.")
     shares = np.asarray(splits, float) / sum(splits)
     wanted = int((shares > 0).sum())
     counts = np.where(shares > 0, 1, 0) if count >= wanted else np.zeros(3, int)

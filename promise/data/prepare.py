@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from promise.data.assignment import Assigned, Splitting, assign
 from promise.data.frame import Frame, content_frame, read_frames, whole_frame, write_frames
-from promise.data.images import read_image, read_levels
-from promise.data.layouts import ImageSet, told_shortly
+from promise.data.images import read_image, read_levels, read_mask
+from promise.data.layouts import ImageSet, Pair, told_shortly
 from promise.data.table import COLUMNS
 from promise.errors import ExistingRunError, UserError
 from promise.files import atomic_path, remove_leftovers, write_text
@@ -307,7 +307,7 @@ def _worker(output: Path, recipe: Recipe) -> Callable[[_Job], _Outcome]:
 
 def _prepare_pair(job: _Job, output: Path, recipe: Recipe) -> _Outcome:
     pair = job.row.pair
-    image, levels = read_image(pair.image), read_levels(pair.mask)
+    image, levels = read_image(pair.image), _read_levels(pair)
     height, width = levels.shape
     if image.shape[:2] != levels.shape:
         raise UserError(
@@ -321,6 +321,17 @@ def _prepare_pair(job: _Job, output: Path, recipe: Recipe) -> _Outcome:
     _write_png(output / job.mask, mask * np.uint8(255))
     _write_png(output / job.image, frame.prepare(image)[:, :, ::-1])
     return _Outcome(job, frame, empty=not mask.any(), cut=int((levels > 127).sum()) > inside)
+
+
+def _read_levels(pair: Pair) -> NDArray[np.uint8]:
+    try:
+        return read_levels(pair.mask)
+    except UserError as error:
+        try:
+            read_mask(pair.image)
+        except UserError:
+            raise error from None
+        raise UserError(f"{error} Its image {pair.image} is one: are images and masks swapped?") from None
 
 
 def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:

@@ -104,6 +104,7 @@ def test_values_out_of_range(tmp_path: Path) -> None:
     for options in ({"count": 0}, {"size": 8}, {"size": (64, 32)}, {"seed": -1}):
         with pytest.raises(UserError, match="phantoms want a count of at least 1"):
             make_phantoms(tmp_path / "x", **{"count": 1, "seed": 0, **options})
-    with pytest.raises(UserError, match="train, val and test want shares"):
-        make_phantoms(tmp_path / "x", count=1, seed=0, splits=(1, 0))
+    for splits in ((1, 0), (1, -1, 1), (0, 0, 0), (float("nan"), 1, 1), (float("inf"), 1, 1)):
+        with pytest.raises(UserError, match="train, val and test want finite shares"):
+            make_phantoms(tmp_path / "x", count=1, seed=0, splits=splits)
     assert not (tmp_path / "x").exists()

@@ -340,6 +340,16 @@ def test_all_faults_are_told_at_once(raw: Path, tmp_path: Path) -> None:
         assert sum(words in line for line in told) == 1
 
 
+def test_images_and_masks_the_wrong_way_round_are_told(raw: Path, tmp_path: Path) -> None:
+    shutil.copytree(raw / "kvasir_seg" / "images", tmp_path / "k" / "masks")
+    shutil.copytree(raw / "kvasir_seg" / "masks", tmp_path / "k" / "images")
+    with pytest.raises(UserError) as caught:
+        prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", recipe=quick(), splitting=Splitting())
+    told = str(caught.value).splitlines()
+    assert "k0.png: not a binary mask" in told[1]
+    assert told[1].endswith("images/k0.png is one: are images and masks swapped?")
+
+
 def unknown_names(raw: Path, tmp_path: Path) -> Splitting:
     (tmp_path / "s.json").write_text(json.dumps({"train": ["k1", "x1"], "test": ["x2"]}))
     return Splitting(split_file=tmp_path / "s.json")
