@@ -14,6 +14,7 @@ from promise.data.table import Row, read_table
 from promise.device import keep_freed_memory, resolve_device
 from promise.models.backbones import run_block
 from promise.models.promise import Promise, resolve_precision
+from promise.models.winograd import plain_convolutions
 from promise.registry import build_net
 from promise.transforms import build_transform
 from promise.types import Encoded, Points, Prediction, join
@@ -90,10 +91,11 @@ class Bench:
         return join([Encoded(*encode(sam.image_encoder, one, blocks, run_block)) for one in torch.split(image, 1)])
 
     def upstream_predict(self, name: str, image: Tensor) -> Prediction:
-        """The original's way: the package's encoder and one decoding an image, in full precision."""
+        """The original's way: the package's encoder, PyTorch's convolutions, one decoding an image, full precision."""
         net = self.net(name, "fp32")
         encoded = self.upstream_encode(image, taps=net.apm is not None)
-        points = self.points if net.apm is None else net.apm(encoded.taps)
+        with plain_convolutions():
+            points = self.points if net.apm is None else net.apm(encoded.taps)
         each = []
         for i in range(len(image)):
             one = slice(i, i + 1)

@@ -8,6 +8,9 @@ less: Barabasz et al., *Error Analysis and Improving the Accuracy of Winograd Co
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -44,6 +47,17 @@ def _transforms() -> tuple[Tensor, Tensor, Tensor]:
 
 
 _INPUT, _WEIGHT, _OUTPUT = _transforms()
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain_convolutions() -> Iterator[None]:
+    """Within it, :class:`Conv3x3` is PyTorch's convolution everywhere: what there is to compare with."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 class Conv3x3(nn.Conv2d):
@@ -66,12 +80,13 @@ class Conv3x3(nn.Conv2d):
 
     def _pays(self, x: Tensor) -> bool:
         return (
-            torch.is_grad_enabled()
+            not torch.compiler.is_compiling()
+            and not _plain.get()
+            and torch.is_grad_enabled()
             and self.weight.requires_grad
             and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
             and x.shape[2] % TILE == x.shape[3] % TILE == 0
         )
 

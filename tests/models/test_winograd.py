@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from promise.models.apm import ResNetHead
-from promise.models.winograd import Conv3x3, _Winograd
+from promise.models.winograd import Conv3x3, _Winograd, plain_convolutions
 
 
 def _plain(conv: Conv3x3, x: Tensor, grad: Tensor) -> list[Tensor]:
@@ -53,6 +53,9 @@ def test_elsewhere_it_is_the_plain_one() -> None:
     plain = F.conv2d(x, conv.weight, conv.bias, padding=1)
     with torch.no_grad():
         assert torch.equal(conv(x), plain)
+    with plain_convolutions():
+        assert torch.equal(conv(x), plain)
+    assert not torch.equal(conv(x), plain)  # else nothing here would be compared
     with torch.autocast("cpu", torch.bfloat16):
         assert conv(x).dtype == torch.bfloat16
     odd = torch.randn(2, 8, 12, 10)
@@ -78,8 +81,7 @@ def test_a_head_learns_the_same() -> None:
         return list(torch.autograd.grad(head(taps).square().sum(), list(head.parameters())))
 
     ours = gradients()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Conv3x3, "_pays", lambda self, x: False)
+    with plain_convolutions():
         plain = gradients()
     for a, b in zip(ours, plain, strict=True):
         assert float((a - b).abs().max()) <= 1e-4 * float(b.abs().max())
