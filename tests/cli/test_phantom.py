@@ -20,7 +20,7 @@ def test_pictures_are_shared_out_in_proportion(tmp_path: Path, capsys: pytest.Ca
     ("arguments", "words"),
     [
         (["--count", "0"], "--count must be at least 1"),
-        (["--fractions", "0", "0", "0"], "train, val and test want shares of at least 0, not all of them 0"),
+        (["--fractions", "0", "0", "0"], "train, val and test want finite shares of at least 0, not all of them 0"),
     ],
 )
 def test_mistakes(arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
