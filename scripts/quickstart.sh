@@ -11,12 +11,14 @@ COUNT=340   # pictures, 14 : 1 : 2, that is 280 to train, 20 to choose an epoch 
 SEED=7      # of the net's first weights, the order of the images and the augmentation
 OVERLAYS=8  # pictures of results
 RUN=runs/quickstart
+FEATURES="$RUN-features" # some gigabytes; kept when the script is interrupted, removed at its end
 
 # shellcheck source=scripts/_venv.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/_venv.sh"
 cd "$ROOT"
 make_venv lite
 PATH="$VENV/bin:$PATH"
+export PROMISE_FEATURES="$ROOT/$FEATURES"
 
 step() { printf '\n== %s\n' "$*"; }
 
@@ -34,4 +36,5 @@ step "4/4 the trained net on the test rows"
 promise-eval --ckpt "$RUN/best.safetensors" --split-csv samples/split.csv --overlays "$OVERLAYS" \
   --beside "$RUN/before/summary.json" --output "$RUN/after" --overwrite
 
+rm -rf -- "$ROOT/$FEATURES"
 printf '\nPictures of truth (cyan), prediction (yellow) and prompts (green, red dots): %s\n' "$RUN/after/overlays"

@@ -252,6 +252,35 @@ def test_quickstart_commands_parse(parse: Parse) -> None:
     assert after.overwrite
 
 
+@bash
+@pytest.mark.parametrize("status", [0, 1])
+def test_quickstart_leaves_no_features_behind_unless_it_was_stopped(tmp_path: Path, status: int) -> None:
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    programs = tmp_path / "venv/bin"
+    programs.mkdir(parents=True)
+    (tmp_path / "venv/.installed-lite").write_text(
+        subprocess.check_output(["bash", "-c", f'echo "$(cksum <pyproject.toml) {tmp_path}"'], cwd=tmp_path, text=True)
+    )
+    leave = 'mkdir -p "$PROMISE_FEATURES" && touch "$PROMISE_FEATURES/$(basename "$0")"'
+    for name, end in (("python", 0), ("promise-phantom", 0), ("promise-train", 0), ("promise-eval", status)):
+        work = leave if name in ("promise-train", "promise-eval") else ""
+        (programs / name).write_text(f"#!/usr/bin/env bash\n{work}\nexit {end}\n")
+        (programs / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(tmp_path / "scripts/quickstart.sh")],
+        env={"PATH": os.environ["PATH"], "PROMISE_VENV": str(tmp_path / "venv")},
+        cwd="/",
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stderr
+    features = tmp_path / "runs/quickstart-features"
+    assert sorted(path.name for path in features.glob("*")) == (["promise-eval"] if status else [])
+    assert features.exists() == bool(status)
+
+
 # --- configurations -------------------------------------------------------------------------------
 
 
