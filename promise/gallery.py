@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from promise.data.images import read_image, read_mask
+from promise.data.images import read_image, read_mask, write_png
 from promise.data.table import Row
 from promise.prompt_file import ImagePrompts
-from promise.report import draw_overlay, save_picture
+from promise.report import draw_overlay
 
 KINDS = ("best", "median", "worst")
 
@@ -31,7 +31,7 @@ def draw_row(path: Path, row: Row, predicted: np.ndarray, prompts: ImagePrompts,
         box=prompts.box,
         caption=caption,
     )
-    save_picture(path, picture)
+    write_png(path, picture)
 
 
 def file_name(name: str) -> str:

@@ -31,7 +31,7 @@ from promise.prediction_folder import CONTOUR, PROMPTS, PredictionFolder
 from promise.progress_bar import progress_bar
 from promise.prompt_file import ImagePrompts, PromptFile
 from promise.prompting import Prompting
-from promise.report import draw_overlay, save_picture
+from promise.report import draw_overlay
 from promise.segmenter import Segmenter
 from promise.subject import load_subject
 from promise.transforms import PIXELS_VERSION
@@ -291,7 +291,7 @@ class _Work:
                     label=prompts.label,
                     box=prompts.box,
                 )
-                save_picture(folder.place(kind, one.name), picture)
+                write_png(folder.place(kind, one.name), picture)
             else:
                 write_png(folder.place(kind, one.name), _grey(found.mask if kind == "mask" else found.probability))
         folder.add(one, prompts, self.kinds, **told)

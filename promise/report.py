@@ -66,12 +66,6 @@ def _with_caption(canvas: np.ndarray, caption: str) -> np.ndarray:
     return np.vstack((strip, canvas))
 
 
-def save_picture(path: Path, picture: np.ndarray) -> None:
-    """Write an RGB picture (h, w, 3) uint8 as PNG, all or nothing."""
-    with atomic_path(path) as temporary:
-        cv2.imwrite(str(temporary), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-
-
 def draw_curves(path: Path, history: Sequence[Mapping[str, float | None]]) -> None:
     """Draw loss and validation scores over the epochs, all or nothing."""
     from matplotlib.figure import Figure  # slow to import, and only needed here

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from promise.report import NEGATIVE, POSITIVE, PREDICTED, TRUTH, draw_curves, draw_overlay, save_picture, text_table
+from promise.report import NEGATIVE, POSITIVE, PREDICTED, TRUTH, draw_curves, draw_overlay, text_table
 
 NO_POINTS = {"xy": np.zeros((0, 2), np.float32), "label": np.zeros(0, np.int64)}
 EMPTY = np.zeros((512, 512), bool)
@@ -67,13 +67,6 @@ def test_the_image_given_is_not_drawn_on() -> None:
     image = np.zeros((512, 512, 3), np.uint8)
     draw_overlay(image, ~EMPTY, EMPTY, xy=np.array([[9, 9]], np.float32), label=np.array([1]))
     assert not image.any()
-
-
-def test_pictures_are_saved_in_rgb(tmp_path: Path) -> None:
-    picture = np.zeros((4, 5, 3), np.uint8)
-    picture[..., 0] = 200
-    save_picture(tmp_path / "new/a.png", picture)
-    assert cv2.imread(str(tmp_path / "new/a.png"))[0, 0].tolist() == [0, 0, 200]
 
 
 @pytest.mark.parametrize("validated", [True, False])

@@ -116,9 +116,9 @@ def read_levels(path: str | Path) -> NDArray[np.uint8]:
     return np.asarray(np.rint(grey / 65535 * 255), np.uint8)
 
 
-def write_png(path: Path, grey: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
-    """Write (H, W) grey values of 8 or 16 bits, all or nothing."""
-    done, data = cv2.imencode(".png", grey)
+def write_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
+    """Write (H, W) grey values or (H, W, 3) RGB, of 8 or 16 bits, all or nothing."""
+    done, data = cv2.imencode(".png", pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
     assert done
     with atomic_path(path) as temporary:
         temporary.write_bytes(np.asarray(data).tobytes())

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from promise.data.images import write_png
 from promise.errors import UserError
-from promise.files import atomic_path, write_text
+from promise.files import write_text
 
 Field = NDArray[np.float32]  # (H, W)
 Colour = NDArray[np.float32]  # (H, W, 3) RGB in [0, 1]
@@ -88,8 +89,8 @@ def make_phantoms(
     def write(index: int) -> str:
         image, mask = make_phantom(seed=seed, index=index, size=(low, high))
         name = f"phantom_{index:04d}.png"
-        _write_png(output / "images" / name, image[:, :, ::-1])
-        _write_png(output / "masks" / name, mask * np.uint8(255))
+        write_png(output / "images" / name, image)
+        write_png(output / "masks" / name, mask * np.uint8(255))
         return name
 
     assigned = _assign(count, splits)
@@ -255,10 +256,3 @@ def _assign(count: int, splits: Sequence[float]) -> list[str]:
     for _ in range(count - int(counts.sum())):
         counts[np.argmax(shares * count - counts)] += 1
     return [name for name, number in zip(SPLITS, counts, strict=True) for _ in range(number)]
-
-
-def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
-    done, data = cv2.imencode(".png", np.ascontiguousarray(pixels))
-    assert done
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(np.asarray(data).tobytes())

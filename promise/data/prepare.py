@@ -17,17 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from promise.data.assignment import Assigned, Splitting, assign
 from promise.data.frame import Frame, content_frame, read_frames, whole_frame, write_frames
-from promise.data.images import read_image, read_levels, read_mask
+from promise.data.images import read_image, read_levels, read_mask, write_png
 from promise.data.layouts import ImageSet, Pair, told_shortly
 from promise.data.table import COLUMNS
 from promise.errors import ExistingRunError, UserError
-from promise.files import atomic_path, remove_leftovers, write_text
+from promise.files import remove_leftovers, write_text
 from promise.progress_bar import progress_bar
 from promise.workers import default_workers, ordered_map
 
@@ -318,8 +317,8 @@ def _prepare_pair(job: _Job, output: Path, recipe: Recipe) -> _Outcome:
     )
     inside = int((levels[frame.top : frame.bottom, frame.left : frame.right] > 127).sum())
     mask = frame.prepare_mask(levels)
-    _write_png(output / job.mask, mask * np.uint8(255))
-    _write_png(output / job.image, frame.prepare(image)[:, :, ::-1])
+    write_png(output / job.mask, mask * np.uint8(255))
+    write_png(output / job.image, frame.prepare(image))
     return _Outcome(job, frame, empty=not mask.any(), cut=int((levels > 127).sum()) > inside)
 
 
@@ -332,10 +331,3 @@ def _read_levels(pair: Pair) -> NDArray[np.uint8]:
         except UserError:
             raise error from None
         raise UserError(f"{error} Its image {pair.image} is one: are images and masks swapped?") from None
-
-
-def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
-    done, data = cv2.imencode(".png", np.ascontiguousarray(pixels))
-    assert done
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(np.asarray(data).tobytes())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from promise.data.images import read_image, read_mask, read_size
+from promise.data.images import read_image, read_mask, read_size, write_png
 from promise.errors import MissingFileError, UserError
 
 RAMP = np.arange(24 * 32 * 3, dtype=np.uint16).reshape(24, 32, 3)
@@ -192,3 +192,9 @@ def test_a_stack_is_a_fault(tmp_path: Path) -> None:
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
     with pytest.raises(UserError, match="a stack of 3 pictures"):
         read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("pixels", [RGB, RGB[..., 0], RAMP[..., 0] * np.uint16(20)], ids=["rgb", "grey", "16-bit"])
+def test_what_is_written_is_read_again(tmp_path: Path, pixels: np.ndarray) -> None:
+    write_png(tmp_path / "new/a.png", pixels)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new/a.png")), pixels)
