@@ -7,7 +7,7 @@
 # again. The training's settings stand in configs/quickstart.yaml. May be run again; results are replaced.
 set -euo pipefail
 
-COUNT=340   # pictures, 14 : 1 : 2, that is 280 to train, 20 to choose an epoch and 40 to test on
+COUNT=200   # pictures, 7 : 1 : 2, that is 140 to train, 20 to choose an epoch and 40 to test on
 SEED=7      # of the net's first weights, the order of the images and the augmentation
 OVERLAYS=8  # pictures of results
 RUN=runs/quickstart
@@ -23,7 +23,7 @@ export PROMISE_FEATURES="$ROOT/$FEATURES"
 step() { printf '\n== %s\n' "$*"; }
 
 step "1/4 synthetic images → samples"
-promise-phantom --output samples --count "$COUNT" --fractions 14 1 2 --seed 0
+promise-phantom --output samples --count "$COUNT" --fractions 7 1 2 --seed 0
 
 step "2/4 the untrained net on the test rows"
 promise-eval --net APM_IPS_resnet --sam lite_medsam --split-csv samples/split.csv --seed "$SEED" \
