@@ -11,14 +11,13 @@ COUNT=200   # pictures, 7 : 1 : 2, that is 140 to train, 20 to choose an epoch a
 SEED=7      # of the net's first weights, the order of the images and the augmentation
 OVERLAYS=8  # pictures of results
 RUN=runs/quickstart
-FEATURES="$RUN-features" # some gigabytes; kept when the script is interrupted, removed at its end
 
 # shellcheck source=scripts/_venv.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/_venv.sh"
 cd "$ROOT"
 make_venv lite
 PATH="$VENV/bin:$PATH"
-export PROMISE_FEATURES="$ROOT/$FEATURES"
+export PROMISE_FEATURES="$ROOT/$RUN-features" # some gigabytes; kept when the script is stopped, removed at its end
 
 step() { printf '\n== %s\n' "$*"; }
 
@@ -36,5 +35,5 @@ step "4/4 the trained net on the test rows"
 promise-eval --ckpt "$RUN/best.safetensors" --split-csv samples/split.csv --overlays "$OVERLAYS" \
   --beside "$RUN/before/summary.json" --output "$RUN/after" --overwrite
 
-rm -rf -- "$ROOT/$FEATURES"
+rm -rf -- "$PROMISE_FEATURES"
 printf '\nPictures of truth (cyan), prediction (yellow) and prompts (green, red dots): %s\n' "$RUN/after/overlays"

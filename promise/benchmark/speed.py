@@ -21,7 +21,7 @@ from promise.losses import bce_dice, resize_target
 from promise.metrics import evaluate_pair
 from promise.models.promise import Promise
 from promise.models.prompts import prompt_batch
-from promise.models.winograd import plain_convolutions
+from promise.models.winograd import Conv3x3, plain_convolutions
 from promise.scoring import score
 from promise.timings import Comparison, take_turns
 from promise.types import Batch, Encoded, Points, Prediction
@@ -71,7 +71,8 @@ def step(bench: Bench, name: str) -> Comparison:
             lambda: bench.predict(name, cached), bench.precision
         ),
     }
-    if bench.device.type == "cpu" and bench.precision == "fp32" and bench.net(name, "fp32").apm is not None:
+    has_winograd = any(isinstance(module, Conv3x3) for module in bench.net(name, bench.precision).modules())
+    if has_winograd and bench.device.type == "cpu" and bench.precision == "fp32":
         variants["features cached, decode batched, PyTorch's convolutions, fp32"] = lambda: learn(
             plain_convolutions()(lambda: bench.predict(name, cached)), "fp32"
         )

@@ -194,6 +194,13 @@ def test_a_stack_is_a_fault(tmp_path: Path) -> None:
         read_image(tmp_path / "a.tif")
 
 
+def test_pictures_are_saved_in_rgb(tmp_path: Path) -> None:
+    picture = np.zeros((4, 5, 3), np.uint8)
+    picture[..., 0] = 200
+    write_png(tmp_path / "new/a.png", picture)
+    assert cv2.imread(str(tmp_path / "new/a.png"))[0, 0].tolist() == [0, 0, 200]
+
+
 @pytest.mark.parametrize("pixels", [RGB, RGB[..., 0], RAMP[..., 0] * np.uint16(20)], ids=["rgb", "grey", "16-bit"])
 def test_what_is_written_is_read_again(tmp_path: Path, pixels: np.ndarray) -> None:
     write_png(tmp_path / "new/a.png", pixels)
