@@ -161,8 +161,9 @@ class FrozenSam(nn.Module):
         source = source.transpose(1, 2).reshape(embedding.shape)
         upscaled = self._run(partial(_upscale, decoder.output_upscaling), source)  # (B, 32, 4E, 4E)
         weights = [decoder.output_hypernetworks_mlps[c](out[:, 1 + c]) for c in channels]
-        logits = torch.stack(weights, dim=1) @ upscaled.flatten(2)
-        logits = logits.view(*logits.shape[:2], *upscaled.shape[2:])
+        # Pixels times channels, as they lie in memory: then no gradient of the upscaling has to be turned around.
+        logits = upscaled.permute(0, 2, 3, 1).flatten(1, 2) @ torch.stack(weights, dim=2)
+        logits = logits.transpose(1, 2).reshape(batch, len(channels), *upscaled.shape[2:])
         iou = decoder.iou_prediction_head(out[:, 0])[:, list(channels if estimates is None else estimates)]
         return logits.float(), iou.float()
 
