@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,37 @@ def register_tiny_vit() -> None:
             embedding_channels=CHANNELS,
         )
     )
+
+
+def formula_weights(name: str, shape: tuple[int, ...], seed: int = 0) -> Any:
+    """The value of one entry of a state dict, from its name and shape alone; `golden/README.md` has the formula."""
+    import numpy as np
+    import torch
+
+    n = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32).standard_normal(shape)
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    if name.endswith("running_var"):
+        n = 1 + 0.1 * np.abs(n)
+    elif name.endswith("running_mean"):
+        n = 0.1 * n
+    elif name.endswith("positional_encoding_gaussian_matrix"):
+        pass
+    elif "pos_embed" in name or "rel_pos" in name:
+        n = 0.02 * n
+    elif len(shape) >= 2:
+        n = n / np.sqrt(np.prod(shape[1:]))
+    elif name.endswith("weight"):
+        n = 1 + 0.1 * n
+    else:
+        n = 0.02 * n
+    return torch.from_numpy(np.asarray(n, dtype=np.float32))
+
+
+@pytest.fixture(scope="session")
+def formula() -> Callable[..., Any]:
+    """The weight of a name and a shape, the same on every machine."""
+    return formula_weights
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,28 +31,6 @@ FILES = sorted(path.name for path in GOLDEN.glob("*_s0.npz"))
 TRAINED = ("APM_resnet_s0.npz", "APM_IPS_resnet_s0.npz", "IPS_GT_resnet_s0.npz")
 
 
-def formula(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The value of one entry, from its name and shape alone."""
-    n = np.random.RandomState((zlib.crc32(name.encode()) + SEED) % 2**32).standard_normal(shape)
-    if name.endswith("num_batches_tracked"):
-        return torch.zeros(shape, dtype=torch.int64)
-    if name.endswith("running_var"):
-        n = 1 + 0.1 * np.abs(n)
-    elif name.endswith("running_mean"):
-        n = 0.1 * n
-    elif name.endswith("positional_encoding_gaussian_matrix"):
-        pass
-    elif "pos_embed" in name or "rel_pos" in name:
-        n = 0.02 * n
-    elif len(shape) >= 2:
-        n = n / np.sqrt(np.prod(shape[1:]))
-    elif name.endswith("weight"):
-        n = 1 + 0.1 * n
-    else:
-        n = 0.02 * n
-    return torch.from_numpy(np.asarray(n, dtype=np.float32))
-
-
 def formula_inputs(batch: int = 2) -> tuple[Tensor, Tensor]:
     """Coarse noise (B, 3, 1024, 1024) and ellipses (B, 1, 1024, 1024)."""
     rs = np.random.RandomState(SEED + 1000)
@@ -75,19 +52,20 @@ class Full:
     sam_state: dict[str, Tensor]
     encoded: Encoded
     mask: Tensor
+    formula: Callable[[str, tuple[int, ...]], Tensor]
 
     def net(self, name: str) -> Promise:
         """A net with formula weights, given under the original's names."""
         apm, ips = build_parts(parse_net_name(name)[0], self.sam.backbone, num_points=16)
         net = Promise(self.sam, apm=apm, ips=ips)
         learned = {k: v for k, v in to_reference_state(net).items() if k not in self.sam_state}
-        state = {name: formula(name, tuple(value.shape)) for name, value in learned.items()}
+        state = {name: self.formula(name, tuple(value.shape)) for name, value in learned.items()}
         load_reference_state(net, {**self.sam_state, **state})
         return net
 
 
 @pytest.fixture(scope="module")
-def full() -> Iterator[Full]:
+def full(formula: Callable[[str, tuple[int, ...]], Tensor]) -> Iterator[Full]:
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     keep_freed_memory()
@@ -99,7 +77,7 @@ def full() -> Iterator[Full]:
     image, mask = formula_inputs()
     with torch.no_grad():
         encoded = net.sam.encode(image)
-    yield Full(net.sam, state, encoded, mask)
+    yield Full(net.sam, state, encoded, mask, formula)
     torch.set_num_threads(threads)
 
 
