@@ -16,6 +16,7 @@ __all__ = [
     "Segmentation",
     "Segmenter",
     "Session",
+    "UserError",
     "__version__",
     "build_net",
     "checkpoint",
@@ -25,27 +26,36 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from promise import checkpoint, losses, metrics
-    from promise.registry import build_net
-    from promise.segmenter import Segmentation, Segmenter, Session, load
+    from promise.evaluation import metrics
+    from promise.inference.segmenter import Segmentation, Segmenter, Session, load
+    from promise.models import checkpoint
+    from promise.models.registry import build_net
+    from promise.runtime.errors import UserError
+    from promise.training import losses
     from promise.types import Encoded, Points, Prediction
 
+# Public name → the module that holds it.
 _HOME = {
-    "build_net": "promise.registry",
-    "load": "promise.segmenter",
-    "Segmentation": "promise.segmenter",
-    "Segmenter": "promise.segmenter",
-    "Session": "promise.segmenter",
+    "build_net": "promise.models.registry",
+    "load": "promise.inference.segmenter",
+    "Segmentation": "promise.inference.segmenter",
+    "Segmenter": "promise.inference.segmenter",
+    "Session": "promise.inference.segmenter",
+    "UserError": "promise.runtime.errors",
     "Points": "promise.types",
     "Encoded": "promise.types",
     "Prediction": "promise.types",
 }
-_MODULES = ("checkpoint", "losses", "metrics")
+_MODULES = {
+    "checkpoint": "promise.models.checkpoint",
+    "losses": "promise.training.losses",
+    "metrics": "promise.evaluation.metrics",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     if name in _MODULES:
-        return importlib.import_module(f"promise.{name}")
+        return importlib.import_module(_MODULES[name])
     raise AttributeError(f"module 'promise' has no attribute {name!r}")

@@ -37,12 +37,26 @@ class Points:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a batch is prompted with; neither: the net prompts itself."""
+    """The prompts of a batch, whole: what a person, a file, a rule or a prompter gives the decoder.
 
-    points: Points | None = None  # with P = 0 and no boxes: the net is prompted with nothing
+    ``None`` in place of prompts asks the net for its own; :meth:`none` is the absence of any prompt.
+
+    Raises:
+        ValueError: when all fields are ``None``.
+    """
+
+    points: Points | None = None
     boxes: Tensor | None = None  # (B, 4) float x0, y0, x1, y1 in input pixels
-    masks: Tensor | None = None  # (B, 1, 4E, 4E) float, logits of an earlier answer
-    choice: int = 0  # which of SAM's three multimask masks is wanted
+    masks: Tensor | None = None  # (B, 1, 4E, 4E) float, logits of an earlier prediction: SAM's mask prompt
+
+    def __post_init__(self) -> None:
+        if self.points is None and self.boxes is None and self.masks is None:
+            raise ValueError("Prompts needs points, boxes or masks; Prompts.none(B) is no prompt at all.")
+
+    @staticmethod
+    def none(batch: int) -> Prompts:
+        """No prompt for B images: the decoder sees the image features alone."""
+        return Prompts(Points(torch.zeros(batch, 0, 2), torch.zeros(batch, 0, dtype=torch.int64)))
 
     def to(self, device: torch.device) -> Prompts:
         """The same prompts on another device."""
@@ -50,8 +64,15 @@ class Prompts:
             None if self.points is None else self.points.to(device),
             None if self.boxes is None else self.boxes.to(device, non_blocking=True),
             None if self.masks is None else self.masks.to(device, non_blocking=True),
-            self.choice,
         )
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """What a prompter predicts for a batch."""
+
+    prompts: Prompts  # whole, as given by hand or read from a file
+    lesion_logits: Tensor | None = None  # (B, 1, h, w) float, where the prompter has a map of the lesion
 
 
 @dataclass(frozen=True)
@@ -74,7 +95,7 @@ class Encoded:
         return self.map(Tensor.pin_memory)
 
 
-def arrange(x: Tensor) -> Tensor:
+def to_preferred_memory_format(x: Tensor) -> Tensor:
     """Maps (B, C, H, W) as the nets want them in memory.
 
     In 16 bits channels-last, which saves a tenth of a training step on a CPU; in 32 bits channels first, whose
@@ -88,7 +109,7 @@ def join(parts: Sequence[Encoded]) -> Encoded:
     """Features of batches as those of one batch, arranged."""
 
     def cat(maps: Sequence[Tensor]) -> Tensor:
-        return arrange(torch.cat(tuple(maps)))
+        return to_preferred_memory_format(torch.cat(tuple(maps)))
 
     taps = zip(*(part.taps for part in parts), strict=True)
     return Encoded(cat([part.embedding for part in parts]), tuple(cat(tap) for tap in taps))
@@ -96,13 +117,38 @@ def join(parts: Sequence[Encoded]) -> Encoded:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a net says of a batch of images."""
+    """What a net predicts for a batch of images."""
 
-    mask_logits: Tensor  # (B, 1, 4E, 4E) float, raw logits of the first multimask mask, or of the chosen one
-    iou: Tensor  # (B, 1) float, SAM's own quality estimate of that mask
-    points: Points | None  # the point prompts that were used; None when only boxes were
-    boxes: Tensor | None = None  # (B, 4) float x0, y0, x1, y1 in input pixels, when boxes were used
+    mask_logits: Tensor  # (B, 1, 4E, 4E) float, raw logits of one of the three multimask masks; the first by default
+    iou: Tensor  # (B, 1) float, SAM's own estimate of that mask's IoU
+    prompts: Prompts  # that were used: given, or the net's own
     ious: Tensor | None = None  # (B, 3) float, the estimates of all three multimask masks
+    lesion_logits: Tensor | None = None  # (B, 1, h, w) float, the prompter's map, where it has one and was asked
+
+    def take(self, places: Sequence[int]) -> Prediction:
+        """The predictions for some of the batch's images."""
+
+        def some(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[list(places)]
+
+        points = self.prompts.points
+        prompts = Prompts(
+            None if points is None else Points(points.xy[list(places)], points.label[list(places)]),
+            some(self.prompts.boxes),
+            some(self.prompts.masks),
+        )
+        mask, iou = self.mask_logits[list(places)], self.iou[list(places)]
+        return Prediction(mask, iou, prompts, some(self.ious), some(self.lesion_logits))
+
+    @property
+    def points(self) -> Points | None:
+        """The point prompts that were used; ``None`` when there were only boxes or masks."""
+        return self.prompts.points
+
+    @property
+    def boxes(self) -> Tensor | None:
+        """The boxes (B, 4) that were used, or ``None``."""
+        return self.prompts.boxes
 
 
 @dataclass(frozen=True)

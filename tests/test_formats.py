@@ -30,9 +30,7 @@ def write_sam(path: Path, formula: Callable[..., Any]) -> None:
 
 
 @pytest.fixture
-def written(
-    tiny_vit: str, formula: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def written(tiny_vit: str, formula: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the old files, as the current folder."""
     folder = tmp_path / "formats"
     shutil.copytree(FORMATS, folder)
@@ -59,7 +57,15 @@ def test_a_run_is_resumed_to_the_end_that_it_had(written: Path) -> None:
 def test_a_checkpoint_gives_the_scores_and_prompts_that_it_gave(written: Path) -> None:
     from promise.cli.eval import main
 
-    command = ["--ckpt", "run/best.safetensors", "--sam-checkpoint", "sam.pth", "--split-csv", "data/split.csv", "--quiet"]
+    command = [
+        "--ckpt",
+        "run/best.safetensors",
+        "--sam-checkpoint",
+        "sam.pth",
+        "--split-csv",
+        "data/split.csv",
+        "--quiet",
+    ]
     common = [*command, "--device", "cpu", "--precision", "fp32", "--workers", "0", "--cache", "off", "--gallery", "0"]
     drawn = ["--prompts", "gt", "--gt-points", "2+1", "--gt-box", "--prompt-seeds", "2"]
     for prompts, output in ((drawn, "again"), (["--prompts", "file:eval/prompts.json"], "from_file")):

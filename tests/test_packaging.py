@@ -90,5 +90,5 @@ def test_the_container_installs_extras_that_exist() -> None:
 def test_files_named_to_contributors_are_there() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:[\w.]+/)+[\w.]+|[\w]+\.(?:toml|md))`", text)) - {"environment.json"}
-    assert {"promise/files.py", "pyproject.toml", "tests/docs/test_code_blocks.py"} <= named
+    assert {"promise/runtime/files.py", "pyproject.toml", "tests/docs/test_code_blocks.py"} <= named
     assert [name for name in named if not (ROOT / name).exists()] == []

@@ -17,8 +17,10 @@ import pytest
 
 import promise.cli
 from promise.cli import train as train_cli
-from promise.config import EvalConfig, TrainConfig, read_yaml
-from promise.settle import settle
+from promise.evaluation.config import EvalConfig
+from promise.runtime.settings import read_yaml
+from promise.training.config import TrainConfig
+from promise.training.resolve import resolve_config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -277,7 +279,7 @@ def test_quickstart_leaves_no_features_behind_unless_it_was_stopped(tmp_path: Pa
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.relative_to(ROOT / "configs").as_posix())
 def test_a_configuration_can_be_trained(path: Path) -> None:
     values = {"split_csv": "dummy.csv", **read_yaml(path, TrainConfig)}
-    settled = settle(TrainConfig(**values))  # knows net, backbone, loss, optimiser, schedule, recipe
+    settled = resolve_config(TrainConfig(**values))  # knows net, backbone, loss, optimiser, schedule, recipe
     assert settled.net == values["net"]
     assert settled.sam == values["sam"]
 
@@ -341,8 +343,8 @@ def test_the_readmes_links_lead_somewhere() -> None:
 
 
 def test_the_readmes_nets_and_backbones_are_those_of_the_tables() -> None:
-    from promise.models.backbones import BACKBONES
-    from promise.registry import NETS, list_nets
+    from promise.models.registry import NETS, list_nets
+    from promise.models.sam.backbones import BACKBONES
 
     for name in (*NETS, *(set(BACKBONES) - {"tiny_vit", "small_vit"})):  # the tests' own
         assert f"`{name}`" in README, name

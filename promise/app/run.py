@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from promise import __version__
-from promise.app.intake import Limits
+from promise.app.uploads import Limits
 from promise.data.images import EXTENSIONS
 from promise.data.inputs import read_picture
-from promise.errors import MissingFileError, UserError
+from promise.runtime.errors import MissingFileError, UserError
 
 if TYPE_CHECKING:
     from promise.app.server import Sample
-    from promise.segmenter import Segmenter
+    from promise.inference.segmenter import Segmenter
 
 NEEDED = ("starlette", "uvicorn")  # of the [app] extra
 MOST_SAMPLES = 12

@@ -36,12 +36,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from promise.app.answers import draw_result, encode_mask, encode_picture, encode_thumbnail, tell, write_out
-from promise.app.asked import Asked, read_asked
-from promise.app.intake import Limits, TooLargeError, base_name, read_upload
 from promise.app.open_images import OpenImage, OpenImages, Session
-from promise.errors import UserError
-from promise.segmenter import Segmentation
+from promise.app.prompt_request import Asked, read_asked
+from promise.app.responses import draw_result, encode_mask, encode_picture, encode_thumbnail, tell, write_out
+from promise.app.uploads import Limits, TooLargeError, base_name, read_upload
+from promise.inference.segmenter import Segmentation
+from promise.runtime.errors import UserError
 
 PAGE = Path(__file__).parent / "page"
 SWEEP_SECONDS = 30.0  # between two looks for idle images

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from promise.benchmark import growth, memory, speed
 from promise.benchmark.bench import Bench, Settings
-from promise.device import describe_environment
-from promise.errors import UserError, unknown_name
-from promise.files import write_json, write_text
-from promise.timings import NETS, Comparison, markdown, processor, published_training
+from promise.benchmark.timings import NETS, Comparison, markdown, processor, published_training
+from promise.runtime.environment import describe_environment
+from promise.runtime.errors import UserError, unknown_name
+from promise.runtime.files import write_json, write_text
 
 __all__ = ["GROWTH", "MEMORY", "PARTS", "Bench", "Settings", "benchmark"]
 

@@ -11,13 +11,14 @@ from torch import Tensor
 from promise.data.dataset import SegmentationDataset
 from promise.data.phantom import make_phantoms
 from promise.data.table import Row, read_table
-from promise.device import keep_freed_memory, resolve_device
-from promise.models.backbones import run_block
-from promise.models.promise import Promise, resolve_precision
-from promise.models.winograd import plain_convolutions
-from promise.registry import build_net
-from promise.transforms import build_transform
-from promise.types import Encoded, Points, Prediction, join
+from promise.data.transforms.recipes import build_transform
+from promise.models.cpu import optimize_for_cpu
+from promise.models.cpu.winograd import plain_convolutions
+from promise.models.promise import Promise
+from promise.models.registry import build_net
+from promise.models.sam.backbones import run_block
+from promise.runtime.device import resolve_device, resolve_precision
+from promise.types import Encoded, Points, Prediction, Prompts, join
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,6 @@ class Bench:
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         """Build the first net."""
-        keep_freed_memory()
         self.settings = settings
         self.device = resolve_device(settings.device)
         self.precision = resolve_precision(settings.precision, self.device)
@@ -64,7 +64,7 @@ class Bench:
             net = build_net(name, sam=settings.sam, sam_checkpoint=settings.sam_checkpoint, precision=precision, seed=0)
             if self.nets:
                 net.sam = next(iter(self.nets.values())).sam  # one SAM in memory
-            self.nets[key] = net.to(self.device)
+            self.nets[key] = optimize_for_cpu(net).to(self.device)
         return self.nets[key].train(self.training)
 
     def dataset(self, recipe: str, *, count: int | None = None, size: int = 512) -> SegmentationDataset:
@@ -95,18 +95,19 @@ class Bench:
         net = self.net(name, "fp32")
         encoded = self.upstream_encode(image, taps=net.apm is not None)
         with plain_convolutions():
-            points = self.points if net.apm is None else net.apm(encoded.taps)
+            points = self.points if net.apm is None else net.prompt(encoded).prompts.points
+        assert points is not None
         each = []
         for i in range(len(image)):
             one = slice(i, i + 1)
             alone = Encoded(encoded.embedding[one], tuple(tap[one] for tap in encoded.taps))
-            each.append(net.decode(alone, Points(points.xy[one], points.label[one])))
-        return Prediction(torch.cat([p.mask_logits for p in each]), torch.cat([p.iou for p in each]), points)
+            each.append(net.decode(alone, Prompts(Points(points.xy[one], points.label[one]))))
+        return Prediction(torch.cat([p.mask_logits for p in each]), torch.cat([p.iou for p in each]), Prompts(points))
 
     def predict(self, name: str, encoded: Encoded) -> Prediction:
         """Ours: from features, the whole batch at once."""
         net = self.net(name, self.precision)
-        return net.decode(encoded, self.points if net.apm is None else None)
+        return net.decode(encoded, Prompts(self.points) if net.apm is None else None)
 
     def features(self, name: str) -> Encoded:
         """The batch's features as the net wants them."""

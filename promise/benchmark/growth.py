@@ -11,12 +11,13 @@ from torch import Tensor
 
 from promise.benchmark.bench import Bench
 from promise.benchmark.speed import descend
-from promise.cached import CachedDataset, CacheSettings, serve
+from promise.benchmark.timings import Comparison, take_turns
 from promise.data.dataset import build_loader
 from promise.data.images import read_mask
-from promise.scoring import score
-from promise.timings import Comparison, take_turns
-from promise.types import Encoded, Points, arrange
+from promise.evaluation.scoring import score
+from promise.features.dataset import CachedDataset
+from promise.features.loader import CacheOptions, cached_or_raw
+from promise.types import Encoded, Points, Prompts, to_preferred_memory_format
 
 
 def points(bench: Bench) -> Comparison:
@@ -36,7 +37,7 @@ def _steps(bench: Bench, title: str, sizes: dict[str, tuple[int, int]], *, unit:
     side = net.sam.backbone.image_size
 
     def learn(encoded: Encoded, prompts: Points) -> None:
-        descend(net.decode(encoded, prompts), bench.mask[:1].expand(len(prompts.xy), -1, -1, -1))
+        descend(net.decode(encoded, Prompts(prompts)), bench.mask[:1].expand(len(prompts.xy), -1, -1, -1))
         net.zero_grad(set_to_none=True)
 
     variants = {}
@@ -50,7 +51,7 @@ def _steps(bench: Bench, title: str, sizes: dict[str, tuple[int, int]], *, unit:
 
 
 def _repeat(x: Tensor, times: int) -> Tensor:
-    return arrange(x.expand(times, -1, -1, -1))
+    return to_preferred_memory_format(x.expand(times, -1, -1, -1))
 
 
 def images(bench: Bench) -> Comparison:
@@ -74,10 +75,10 @@ def _fill(bench: Bench, recipe: str, *, count: int, views: int) -> Callable[[], 
     )
 
     def fill() -> None:
-        settings = CacheSettings(
+        settings = CacheOptions(
             "all", bench.folder / f"{recipe}-{count}-{views}-{next(fresh)}", views=views, workers=0, quiet=True
         )
-        served, _ = serve(dataset, net, settings, recipe=recipe, training=True, device=bench.device)
+        served, _ = cached_or_raw(dataset, net, settings, recipe=recipe, training=True, device=bench.device)
         assert isinstance(served, CachedDataset)
 
     return fill

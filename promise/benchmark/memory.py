@@ -13,7 +13,7 @@ import torch
 
 from promise.benchmark.bench import Bench, Settings
 from promise.benchmark.speed import descend
-from promise.device import peak_memory
+from promise.runtime.memory import keep_freed_memory, peak_memory
 
 BATCHES = (1, 8, 16)
 NAME = "APM_IPS_resnet"
@@ -45,6 +45,7 @@ def peaks(settings: Settings) -> list[dict[str, Any]]:
 
 def _measure(settings: Settings, work: str, answer: Any) -> None:
     warnings.simplefilter("ignore")
+    keep_freed_memory()  # as the commands do; this process is the measurement's own
     with tempfile.TemporaryDirectory(prefix="promise-bench-") as folder:
         bench = Bench(settings, Path(folder))
         bench.training = work == "training"

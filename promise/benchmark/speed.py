@@ -13,18 +13,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from promise.benchmark.bench import Bench
-from promise.cached import CachedDataset, CacheSettings, collate_cached, serve
+from promise.benchmark.timings import Comparison, take_turns
 from promise.data.dataset import SegmentationDataset, build_loader
-from promise.engine import predict_rows
-from promise.errors import UserError
-from promise.losses import bce_dice, resize_target
-from promise.metrics import evaluate_pair
+from promise.evaluation.metrics import evaluate_pair
+from promise.evaluation.scoring import score
+from promise.features.dataset import CachedDataset, collate_cached
+from promise.features.loader import CacheOptions, cached_or_raw
+from promise.inference.loop import predict_rows
+from promise.models.cpu.winograd import Conv3x3, plain_convolutions
 from promise.models.promise import Promise
-from promise.models.prompts import prompt_batch
-from promise.models.winograd import Conv3x3, plain_convolutions
-from promise.scoring import score
-from promise.timings import Comparison, take_turns
-from promise.types import Batch, Encoded, Points, Prediction
+from promise.runtime.errors import UserError
+from promise.training.losses import bce_dice, resize_target
+from promise.types import Encoded, Prediction
 
 
 def encoder(bench: Bench) -> Comparison:
@@ -135,7 +135,7 @@ def evaluation(bench: Bench, name: str = "APM_IPS_resnet") -> Comparison:
     size, dataset, ours = bench.settings.batch_size, bench.dataset("basic_color"), bench.net(name, bench.precision)
 
     def scored(net: torch.nn.Module, loader: DataLoader[Any]) -> None:
-        for row in predict_rows(net, loader, prompter=_automatic, device=bench.device):
+        for row in predict_rows(net, loader, draw=lambda batch: None, device=bench.device):
             score(row.logits, np.zeros((512, 512), bool) | (row.index % 2 == 0))
 
     plain = build_loader(dataset, batch_size=1, shuffle=False, seed=0, workers=0)
@@ -154,8 +154,10 @@ def evaluation(bench: Bench, name: str = "APM_IPS_resnet") -> Comparison:
 
 def _cached(bench: Bench, dataset: SegmentationDataset, net: Promise) -> CachedDataset:
     """The dataset with its features on the disk."""
-    settings = CacheSettings("all", bench.folder / "features", batch_size=bench.settings.batch_size, quiet=True)
-    served, _ = serve(dataset, net, settings, recipe="basic_color", training=bench.training, device=bench.device)
+    settings = CacheOptions("all", bench.folder / "features", batch_size=bench.settings.batch_size, quiet=True)
+    served, _ = cached_or_raw(
+        dataset, net, settings, recipe="basic_color", training=bench.training, device=bench.device
+    )
     assert isinstance(served, CachedDataset)
     return served
 
@@ -201,15 +203,11 @@ def start_up(bench: Bench) -> Comparison:
 
 
 class _Upstream(torch.nn.Module):
-    """A net for :func:`promise.engine.predict_rows` that goes the original's way."""
+    """A net for :func:`promise.inference.loop.predict_rows` that goes the original's way."""
 
     def __init__(self, bench: Bench, name: str) -> None:
         super().__init__()
         self.bench, self.name = bench, name
 
-    def forward(self, image: Tensor, points: Points | None, boxes: Tensor | None = None) -> Prediction:
+    def forward(self, image: Tensor, prompts: None, *, mask_index: int) -> Prediction:
         return self.bench.upstream_predict(self.name, image)
-
-
-def _automatic(batch: Batch) -> Any:
-    return prompt_batch("auto", batch, num_points=16, seed=0, epoch=0)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from promise.cli.common import Parser, run, start_logging
+from promise.cli.common import Parser, prepare_process, run, start_logging
 
 DESCRIPTION = (
     "Serve a page on which an image is dropped, the net prompts itself, and a person moves, adds and removes the "
@@ -48,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     start_logging(quiet=arguments.quiet)
-    from promise.app.intake import Limits
+    prepare_process()
     from promise.app.run import Serving, is_private, serve
-    from promise.segmenter import Segmenter, load
+    from promise.app.uploads import Limits
+    from promise.inference.segmenter import Segmenter, load
 
     if not is_private(arguments.host):
         log.warning("everyone who reaches %s can use this page: it has no password.", arguments.host)

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from promise.cli.common import Parser, run, start_logging
-from promise.errors import UserError
+from promise.cli.common import Parser, prepare_process, run, start_logging
+from promise.runtime.errors import UserError
 
 DESCRIPTION = (
     "Measure encoder, training step, cached epoch, evaluation, loader, metrics and start-up, each by turns against the "
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     start_logging(quiet=arguments.quiet)
+    prepare_process()
     from promise.benchmark import PARTS, Settings, benchmark
 
     base = Settings(sam="lite_medsam", batch_size=2, repeats=1, images=4) if arguments.quick else Settings()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from promise.cli.common import Parser, run, start_logging
-from promise.errors import UserError
+from promise.runtime.errors import UserError
 
 DESCRIPTION = "Look after cached features. They are made again when they are needed, so removing them loses only time."
 
@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     start_logging(quiet=arguments.quiet)
-    from promise.feature_cache import default_folder
+    from promise.features.store import cache_folder
 
-    home = Path(arguments.cache_dir).expanduser() if arguments.cache_dir else default_folder()
+    home = Path(arguments.cache_dir).expanduser() if arguments.cache_dir else cache_folder()
     if arguments.cache_dir and not home.is_dir():
         raise UserError(f"there is no folder {home}. Is --cache-dir right?")
     work = {"info": _info, "verify": _verify, "prune": _prune}[arguments.command]
@@ -51,7 +51,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _info(home: Path, arguments: argparse.Namespace) -> int:
-    from promise.feature_cache import free_bytes, list_spaces
+    from promise.features.store import free_bytes, list_spaces
 
     spaces = list_spaces(home)
     for space in spaces:
@@ -69,13 +69,13 @@ def _info(home: Path, arguments: argparse.Namespace) -> int:
 
 
 def _verify(home: Path, arguments: argparse.Namespace) -> int:
-    from promise.feature_cache import damage, files, list_spaces
-    from promise.progress_bar import progress_bar
+    from promise.features.store import files, find_corruption, list_spaces
+    from promise.runtime.progress import progress_bar
 
     paths = [path for space in list_spaces(home) for path in files(space.folder)]
     damaged = 0
     for path in progress_bar(paths, total=len(paths), name="checking features", unit="file", quiet=arguments.quiet):
-        fault = damage(path)
+        fault = find_corruption(path)
         if fault is not None:
             damaged += 1
             print(fault)
@@ -87,7 +87,7 @@ def _verify(home: Path, arguments: argparse.Namespace) -> int:
 
 
 def _prune(home: Path, arguments: argparse.Namespace) -> int:
-    from promise.feature_cache import list_spaces, remove_space
+    from promise.features.store import list_spaces, remove_space
 
     spaces = list_spaces(home)
     if arguments.space:

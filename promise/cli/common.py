@@ -14,8 +14,10 @@ from types import FrameType
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from promise import __version__
-from promise.config import Config, check_values, read_yaml
-from promise.errors import UserError
+from promise.evaluation.config import EvalConfig
+from promise.runtime.errors import UserError
+from promise.runtime.settings import Config, check_values, read_yaml
+from promise.training.config import TrainConfig
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,8 +79,14 @@ def _arguments(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
 def gather(arguments: argparse.Namespace, kind: type[Config], *, skip: Sequence[str] = ()) -> Config:
     """Defaults, then the YAML file of ``--config``, then flags."""
     given = {k: v for k, v in vars(arguments).items() if k not in ("config", *skip)}
-    from_file = read_yaml(Path(arguments.config), kind) if "config" in arguments else {}
+    from_file = read_yaml(Path(arguments.config), kind, others=_others(kind)) if "config" in arguments else {}
     return kind(**{**from_file, **check_values(given, kind, origin="flags")})
+
+
+def _others(kind: type[Any]) -> dict[str, type[Any]]:
+    """The configurations that a file may be instead of ``kind``."""
+    known = {"promise-train": TrainConfig, "promise-eval": EvalConfig}
+    return {command: other for command, other in known.items() if other is not kind}
 
 
 TERMINATED = 128 + signal.SIGTERM  # exit status
@@ -100,6 +108,13 @@ def _first_line(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     record.msg, record.args = text.splitlines()[0].split("Warning: ", 1)[-1], ()
     return True
+
+
+def prepare_process() -> None:
+    """Settings of this process that computing profits from; the library never makes them by itself."""
+    from promise.runtime.memory import keep_freed_memory
+
+    keep_freed_memory()
 
 
 def run(command: str, work: Callable[[], int]) -> int:

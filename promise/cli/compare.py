@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from promise.cli.common import Parser, run, start_logging
-from promise.errors import UserError
+from promise.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from promise.compare import Change, Comparison, Paired
+    from promise.evaluation.compare import Change, Comparison, Paired
 
 DESCRIPTION = (
     "Compare two evaluations image by image: mean difference B − A with a 95 % bootstrap interval, Wilcoxon "
@@ -55,9 +55,9 @@ def _work(arguments: argparse.Namespace) -> int:
         raise UserError("--top must be at least 0.")
     if arguments.json is not None and arguments.json.exists() and not arguments.overwrite:
         raise UserError(f"{arguments.json} is there already. Replace it by --overwrite, or choose another --json.")
-    from promise.compare import compare
-    from promise.evaluation_folder import read_evaluation
-    from promise.files import write_json
+    from promise.evaluation.compare import compare
+    from promise.evaluation.reader import read_evaluation
+    from promise.runtime.files import write_json
 
     a, b = read_evaluation(arguments.a), read_evaluation(arguments.b)
     comparison = compare(a, b, metrics=list(dict.fromkeys(arguments.metric)), top=arguments.top)

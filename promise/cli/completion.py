@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: argparse.Namespace) -> int:
     import shtab
 
-    from promise.models.backbones import BACKBONES
-    from promise.registry import NETS
+    from promise.models.registry import NETS
+    from promise.models.sam.backbones import BACKBONES
 
     for parser in command_parsers():
         _describe(parser, {"net": NETS, "sam": BACKBONES})

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from promise.cli.common import build_parser, gather, run, start_logging
-from promise.config import EvalConfig
+from promise.cli.common import build_parser, gather, prepare_process, run, start_logging
+from promise.evaluation.config import EvalConfig
 
 DESCRIPTION = (
     "Score a checkpoint under the reference, native and soft protocols in one pass. Example: "
@@ -30,10 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: argparse.Namespace) -> int:
     config = gather(arguments, EvalConfig)
     start_logging(quiet=config.quiet)
+    prepare_process()
     if config.tune_postprocess:
         return _tune(config)
-    from promise.evaluate import evaluate
-    from promise.results import read_summary, results_text
+    from promise.evaluation.evaluate import evaluate
+    from promise.evaluation.summary import read_summary, results_text
 
     earlier = [read_summary(Path(path)) for path in config.beside]
     result = evaluate(config)
@@ -45,8 +46,8 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _tune(config: EvalConfig) -> int:
-    from promise.results import tuning_text
-    from promise.tune import tune
+    from promise.evaluation.summary import tuning_text
+    from promise.evaluation.tune import tune
 
     result = tune(config)
     ranked = [(str(postprocess), dice) for postprocess, dice in result.ranked]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promise.cli.common import Parser, run, start_logging
+from promise.cli.common import Parser, prepare_process, run, start_logging
 
 DESCRIPTION = (
     "Write encoder, prompter, decoder and one graph from picture to mask, compare them with PyTorch, and tell their "
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     start_logging(quiet=getattr(arguments, "quiet", False))
+    prepare_process()
     from promise.export import Settings, export
 
     exported = export(Settings(**vars(arguments)))

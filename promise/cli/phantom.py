@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from promise.cli.common import Parser, run, start_logging
-from promise.errors import UserError
+from promise.runtime.errors import UserError
 
 
 def make_parser() -> argparse.ArgumentParser:

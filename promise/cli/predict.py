@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from promise.cli.common import build_parser, gather, run, start_logging
-from promise.config import PredictConfig
-from promise.errors import SHOWN
+from promise.cli.common import build_parser, gather, prepare_process, run, start_logging
+from promise.inference.config import PredictConfig
+from promise.runtime.errors import SHOWN
 
 DESCRIPTION = (
     "Write a mask for each image, in the image's own size. What is there already is kept: a run that was stopped goes "
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: argparse.Namespace) -> int:
     config = gather(arguments, PredictConfig)
     start_logging(quiet=config.quiet)
-    from promise.predict import predict
+    prepare_process()
+    from promise.inference.predict import predict
 
     result = predict(config)
     if not result.speaks:

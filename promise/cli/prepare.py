@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from promise.cli.common import Parser, run, start_logging
-from promise.errors import UserError
+from promise.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from promise.data.layouts import ImageSet
+    from promise.data.prepare.layouts import ImageSet
 
 DESCRIPTION = """Make square images, binary masks and split CSVs of raw downloads, each given as LAYOUT=FOLDER. Example:
 
@@ -104,10 +104,10 @@ def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
 
 def _work(arguments: argparse.Namespace) -> int:
     start_logging(quiet=arguments.quiet)
-    from promise.data.assignment import Splitting
-    from promise.data.layouts import CSV, LAYOUTS, PRANET
-    from promise.data.prepare import Recipe, prepare
-    from promise.workers import default_workers
+    from promise.data.prepare.assignment import Splitting
+    from promise.data.prepare.layouts import CSV, LAYOUTS, PRANET
+    from promise.data.prepare.prepare import Recipe, prepare
+    from promise.runtime.workers import default_workers
 
     if arguments.list_layouts:
         texts = {**{name: layout.text for name, layout in LAYOUTS.items()}, "pranet": PRANET, "csv": CSV}
@@ -137,7 +137,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    from promise.data.restore import restore_masks
+    from promise.data.prepare.restore import restore_masks
 
     written = restore_masks(
         arguments.restore,
@@ -152,7 +152,7 @@ def _restore(arguments: argparse.Namespace) -> int:
 
 
 def _find(arguments: argparse.Namespace) -> list[ImageSet]:
-    from promise.data.layouts import NAMES, Part, Rule, find_sets
+    from promise.data.prepare.layouts import NAMES, Part, Rule, find_sets
 
     part = None
     if arguments.images is not None or arguments.masks is not None:

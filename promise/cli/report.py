@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     start_logging(quiet=arguments.quiet)
-    from promise.html_report.page import write_report
+    from promise.report.page import write_report
 
     page = write_report(arguments.run, arguments.eval, output=arguments.output, overwrite=arguments.overwrite)
     print(f"report: {page}")

@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from promise.cli.common import build_parser, gather, run, start_logging
-from promise.config import TrainConfig
+from promise.cli.common import build_parser, gather, prepare_process, run, start_logging
+from promise.training.config import TrainConfig
 
 DESCRIPTION = (
     "Train the learned parts of a net on a frozen SAM. Example: "
@@ -33,12 +33,13 @@ def _work(arguments: argparse.Namespace) -> int:
     given = vars(arguments).keys()
     config = gather(arguments, TrainConfig)
     start_logging(quiet=config.quiet)
+    prepare_process()
     if listing:
-        from promise.registry import list_nets, resolve_sam
+        from promise.models.registry import list_nets, resolve_sam
 
         print(list_nets(resolve_sam(config.net, config.sam), config.num_points))
         return 0
-    from promise.train import train
+    from promise.training.trainer import train
 
     result = train(config, given=given)
     if not result.main_process:

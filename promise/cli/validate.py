@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from promise.cli.common import Parser, run, start_logging
 
 if TYPE_CHECKING:
-    from promise.data.validate import Validation
+    from promise.data.validate.validate import Validation
 
 SHOWN = 20  # lines of a kind
 DESCRIPTION = """Check split CSVs and all their files, and compare all rows with each other: files that cannot be used,
@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: argparse.Namespace) -> int:
     start_logging(quiet=arguments.quiet)
     from promise.data.splits import read_grouping
-    from promise.data.validate import summarise, validate
-    from promise.files import write_json
+    from promise.data.validate.validate import summarise, validate
+    from promise.runtime.files import write_json
 
     result = validate(
         arguments.csvs,
@@ -84,7 +84,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _print(result: Validation, figures: Sequence[dict[str, object]]) -> None:
-    from promise.report import text_table
+    from promise.runtime.text_table import text_table
 
     if figures:
         header = ["csv", "split", "rows", "width × height", "foreground 5–50–95 %", "empty", "several parts"]
@@ -116,7 +116,7 @@ def _cells(row: dict[str, object]) -> list[str]:
 
 
 def _draw(result: Validation, path: Path) -> None:
-    from promise.data.chart import SplitFigures, draw_chart
+    from promise.data.validate.chart import SplitFigures, draw_chart
 
     splits: dict[str, SplitFigures] = {}
     for name in ("train", "val", "test"):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from promise.data.images import read_image, read_mask, read_size
 from promise.data.table import Row, tell_sizes
-from promise.errors import UserError, list_faults
-from promise.progress_bar import progress_bar
-from promise.workers import default_workers, ordered_map
+from promise.runtime.errors import UserError, list_faults
+from promise.runtime.progress import progress_bar
+from promise.runtime.workers import default_workers, ordered_map
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from promise.data.images import read_image, read_mask
 from promise.data.table import Row
-from promise.errors import UserError
-from promise.transforms import Transform
+from promise.data.transforms.recipes import Transform
+from promise.runtime.errors import UserError
 from promise.types import Batch
 
-Expect = Callable[[tuple[int, int]], None]  # told of an item some time before it is asked for
+Prefetch = Callable[[tuple[int, int]], None]  # called with an item some time before it is loaded
 
 __all__ = ["EpochSampler", "Sample", "SegmentationDataset", "build_loader", "collate", "sample_seed"]
 
@@ -95,12 +95,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yields ``(epoch, index)``: in order, or shuffled by a generator seeded with (seed, epoch)."""
 
-    def __init__(self, size: int, *, shuffle: bool, seed: int, expect: Expect | None = None, distance: int = 0) -> None:
-        """Order ``size`` rows; ``expect`` is told each item while the one ``distance`` before it is asked for."""
+    def __init__(
+        self, size: int, *, shuffle: bool, seed: int, prefetch: Prefetch | None = None, distance: int = 0
+    ) -> None:
+        """Order ``size`` rows; ``prefetch`` is called with each item while the one ``distance`` before it is loaded."""
         self.size = size
         self.shuffle = shuffle
         self.seed = seed
-        self.expect = expect
+        self.prefetch = prefetch
         self.distance = distance
         self.epoch = 0
 
@@ -117,16 +119,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
             generator = torch.Generator().manual_seed(sample_seed(self.seed, self.epoch, "order"))
             order = torch.randperm(self.size, generator=generator).tolist()
         items = [(self.epoch, index) for index in order]
-        if self.expect is None:
+        if self.prefetch is None:
             return iter(items)
-        return self._tell(items, self.expect)
+        return self._prefetching(items, self.prefetch)
 
-    def _tell(self, items: list[tuple[int, int]], expect: Expect) -> Iterator[tuple[int, int]]:
+    def _prefetching(self, items: list[tuple[int, int]], prefetch: Prefetch) -> Iterator[tuple[int, int]]:
         for item in items[: self.distance]:
-            expect(item)
+            prefetch(item)
         for item, later in itertools.zip_longest(items, items[self.distance :]):
             if later is not None:
-                expect(later)
+                prefetch(later)
             yield item
 
 
@@ -151,7 +153,7 @@ def build_loader(
     """A loader that yields :class:`promise.types.Batch`; call ``loader.sampler.set_epoch(e)`` first.
 
     Args:
-        dataset: asked for ``(epoch, index)``; its ``expect``, where it has one, is told each item two batches earlier.
+        dataset: asked for ``(epoch, index)``; its ``prefetch``, where it has one, is called with each item two batches earlier.
         collate_fn: B of its items to a batch.
         batch_size: B, at least 1.
         shuffle: whether each epoch has its own order.
@@ -168,7 +170,7 @@ def build_loader(
             len(dataset),  # type: ignore[arg-type]
             shuffle=shuffle,
             seed=seed,
-            expect=getattr(dataset, "expect", None),
+            prefetch=getattr(dataset, "prefetch", None),
             distance=2 * batch_size,
         ),
         num_workers=workers,

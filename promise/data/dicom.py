@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from promise.errors import UserError
+from promise.runtime.errors import UserError
 
 DICOM_EXTENSIONS = (".dcm", ".dicom")
 _FAR = 1e9  # beyond every stored value

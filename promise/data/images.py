@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from promise.errors import MissingFileError, UserError
-from promise.files import atomic_path
+from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.files import atomic_path
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 JPEG_MIDDLE = 0.25  # a JPEG mask may have this share of its pixels between black and white

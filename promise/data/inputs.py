@@ -18,7 +18,7 @@ from promise.data.dicom import DICOM_EXTENSIONS, is_dicom, read_dicom, read_dico
 from promise.data.images import EXTENSIONS, read_image, read_size
 from promise.data.locate import Locator, Parts, Written, shortest_names, stem
 from promise.data.records import read_column
-from promise.errors import SHOWN, UserError
+from promise.runtime.errors import SHOWN, UserError
 
 COLUMNS = ("image_name", "image", "path", "filename", "file")  # of a CSV; the first that it has
 LISTS = (".txt", ".lst")

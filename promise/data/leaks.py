@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from promise.data.images import content_hash
 from promise.data.table import Row
-from promise.workers import default_workers, ordered_map
+from promise.runtime.workers import default_workers, ordered_map
 
 # What a net owes to the rows of a split: why scoring them again is no test.
 _SERVED = {
@@ -35,7 +35,7 @@ def count_seen(images: Sequence[str], seen: Mapping[str, Sequence[str]]) -> dict
     return {split: sum(image in hashes for image in images) for split, hashes in known.items()}
 
 
-def tell_seen(dataset: str, counts: Mapping[str, int], images: int) -> list[str]:
+def describe_seen(dataset: str, counts: Mapping[str, int], images: int) -> list[str]:
     """A sentence for each split whose rows are being scored."""
     return [
         f"{dataset}: {_SERVED[split]} {counts[split]} of the {images} scored images; these scores are no test of it."
@@ -44,7 +44,7 @@ def tell_seen(dataset: str, counts: Mapping[str, int], images: int) -> list[str]
     ]
 
 
-def tell_shared(train: Sequence[str], val: Sequence[str]) -> list[str]:
+def describe_shared(train: Sequence[str], val: Sequence[str]) -> list[str]:
     """A sentence where training and validation images, by content hash, are the same."""
     known = set(train)
     shared = sum(image in known for image in val)

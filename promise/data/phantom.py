@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from promise.data.images import write_png
-from promise.errors import UserError
-from promise.files import write_text
+from promise.runtime.errors import UserError
+from promise.runtime.files import write_text
 
 Field = NDArray[np.float32]  # (H, W)
 Colour = NDArray[np.float32]  # (H, W, 3) RGB in [0, 1]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from promise.errors import MissingFileError, UserError, unknown_name
+from promise.runtime.errors import MissingFileError, UserError, unknown_name
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from promise.data.check import check_files
 from promise.data.table import Row, read_table
-from promise.errors import UserError
+from promise.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

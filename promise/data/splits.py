@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promise.errors import MissingFileError, UserError, unknown_name
+from promise.runtime.errors import MissingFileError, UserError, unknown_name
 
 SPLITS = ("train", "val", "test")
 _EXTENSION = re.compile(r"\.(png|jpe?g|tiff?|bmp)$", re.IGNORECASE)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from promise.data.locate import SEGMENTATION_SUFFIX, Found, Locator, Parts, Written, shortest_names, stem
 from promise.data.records import read_records
-from promise.errors import MissingFileError, UserError, list_faults
+from promise.runtime.errors import MissingFileError, UserError, list_faults
 
 COLUMNS = ("image_name", "train_type", "mask_name")
 SPLITS = ("train", "val", "test")

@@ -17,19 +17,18 @@ from typing import Any
 
 import torch
 
-from promise import checkpoint
-from promise.device import describe_environment, keep_freed_memory
-from promise.errors import UserError, unknown_name
+from promise.data.transforms.recipes import IMAGENET_MEAN, IMAGENET_STD, Transform, build_transform, plain_recipe
 from promise.export.checks import ALL_GRAPHS, LEAST_DICE, ONE_GRAPH, Check, Picture, check_graphs, make_pictures
 from promise.export.formats import FORMATS, OPSET, PACKAGES, Format, Runner, check_packages
 from promise.export.graphs import Graph, build_graphs
-from promise.files import staged, write_json
+from promise.inference.postprocess import Postprocess
+from promise.models import checkpoint
 from promise.models.promise import Promise
-from promise.models.weights import file_sha256
-from promise.postprocess import Postprocess
-from promise.progress_bar import progress_bar
-from promise.run_folder import claim
-from promise.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, build_transform, plain_recipe
+from promise.models.sam.weights import file_sha256
+from promise.runtime.environment import describe_environment
+from promise.runtime.errors import UserError, unknown_name
+from promise.runtime.files import check_output_dir, staged, write_json
+from promise.runtime.progress import progress_bar
 
 __all__ = ["Exported", "Settings", "export"]
 
@@ -84,9 +83,8 @@ def export(settings: Settings) -> Exported:
     if settings.images < 1:
         raise UserError("--images must be at least 1: without a picture nothing is checked.")
     given = None if settings.postprocess in (None, "default") else Postprocess.parse(settings.postprocess or "")
-    folder = claim(Path(settings.output).expanduser(), OURS, overwrite=settings.overwrite)
+    folder = check_output_dir(Path(settings.output).expanduser(), OURS, overwrite=settings.overwrite)
     check_packages(settings.format)
-    keep_freed_memory()
     net, metadata = checkpoint.load(
         settings.ckpt, net_name=settings.net, sam=settings.sam, sam_checkpoint=settings.sam_checkpoint
     )

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from promise.data.phantom import make_phantom
+from promise.data.transforms.recipes import Transform
+from promise.evaluation.metrics import binary_metrics
 from promise.export.formats import Arrays, Runner
 from promise.export.graphs import MULTIMASK, tap_names
-from promise.metrics import binary_metrics
+from promise.inference.postprocess import probability_at
 from promise.models.promise import Promise
-from promise.scoring import probability_at
-from promise.transforms import Transform
-from promise.types import Encoded, Points
+from promise.types import Encoded, Points, Prompts
 
 # The largest difference from PyTorch, relative to the largest value there (or to 1, where all are smaller).
 ONE_GRAPH = 1e-4  # of a graph on the net's own inputs
@@ -164,7 +164,7 @@ def _check_decoder(
     net: Promise, run: Runner, encoded: Encoded, points: Points | None, box: Tensor | None
 ) -> list[Check]:
     shift = None if net.ips is None else net.ips(encoded.embedding)
-    wanted = net.sam.decode(encoded, points=points, boxes=box, token_shift=shift, channels=MULTIMASK)
+    wanted = net.sam.decode(encoded, Prompts(points, box), token_shift=shift, channels=MULTIMASK)
     found = run({"embedding": encoded.embedding, **_tokens(points, box)})
     pairs = (("logits", wanted[0]), ("iou", wanted[1]))
     return [Check("decoder", name, difference(found[name], value), ONE_GRAPH) for name, value in pairs]
@@ -173,7 +173,7 @@ def _check_decoder(
 def _check_chain(net: Promise, runners: Mapping[str, Runner], picture: Picture, *, threshold: float) -> list[Check]:
     encoded = runners["encoder"]({"image": picture.image})
     points = _own_points(net, picture)
-    wanted = net.decode(picture.encoded, points).mask_logits
+    wanted = net.decode(picture.encoded, Prompts(points)).mask_logits
     if "prompter" in runners:
         placed = runners["prompter"]({name: torch.from_numpy(encoded[name]) for name in tap_names(net.sam.backbone)})
         points = Points(torch.from_numpy(placed["points"]), torch.from_numpy(placed["labels"]))

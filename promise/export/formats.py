@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from promise.errors import MissingFileError, UserError
 from promise.export.graphs import MOST, Graph
+from promise.runtime.errors import MissingFileError, UserError
 
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Mapping[str, Tensor]], Arrays]  # named inputs → named outputs

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from promise.export.pixels import Pixels
-from promise.models.backbones import Backbone, run_block
 from promise.models.promise import Promise
-from promise.models.sam import FrozenSam
-from promise.types import Encoded, Points
+from promise.models.sam.backbones import Backbone, run_block
+from promise.models.sam.frozen import FrozenSam
+from promise.types import Encoded, Points, Prompts
 
 MULTIMASK = (1, 2, 3)  # the decoder's channels; the first is the net's prediction
 MOST = {"batch": 1024, "points": 1024, "height": 2**15, "width": 2**15}  # of the free axes
@@ -62,7 +62,8 @@ class Prompter(nn.Module):
 
     def forward(self, *taps: Tensor) -> tuple[Tensor, Tensor]:
         """Place points."""
-        points = self.apm(taps)
+        points = self.apm(Encoded(taps[-1], taps)).prompts.points  # it reads the taps alone
+        assert points is not None
         return points.xy, points.label
 
 
@@ -83,7 +84,7 @@ class Decoder(nn.Module):
         """Decode; ``pad`` adds the padding point."""
         shift = None if self.ips is None else self.ips(embedding)
         return self.sam.decode(
-            Encoded(embedding), points=Points(points, labels), token_shift=shift, channels=self.channels, pad=pad
+            Encoded(embedding), Prompts(Points(points, labels)), token_shift=shift, channels=self.channels, pad=pad
         )
 
 
@@ -135,7 +136,7 @@ def build_graphs(net: Promise, *, pixels: str, threshold: float) -> list[Graph]:
 
     Args:
         net: on the CPU, in evaluation mode and full precision.
-        pixels: how the loader normalises, as in :func:`promise.transforms.normalise`.
+        pixels: how the loader normalises, as in :func:`promise.data.transforms.normalise`.
         threshold: a pixel of at least this probability is foreground.
     """
     backbone = net.sam.backbone

@@ -11,17 +11,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from promise.transforms import normalise
+from promise.data.transforms.recipes import normalise
 
 WEIGHT_BITS = 15  # a weight stays below 2 to this power
 MOST_BITS = 22  # and is never scaled by more than 2 to this one
 
 
 class Pixels(nn.Module):
-    """Resize and normalise, as :class:`promise.transforms.Transform` without augmentation."""
+    """Resize and normalise, as :class:`promise.data.transforms.Transform` without augmentation."""
 
     def __init__(self, *, side: int, pixels: str) -> None:
-        """Fix the side S of the net's input and the normalisation, as in :func:`promise.transforms.normalise`."""
+        """Fix the side S of the net's input and the normalisation, as in :func:`promise.data.transforms.normalise`."""
         super().__init__()
         self.side = side
         self.pixels = pixels

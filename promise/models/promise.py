@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from promise.errors import UserError, unknown_name
-from promise.models.sam import MULTIMASK, FrozenSam
-from promise.types import Encoded, Points, Prediction, arrange
-
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from promise.models.prompters.base import Prompter
+from promise.models.sam.frozen import MULTIMASK, FrozenSam
+from promise.runtime.device import PRECISIONS
+from promise.runtime.errors import UserError
+from promise.types import Encoded, Points, Prediction, Prompted, Prompts, to_preferred_memory_format
 
 
 class Promise(nn.Module):
@@ -24,7 +23,7 @@ class Promise(nn.Module):
         self,
         sam: FrozenSam,
         *,
-        apm: nn.Module | None = None,
+        apm: Prompter | None = None,
         ips: nn.Module | None = None,
         precision: str = "fp32",
     ) -> None:
@@ -32,7 +31,7 @@ class Promise(nn.Module):
 
         Args:
             sam: the frozen SAM.
-            apm: taps → :class:`~promise.types.Points`, or ``None``: prompts must be given.
+            apm: the prompter, or ``None``: prompts must be given.
             ips: embedding (B, C, E, E) → token shift (B, 4, C), or ``None``: no shift.
             precision: ``fp32``, ``bf16`` or ``fp16``: what matrix products and convolutions run in.
         """
@@ -41,11 +40,11 @@ class Promise(nn.Module):
         self.apm = apm
         self.ips = ips
         self.precision = precision
-        if precision != "fp32":  # as promise.types.arrange has it
+        if precision != "fp32":  # as promise.types.to_preferred_memory_format has it
             for part in (apm, sam.mask_decoder):
                 if part is not None:
                     part.to(memory_format=torch.channels_last)
-        # Entries of a loaded original state dict that this net has no use for; see promise.checkpoint.
+        # Entries of a loaded original state dict that this net has no use for; see promise.models.checkpoint.
         self.reference_unused: dict[str, Tensor] = {}
 
     def compile_parts(self) -> None:
@@ -61,8 +60,8 @@ class Promise(nn.Module):
         names = (os.environ.get("CXX", "g++"), "c++", "clang++", "cl")
         if device.type == "cpu" and not any(map(shutil.which, names)):
             raise UserError("--compile needs a C++ compiler on a CPU, such as g++: install one, or drop --compile.")
-        head = None if self.apm is None else getattr(self.apm, "head", self.apm)
-        for part in (head, self.ips, self.sam.mask_decoder.transformer):
+        prompter = None if self.apm is None else self.apm.compiled_part()
+        for part in (prompter, self.ips, self.sam.mask_decoder.transformer):
             if part is not None:
                 part.compile()
         self.sam.compile_encoder = device.type != "cpu"
@@ -71,6 +70,11 @@ class Promise(nn.Module):
     def needs_prompts(self) -> bool:
         """Whether prompts must be given, since no part of the net makes them."""
         return self.apm is None
+
+    @property
+    def needs_taps(self) -> bool:
+        """Whether the prompter reads the encoder's taps."""
+        return self.apm is not None and self.apm.needs_taps
 
     def learned_state(self) -> dict[str, Tensor]:
         """What was learned: all of APM and IPS, and the parts of SAM that a freeze switch released."""
@@ -82,77 +86,65 @@ class Promise(nn.Module):
         }
 
     def encode(self, image: Tensor) -> Encoded:
-        """Encode (B, 3, S, S) images, with taps where the net has a prompter."""
+        """Encode (B, 3, S, S) images, with taps where the prompter reads them."""
         with self._autocast(image.device):
-            return self.sam.encode(image, taps=self.apm is not None)
+            return self.sam.encode(image, taps=self.needs_taps)
 
-    def decode(
-        self,
-        encoded: Encoded,
-        points: Points | None = None,
-        *,
-        boxes: Tensor | None = None,
-        masks: Tensor | None = None,
-        choice: int = 0,
-    ) -> Prediction:
+    def decode(self, encoded: Encoded, prompts: Prompts | None = None, *, mask_index: int = 0) -> Prediction:
         """Prompt and decode.
 
         Args:
-            encoded: what :meth:`encode` gave.
-            points: prompts in input pixels; ``None`` asks the prompter, unless boxes or masks are given; P = 0: no
-                points.
-            boxes: (B, 4) x0, y0, x1, y1 in input pixels.
-            masks: (B, 1, 4E, 4E) logits of an earlier answer.
-            choice: which of SAM's three multimask masks to compute, 0 to 2.
+            encoded: what :meth:`encode` returned.
+            prompts: in input pixels; ``None`` asks the net's prompter.
+            mask_index: which of SAM's three multimask masks to compute, 0 to 2.
 
         Raises:
-            UserError: no prompts were given and no part of the net makes them.
+            UserError: no prompts were given and the net has no prompter.
         """
         if self.precision == "fp32" and encoded.embedding.dtype != torch.float32:  # stored in 16 bits
-            encoded = encoded.map(lambda x: arrange(x.float()))
+            encoded = encoded.map(lambda x: to_preferred_memory_format(x.float()))
         with self._autocast(encoded.embedding.device):
-            if points is None and boxes is None and masks is None:
-                if self.apm is None:
-                    raise UserError("this net places no prompts of its own: give it points or boxes.")
-                points = self.apm(encoded.taps)
+            prompted = self.prompt(encoded) if prompts is None else Prompted(prompts)
             shift = None if self.ips is None else self.ips(encoded.embedding)
             logits, ious = self.sam.decode(
                 encoded,
-                points=points,
-                boxes=boxes,
-                mask_prompt=masks,
+                prompted.prompts,
                 token_shift=shift,
-                channels=MULTIMASK[choice : choice + 1],
+                channels=MULTIMASK[mask_index : mask_index + 1],
                 estimates=MULTIMASK,
             )
-        return Prediction(logits, ious[:, choice : choice + 1], points, boxes, ious)
+        iou = ious[:, mask_index : mask_index + 1]
+        return Prediction(logits, iou, prompted.prompts, ious, prompted.lesion_logits)
 
-    def forward(self, image: Tensor | Encoded, points: Points | None = None, **prompts: Any) -> Prediction:
-        """Encode (B, 3, S, S) images, unless features are given, and decode; prompts as in :meth:`decode`."""
+    def prompt(self, encoded: Encoded) -> Prompted:
+        """The net's own prompts for encoded images.
+
+        Raises:
+            UserError: the net has no prompter.
+        """
+        if self.apm is None:
+            raise UserError("this net has no prompter: give it prompts, such as points or boxes.")
+        with self._autocast(encoded.embedding.device):
+            prompted: Prompted = self.apm(encoded)
+        return prompted
+
+    def forward(
+        self,
+        image: Tensor | Encoded,
+        prompts: Prompts | None = None,
+        *,
+        points: Points | None = None,
+        mask_index: int = 0,
+    ) -> Prediction:
+        """Encode (B, 3, S, S) images, unless features are given, and decode; arguments as in :meth:`decode`.
+
+        ``points=…`` is short for ``Prompts(points=…)``.
+        """
+        if points is not None:
+            prompts = Prompts(points=points)
         encoded = image if isinstance(image, Encoded) else self.encode(image)
-        return self.decode(encoded, points, **prompts)
+        return self.decode(encoded, prompts, mask_index=mask_index)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         dtype = PRECISIONS[self.precision]
         return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """``auto`` → ``bf16`` where the device has instructions for it, else ``fp32``; other names are kept.
-
-    Raises:
-        UserError: unknown precision, or ``fp16`` on a CPU.
-    """
-    if precision == "auto":
-        if device.type == "cuda":
-            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        if device.type == "cpu":
-            # Private, absent from older releases. Both double the speed of a training step.
-            units = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-            return "bf16" if any(getattr(torch.cpu, name, bool)() for name in units) else "fp32"
-        return "fp32"
-    if precision not in PRECISIONS:
-        raise unknown_name("precision", precision, ("auto", *PRECISIONS))
-    if precision == "fp16" and device.type == "cpu":
-        raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32.")
-    return precision

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from promise.app.intake import Limits
+from promise.app.uploads import Limits
 
 FLAGS = [
     "--headless",
@@ -30,7 +30,7 @@ LIMITS = Limits(megabytes=0.5, megapixels=0.04)  # phantoms of 64 pixels are far
 @pytest.fixture(scope="session")
 def ckpt(build: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the tiny net."""
-    from promise.checkpoint import Metadata, save
+    from promise.models.checkpoint import Metadata, save
 
     net = build("APM_IPS_resnet", num_points=4)
     path = tmp_path_factory.mktemp("app") / "best.safetensors"

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from promise.prompt_file import PromptFile
+from promise.prompts.file import PromptFile
 
 READY = "#stage[data-state=ready]"
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from promise.app import run
-from promise.app.intake import Limits
 from promise.app.run import Serving, bind, is_private, read_samples, serve
+from promise.app.uploads import Limits
 from promise.data.images import read_image
 from promise.data.phantom import make_phantom
-from promise.errors import MissingFileError, UserError
+from promise.runtime.errors import MissingFileError, UserError
 
 
 def never(*_: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from promise.data.images import read_image
-from promise.prompt_file import PromptFile
+from promise.prompts.file import PromptFile
 
 OURS = {"X-Promise": "1"}
 

@@ -27,7 +27,7 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.fixture(scope="module")
 def ckpt(build: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from promise.checkpoint import Metadata, save
+    from promise.models.checkpoint import Metadata, save
 
     net = build("APM_IPS_resnet", num_points=4)
     path = tmp_path_factory.mktemp("app") / "best.safetensors"

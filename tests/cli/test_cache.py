@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from promise.cli.cache import main
-from promise.feature_cache import FeatureSpace, entry_key, files, list_spaces
+from promise.features.store import FeatureSpace, entry_key, files, list_spaces
 from promise.types import Encoded
 
 

@@ -16,8 +16,9 @@ import promise.cli
 from promise.cli import eval as eval_command
 from promise.cli import train as train_command
 from promise.cli.common import build_parser, gather
-from promise.config import TrainConfig, read_yaml
-from promise.registry import NETS
+from promise.models.registry import NETS
+from promise.runtime.settings import read_yaml
+from promise.training.config import TrainConfig
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 COMMANDS = tuple(found.name for found in pkgutil.iter_modules(promise.cli.__path__) if found.name != "common")
@@ -122,7 +123,7 @@ def test_bad_usage_is_one_line_with_the_nearest_flag(arguments: list[str], words
 
 
 def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promise.train.train", lambda _config, **_options: 1 / 0)
+    monkeypatch.setattr("promise.training.trainer.train", lambda _config, **_options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train_command.main(["--split-csv", "a.csv"])
 
@@ -131,7 +132,7 @@ def test_an_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys) -> 
     def interrupt(_config: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("promise.train.train", interrupt)
+    monkeypatch.setattr("promise.training.trainer.train", interrupt)
     assert train_command.main(["--split-csv", "a.csv"]) == 130
     assert capsys.readouterr().err == "promise-train: interrupted.\n"
 

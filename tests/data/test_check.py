@@ -8,7 +8,7 @@ from PIL import Image
 
 from promise.data.check import check_files
 from promise.data.table import read_table
-from promise.errors import UserError
+from promise.runtime.errors import UserError
 
 MakeTable = Callable[..., Path]
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from promise.data.dataset import EpochSampler, SegmentationDataset, build_loader, collate
 from promise.data.table import Row
-from promise.errors import UserError
-from promise.transforms import Transform, build_transform
+from promise.data.transforms.recipes import Transform, build_transform
+from promise.runtime.errors import UserError
 from promise.types import Batch
 
 TRAIN = build_transform("train2_color", image_size=32, pixels="imagenet")

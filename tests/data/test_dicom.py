@@ -11,7 +11,7 @@ import pytest
 
 from promise.data.dicom import is_dicom, read_dicom, read_dicom_size, require_pydicom
 from promise.data.inputs import picture_size, read_picture
-from promise.errors import UserError
+from promise.runtime.errors import UserError
 
 
 def write(path: Path, pixels: np.ndarray, kind: str = "MONOCHROME2", **other: Any) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from promise.data.images import read_image, read_mask, read_size, write_png
-from promise.errors import MissingFileError, UserError
+from promise.runtime.errors import MissingFileError, UserError
 
 RAMP = np.arange(24 * 32 * 3, dtype=np.uint16).reshape(24, 32, 3)
 RGB = (RAMP % 251).astype(np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from promise.data.inputs import list_inputs, picture_size, read_picture
-from promise.errors import UserError
+from promise.runtime.errors import UserError
 
 
 @pytest.fixture

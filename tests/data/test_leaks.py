@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from promise.data.leaks import count_seen, hash_data, hash_images, tell_seen, tell_shared
+from promise.data.leaks import count_seen, describe_seen, describe_shared, hash_data, hash_images
 from promise.data.table import Row, read_table
 
 
@@ -17,7 +17,7 @@ def test_a_copy_is_found_by_its_content(phantoms: Path, tmp_path: Path) -> None:
     seen = {"train": hash_images(rows[:3]), "val": hash_images(rows[3:5]), "tune": hash_images(rows[5:6])}
     counts = count_seen(scored, seen)
     assert counts == {"train": 1, "val": 0, "tune": 1}
-    assert tell_seen("set", counts, 2) == [
+    assert describe_seen("set", counts, 2) == [
         "set: the net was trained on 1 of the 2 scored images; these scores are no test of it.",
         "set: the postprocessing was chosen on 1 of the 2 scored images; these scores are no test of it.",
     ]
@@ -25,9 +25,9 @@ def test_a_copy_is_found_by_its_content(phantoms: Path, tmp_path: Path) -> None:
 
 def test_splits_that_share_pictures_are_told(phantoms: Path) -> None:
     hashes = hash_images(read_table(phantoms).rows)
-    assert tell_shared(hashes[:6], hashes[6:]) == []
-    assert tell_shared(hashes[:6], hashes[4:7])[0].startswith("2 of the 3 validation images are also trained on")
-    assert tell_shared(hashes[:6], hashes[5:7])[0].startswith("1 of the 2 validation images is also trained on")
+    assert describe_shared(hashes[:6], hashes[6:]) == []
+    assert describe_shared(hashes[:6], hashes[4:7])[0].startswith("2 of the 3 validation images are also trained on")
+    assert describe_shared(hashes[:6], hashes[5:7])[0].startswith("1 of the 2 validation images is also trained on")
 
 
 def test_the_data_hash_hangs_on_every_file(phantoms: Path, tmp_path: Path) -> None:

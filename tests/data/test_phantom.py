@@ -11,7 +11,7 @@ from promise.data.check import check_files
 from promise.data.images import read_image, read_mask
 from promise.data.phantom import make_phantom, make_phantoms
 from promise.data.table import read_table
-from promise.errors import UserError
+from promise.runtime.errors import UserError
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from promise.data.records import read_column, read_records
-from promise.errors import MissingFileError, UserError
+from promise.runtime.errors import MissingFileError, UserError
 
 
 def write(tmp_path: Path, text: str) -> Path:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promise.data.splits import check_shares, draw_split, hold_out, read_grouping, read_split_file, straddling
-from promise.errors import MissingFileError, UserError
+from promise.runtime.errors import MissingFileError, UserError
 
 NAMES = [f"frame{i:03d}" for i in range(100)]
 

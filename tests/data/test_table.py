@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from promise.data.table import read_table
-from promise.errors import MissingFileError, UserError
+from promise.runtime.errors import MissingFileError, UserError
 
 MakeTable = Callable[..., Path]
 

@@ -122,7 +122,7 @@ def forget_accelerate() -> None:
 def tables() -> Iterator[None]:
     """Nets and backbones that a page adds are gone afterwards."""
     from promise import registry
-    from promise.models.backbones import BACKBONES
+    from promise.models.sam.backbones import BACKBONES
 
     kept = [(table, dict(table)) for table in (registry.NETS, registry.HEADS, registry._SHORT, BACKBONES)]
     yield

@@ -41,7 +41,7 @@ def test_nothing_comes_from_elsewhere(site: Path) -> None:
 
 def test_the_docstrings_are_in_the_reference(site: Path) -> None:
     text = (site / "api.html").read_text(encoding="utf-8")
-    for name in ("promise.registry.build_net", "promise.types.Points", "promise.losses.reference"):
+    for name in ("promise.models.registry.build_net", "promise.types.Points", "promise.training.losses.reference"):
         assert f'id="{name}"' in text
     assert "Assemble a net on a frozen SAM." in text
     assert not re.search(r":(class|func|meth|data):", text)

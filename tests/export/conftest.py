@@ -14,7 +14,7 @@ import pytest
 @pytest.fixture(scope="session")
 def small_vit(tiny_vit: str) -> Iterator[str]:
     """The name of a backbone of half tiny_vit's blocks: an exporter's time goes by their number."""
-    from promise.models.backbones import BACKBONES, register
+    from promise.models.sam.backbones import BACKBONES, register
 
     whole = BACKBONES[tiny_vit]
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from promise.data.transforms.recipes import build_transform
 from promise.export.checks import Check, check_graphs, difference, make_pictures, worst
 from promise.export.formats import Runner
 from promise.export.graphs import Graph, build_graphs
-from promise.transforms import build_transform
 
 
 def run_directly(graph: Graph, change: Callable[[str, Any], Any] = lambda _name, value: value) -> Runner:

@@ -17,13 +17,12 @@ import torch
 
 from promise import checkpoint
 from promise.data.phantom import make_phantom
-from promise.errors import ExistingRunError, UserError
+from promise.data.transforms.recipes import build_transform
+from promise.evaluation.metrics import evaluate_pair
 from promise.export import EXAMPLE, MANIFEST, Settings, export
-from promise.metrics import evaluate_pair
-from promise.models.weights import file_sha256
-from promise.postprocess import Postprocess
-from promise.scoring import probability_at
-from promise.transforms import build_transform
+from promise.inference.postprocess import Postprocess, probability_at
+from promise.models.sam.weights import file_sha256
+from promise.runtime.errors import ExistingRunError, UserError
 from promise.types import Points
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from promise.errors import MissingFileError, UserError
 from promise.export.formats import FORMATS, check_packages
 from promise.export.graphs import Graph
+from promise.runtime.errors import MissingFileError, UserError
 
 
 def test_a_missing_package_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from promise.data.transforms.recipes import build_transform
 from promise.export.pixels import Pixels, integer_weights
-from promise.transforms import build_transform
 
 SIZES = [(64, 64), (128, 192), (64, 200), (211, 64), (1, 1), (3, 500), (77, 61), (300, 401), (640, 31)]
 

@@ -1,0 +1,1 @@
+"""Raw downloads → square images, masks and split CSVs."""

@@ -1,0 +1,1 @@
+"""Checks of data sets: unreadable files, doubtful masks, leaks between splits."""

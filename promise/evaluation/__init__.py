@@ -1,0 +1,1 @@
+"""Scores of a net's masks against the ground truth, and what is made of them."""

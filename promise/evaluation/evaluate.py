@@ -1,0 +1,196 @@
+"""The evaluation recipe: load, predict, score, write; knows no flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from promise.data.images import read_mask, read_size
+from promise.data.leaks import count_seen, describe_seen, hash_data, hash_images
+from promise.data.selection import DataSet, select_rows
+from promise.evaluation.config import EMPTY_RULES, EvalConfig
+from promise.evaluation.drawing import draw_row, file_name, remove_pictures
+from promise.evaluation.gallery import Gallery
+from promise.evaluation.score_table import ScoreTable
+from promise.evaluation.scoring import Scored, score
+from promise.evaluation.setup import EvaluationSetup, check_eval, evaluation_loader, load_setup
+from promise.evaluation.statistics import LEVEL, RESAMPLES, SEED
+from promise.inference.loop import RowPrediction, predict_draws
+from promise.models import checkpoint
+from promise.prompts.file import Draw, ImagePrompts, write_prompts
+from promise.prompts.source import PromptSource
+from promise.runtime.environment import describe_environment
+from promise.runtime.files import check_output_dir, write_json, write_lines
+from promise.runtime.memory import explain_out_of_memory, peak_memory
+from promise.runtime.progress import progress_bar
+from promise.runtime.workers import default_workers, ordered_map
+
+log = logging.getLogger(__name__)
+
+PROMPTS = "prompts.json"
+STATEMENT = (
+    "All scores are of the foreground alone, image by image; the background is never averaged in. Intervals are "
+    "95 % bootstrap intervals of the mean over images."
+)
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an evaluation leaves."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+def evaluate(config: EvalConfig) -> EvalResult:
+    """Score a checkpoint, or an untrained net, on the rows of one or more split CSVs.
+
+    Raises:
+        UserError: settings, files or weights that cannot be used; nothing has been written then.
+    """
+    check_eval(config)
+    if config.ckpt is not None:
+        checkpoint.require(config.ckpt)
+    folder = check_output_dir(_folder(config), ("summary.json", "per_image.csv"), overwrite=config.overwrite)
+    datasets, notes = select_rows(
+        config.split_csv, data_root=config.data_root, split=config.split, level=config.check, progress=not config.quiet
+    )
+    for note in notes:
+        log.warning(note)
+    setup = load_setup(config)
+    given = setup.prompting.draws(
+        {d.name: {row.name: read_size(row.image)[::-1] for row in d.rows} for d in datasets}
+        if setup.prompting.file
+        else {},
+        side=setup.loaded.side,
+    )
+    if config.overwrite:
+        remove_pictures(folder)
+    scored = [
+        _Scoring(config, setup, dataset, folder).run(
+            setup.prompting.sources(dataset.name, given, side=setup.loaded.side)
+        )
+        for dataset in datasets
+    ]
+    summary = {
+        **setup.describe(),
+        "checkpoint": config.ckpt,
+        "trained": config.ckpt is not None,
+        "empty_masks": config.empty_masks,
+        "empty_masks_rule": EMPTY_RULES[config.empty_masks],
+        "foreground_only": True,
+        "statement": STATEMENT,
+        "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "over": "images"},
+        "warnings": [words for one in scored for words in one.warnings],
+        "datasets": {one.dataset.name: one.figures() for one in scored},
+        "gallery": [entry for one in scored for entry in one.draw_gallery()],
+        "prompt_files": [PROMPTS],
+        "settings": dataclasses.asdict(config),
+        "environment": describe_environment(setup.loaded.device),
+        "peak_memory_gib": peak_memory(setup.loaded.device),
+    }
+    _write(folder, summary, setup, scored)
+    return EvalResult(folder, summary)
+
+
+def _folder(config: EvalConfig) -> Path:
+    name = "eval" if config.prompts is None else f"eval-{config.prompts.split(':')[0]}"
+    beside_it = Path(config.ckpt).parent if config.ckpt else Path("runs") / f"{config.net}-untrained"
+    return Path(config.output) if config.output else beside_it / name
+
+
+class _Scoring:
+    """A data set while it is scored: what stays of each row is its scores, its prompts and a packed mask."""
+
+    def __init__(self, config: EvalConfig, setup: EvaluationSetup, dataset: DataSet, folder: Path) -> None:
+        self.config = config
+        self.setup = setup
+        self.dataset = dataset
+        self.folder = folder
+        self.seeds = setup.prompting.seeds
+        self.table = ScoreTable(len(dataset.rows), len(self.seeds))
+        self.prompts: list[dict[str, ImagePrompts]] = [{} for _ in self.seeds]  # a draw: name → prompts
+        self.gallery = Gallery(dataset.rows, config.gallery)
+        self.hashes = hash_images(dataset.rows)
+        self.seen = count_seen(self.hashes, setup.loaded.metadata.seen)
+        told = self.seen if setup.loaded.postprocess_source == "checkpoint" else {**self.seen, "tune": 0}
+        self.warnings = describe_seen(dataset.name, told, len(dataset.rows))
+        for words in self.warnings:
+            log.warning(words)
+        self.caption = f"{setup.loaded.metadata.net}, {setup.prompting.origin}"
+
+    def run(self, sources: Sequence[PromptSource]) -> _Scoring:
+        """Score every row under every draw; scoring goes on beside the net."""
+        config, setup, rows = self.config, self.setup, self.dataset.rows
+        loader = evaluation_loader(rows, setup, config)
+        total = len(rows) * len(sources)
+        bar = progress_bar(total=total, name=self.dataset.name, unit="image", quiet=config.quiet)
+        with bar, explain_out_of_memory(config.batch_size):
+            predicted = predict_draws(setup.loaded.net, loader, sources=sources, device=setup.loaded.device)
+            for row, scored in ordered_map(self._score, predicted, workers=default_workers()):
+                self._take(row, scored)
+                bar.update()
+        return self
+
+    def _score(self, row: RowPrediction) -> tuple[RowPrediction, Scored]:
+        target = read_mask(self.dataset.rows[row.index].mask)
+        scored = score(
+            row.logits,
+            target,
+            postprocess=self.setup.reference,
+            native=self.setup.native,
+            empty_rule=self.config.empty_masks,
+        )
+        return row, scored
+
+    def _take(self, row: RowPrediction, scored: Scored) -> None:
+        self.table.add(row, scored)
+        height, width = scored.mask.shape
+        prompts = ImagePrompts.of(
+            row.xy,
+            row.label,
+            row.box,
+            side=self.setup.loaded.side,
+            size=(width, height),
+            mask=row.mask_prompt,
+            mask_index=row.mask_index,
+        )
+        self.prompts[row.draw][row.name] = prompts
+        if row.draw == 0:
+            self.gallery.keep(row.index, scored.mask)
+        if row.draw == 0 and row.index < self.config.overlays:
+            native = scored.scores["native"]
+            path = self.folder / "overlays" / self.dataset.name / file_name(row.name)
+            caption = f"{self.caption}  Dice {native['dice']:.3f}  IoU {native['iou']:.3f}"
+            draw_row(path, self.dataset.rows[row.index], scored.mask, prompts, caption)
+
+    def figures(self) -> dict[str, Any]:
+        """Of the summary."""
+        return {
+            "split": self.dataset.split,
+            **self.table.summarise(self.seeds),
+            "seen": self.seen,
+            "data_hash": hash_data(self.dataset.rows, self.hashes),
+        }
+
+    def draw_gallery(self) -> list[dict[str, Any]]:
+        """Draw the best, median and worst rows under the first draw."""
+        dice, iou = (self.table.column("native", name)[:, 0] for name in ("dice", "iou"))
+        return self.gallery.draw(
+            self.folder, self.dataset.name, dice=dice, iou=iou, prompts=self.prompts[0], caption=self.caption
+        )
+
+
+def _write(folder: Path, summary: Mapping[str, Any], setup: EvaluationSetup, scored: Sequence[_Scoring]) -> None:
+    prompting = setup.prompting
+    write_lines(
+        folder / "per_image.csv",
+        (line for one in scored for line in one.table.lines(one.dataset.name, prompting.origin)),
+    )
+    draws = [Draw(seed, {one.dataset.name: one.prompts[i] for one in scored}) for i, seed in enumerate(prompting.seeds)]
+    write_prompts(folder / PROMPTS, prompting.written_source, draws)
+    write_json(folder / "summary.json", dict(summary))

@@ -1,0 +1,244 @@
+"""Which postprocessing suits a net best? Tries a grid on validation rows and stores the winner in the checkpoint.
+
+Opens the files of val rows and of no others; knows no flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from promise.data.images import read_mask, read_size
+from promise.data.leaks import count_seen, describe_seen, hash_images
+from promise.data.selection import DataSet, select_rows
+from promise.evaluation.config import EvalConfig
+from promise.evaluation.scoring import dice_of_empty
+from promise.evaluation.setup import EvaluationSetup, check_eval, evaluation_loader, load_setup
+from promise.evaluation.statistics import column_means
+from promise.inference.loop import RowPrediction, predict_draws
+from promise.inference.postprocess import Postprocess, fill_holes, largest_component, open_or_close, probability_at
+from promise.models import checkpoint
+from promise.runtime.errors import UserError
+from promise.runtime.files import check_output_dir, write_lines
+from promise.runtime.memory import explain_out_of_memory
+from promise.runtime.progress import progress_bar
+from promise.runtime.workers import default_workers, ordered_map
+
+log = logging.getLogger(__name__)
+
+FEW = 20  # images, below which a choice is doubted
+
+THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(2, 19))  # 0.1 … 0.9
+KERNELS = (3, 5, 7, 9, 11)
+TIE = 5e-5  # means that agree to the fourth digit are equal
+_OPERATIONS: tuple[tuple[Literal["none", "open", "close"], int], ...] = (
+    ("none", 5),
+    *(("open", kernel) for kernel in KERNELS),
+    *(("close", kernel) for kernel in KERNELS),
+)
+_PARTS = tuple(itertools.product((False, True), repeat=2))  # fill, largest
+# In the order in which dice_of_grid computes it.
+GRID = tuple(
+    Postprocess(operation, kernel, threshold, fill, largest)
+    for threshold in THRESHOLDS
+    for operation, kernel in _OPERATIONS
+    for fill, largest in _PARTS
+)
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a search leaves."""
+
+    folder: Path
+    ckpt: Path
+    images: int
+    winner: Postprocess
+    ranked: tuple[tuple[Postprocess, float], ...]  # the whole grid with its mean Dice, the winner first
+
+    @property
+    def plain(self) -> float:
+        """The mean Dice without postprocessing."""
+        return dict(self.ranked)[Postprocess()]
+
+
+def tune(config: EvalConfig) -> TuneResult:
+    """Choose the postprocessing with the best mean native Dice on the val rows, and store it in the checkpoint.
+
+    Of equals the simplest wins. The net sees each image once; every cut and operation is tried on its probability map.
+
+    Raises:
+        UserError: settings, files or weights that cannot be used; nothing has been written then.
+    """
+    _check(config)
+    ckpt = Path(config.ckpt or "")
+    folder = check_output_dir(
+        Path(config.output) if config.output else ckpt.parent / "tune", ("tune.csv",), overwrite=config.overwrite
+    )
+    stored = checkpoint.read_metadata(ckpt)
+    datasets, notes = select_rows(
+        config.split_csv, data_root=config.data_root, split="val", level=config.check, progress=not config.quiet
+    )
+    for note in notes:
+        log.warning(note)
+    setup = load_setup(dataclasses.replace(config, postprocess="default"))
+    hashes = _hash(datasets, stored)
+    draws = setup.prompting.draws(
+        {d.name: {row.name: read_size(row.image)[::-1] for row in d.rows} for d in datasets}
+        if setup.prompting.file
+        else {},
+        side=setup.loaded.side,
+    )
+    scores = np.concatenate([_dice(config, setup, dataset, draws) for dataset in datasets])
+    if len(scores) < FEW:
+        log.warning("only %d images to choose on: the best of %d candidates may be luck.", len(scores), len(GRID))
+    ranked = rank(column_means(scores))
+    winner, dice = ranked[0]
+    result = TuneResult(folder, ckpt, len(scores), winner, tuple(ranked))
+    write_lines(folder / "tune.csv", _lines(ranked, images=len(scores)))
+    tuning = {
+        "dice": dice,
+        "dice_without": result.plain,
+        "images": len(scores),
+        "datasets": [dataset.name for dataset in datasets],
+        "split": "val",
+        "prompt_source": setup.prompting.source,
+        "candidates": len(GRID),
+    }
+    if stored.postprocess is not None:
+        log.info("%s held %s until now.", ckpt, stored.postprocess)
+    checkpoint.rewrite_metadata(
+        ckpt,
+        dataclasses.replace(
+            stored, postprocess=str(winner), tuning=tuning, seen={**stored.seen, "tune": sorted(set(hashes))}
+        ),
+    )
+    return result
+
+
+def _check(config: EvalConfig) -> None:
+    check_eval(config)
+    faults = []
+    if config.ckpt is None or Path(config.ckpt).suffix != ".safetensors":
+        faults.append("--tune-postprocess stores its choice in a checkpoint of ours: give one with --ckpt")
+    if config.split not in (None, "val"):
+        faults.append(f"--tune-postprocess looks at val rows only: drop --split {config.split}")
+    if config.postprocess is not None:
+        faults.append("--tune-postprocess and --postprocess exclude each other")
+    if config.prompt_seeds > 1:
+        faults.append("--tune-postprocess looks at one draw of prompts: drop --prompt-seeds")
+    if faults:
+        raise UserError("; ".join(faults) + ".")
+
+
+def _hash(datasets: Sequence[DataSet], stored: checkpoint.Metadata) -> list[str]:
+    """Content hashes of all images; a warning where the net was trained on them."""
+    hashes = [digest for dataset in datasets for digest in hash_images(dataset.rows)]
+    seen = count_seen(hashes, {"train": stored.seen.get("train", ())})
+    for words in describe_seen("validation rows", seen, len(hashes)):
+        log.warning(words)
+    return hashes
+
+
+def _dice(config: EvalConfig, setup: EvaluationSetup, dataset: DataSet, draws: Any) -> np.ndarray:
+    """(N, G) native Dice of N images under every postprocessing of the grid."""
+    loader = evaluation_loader(dataset.rows, setup, config)
+    sources = setup.prompting.sources(dataset.name, draws, side=setup.loaded.side)[:1]
+    scores = np.full((len(dataset.rows), len(GRID)), np.nan, np.float32)
+
+    def work(row: RowPrediction) -> tuple[int, np.ndarray]:
+        target = read_mask(dataset.rows[row.index].mask)
+        probability = probability_at(row.logits, *target.shape)
+        return row.index, dice_of_grid(probability, target, empty_rule=config.empty_masks)
+
+    bar = progress_bar(total=len(dataset.rows), name=f"tuning on {dataset.name}", unit="image", quiet=config.quiet)
+    with bar, explain_out_of_memory(config.batch_size):
+        predicted = predict_draws(setup.loaded.net, loader, sources=sources, device=setup.loaded.device)
+        for index, dice in ordered_map(work, predicted, workers=default_workers()):
+            scores[index] = dice
+            bar.update()
+    return scores
+
+
+def dice_of_grid(probability: np.ndarray, target: np.ndarray, *, empty_rule: str = "one") -> np.ndarray:
+    """The Dice of one image under every postprocessing of :data:`GRID`.
+
+    Args:
+        probability: (H, W) float in [0, 1].
+        target: (H, W) bool.
+        empty_rule: where the truth is empty; see :data:`promise.evaluation.config.EMPTY_RULES`.
+
+    Returns:
+        (G,) float64, in the grid's order.
+    """
+    window = _window((probability >= THRESHOLDS[0]) | target)
+    truth = target[window]
+    positives = int(np.count_nonzero(truth))
+    found = []
+    for mask in _masks(probability[window]):
+        predicted = int(np.count_nonzero(mask))
+        if positives == 0:
+            found.append(dice_of_empty(empty_rule, predicted=predicted > 0))
+        else:
+            found.append(2 * int(np.count_nonzero(mask & truth)) / (predicted + positives))
+    return np.array(found)
+
+
+def _masks(probability: np.ndarray) -> Iterator[np.ndarray]:
+    """The masks of the grid, each step taken once."""
+    for threshold in THRESHOLDS:
+        cut = np.asarray(probability >= threshold)
+        for operation, kernel in _OPERATIONS:
+            mask = cut if operation == "none" else open_or_close(cut, operation, kernel)
+            filled = fill_holes(mask)
+            yield mask
+            yield largest_component(mask)
+            yield filled
+            yield largest_component(filled)
+
+
+def _window(occupied: np.ndarray) -> tuple[slice, slice]:
+    """The box of what is occupied, wider by more than the largest kernel: nothing outside it ever changes."""
+    margin = KERNELS[-1] + 1
+    sides = []
+    for axis in (1, 0):
+        lines = np.flatnonzero(occupied.any(axis=axis))
+        first, last = (int(lines[0]), int(lines[-1])) if lines.size else (0, 0)
+        sides.append(slice(max(0, first - margin), last + margin + 1))
+    return sides[0], sides[1]
+
+
+def rank(dice: np.ndarray) -> list[tuple[Postprocess, float]]:
+    """The grid by mean Dice (G,), the winner first: the simplest of those that equal the best to four digits."""
+    order = sorted(range(len(GRID)), key=lambda i: (-dice[i], _effort(GRID[i])))
+    ties = [i for i in order if dice[i] >= dice[order[0]] - TIE]
+    winner = min(ties, key=lambda i: (*_effort(GRID[i]), -dice[i])) if ties else order[0]
+    return [(GRID[i], float(dice[i])) for i in (winner, *(i for i in order if i != winner))]
+
+
+def _effort(postprocess: Postprocess) -> tuple[float, ...]:
+    """How much a postprocessing does: steps first, then the kernel, then how far its cut is from one half."""
+    acts = postprocess.operation != "none"
+    steps = acts + postprocess.fill + postprocess.largest + (postprocess.threshold != 0.5)
+    return steps, postprocess.kernel if acts else 0, abs(postprocess.threshold - 0.5), postprocess.threshold
+
+
+def _lines(ranked: Sequence[tuple[Postprocess, float]], *, images: int) -> Iterator[Mapping[str, Any]]:
+    for postprocess, dice in ranked:
+        yield {
+            "postprocess": str(postprocess),
+            "operation": postprocess.operation,
+            "kernel": "" if postprocess.operation == "none" else postprocess.kernel,
+            "threshold": postprocess.threshold,
+            "fill": int(postprocess.fill),
+            "largest": int(postprocess.largest),
+            "images": images,
+            "dice": dice,
+        }

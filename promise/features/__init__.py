@@ -1,0 +1,1 @@
+"""Features of the frozen encoder, stored on disk."""

@@ -1,0 +1,1 @@
+"""Masks for images; knows no ground truth and no metrics."""

@@ -1,1 +1,0 @@
-"""Frozen image encoders arranged for inference: the same numbers, less work."""

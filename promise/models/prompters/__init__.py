@@ -1,0 +1,1 @@
+"""Prompters: modules that place a net's prompts, one file each."""

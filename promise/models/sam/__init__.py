@@ -1,0 +1,1 @@
+"""The SAM family: backbones, weights, the frozen SAM."""

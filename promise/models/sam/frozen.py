@@ -1,0 +1,222 @@
+"""A frozen SAM: encode with taps, decode with a token shift, batched; knows no APM, no IPS, no ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from promise.models.sam.backbones import Backbone, Fuse, Fused, run_block
+from promise.models.sam.weights import state_sha256
+from promise.runtime.errors import unknown_name
+from promise.types import Encoded, Points, Prompts, join, to_preferred_memory_format
+
+# The original's switches: which parts of SAM stay frozen.
+FREEZE: dict[str, frozenset[str]] = {
+    "FZ0": frozenset({"image_encoder", "prompt_encoder", "mask_decoder"}),
+    "FZ1": frozenset({"image_encoder", "mask_decoder"}),
+    "FZ2": frozenset({"image_encoder", "prompt_encoder"}),
+    "FZ3": frozenset({"image_encoder"}),
+    "FZ4": frozenset(),
+}
+
+MULTIMASK = (1, 2, 3)  # the decoder's channels of SAM's three multimask masks
+# Reference parity: the first of the three.
+FIRST_MULTIMASK = (1,)
+
+
+class FrozenSam(nn.Module):
+    """SAM as this method uses it: always in evaluation mode, without gradients where it is frozen."""
+
+    image_encoder: Any
+    prompt_encoder: Any
+    mask_decoder: Any
+
+    def __init__(self, sam: Any, backbone: Backbone, *, freeze: str = "FZ0") -> None:
+        """Take over a SAM.
+
+        Args:
+            sam: a module with ``image_encoder``, ``prompt_encoder`` and ``mask_decoder``.
+            backbone: its entry in the table.
+            freeze: ``FZ0`` freezes all of SAM, ``FZ1`` encoder and decoder, ``FZ2`` both encoders, ``FZ3``
+                the image encoder, ``FZ4`` nothing.
+
+        Raises:
+            UserError: unknown switch.
+        """
+        super().__init__()
+        if freeze not in FREEZE:
+            raise unknown_name("freeze switch", freeze, FREEZE)
+        self.image_encoder = sam.image_encoder
+        self.prompt_encoder = sam.prompt_encoder
+        self.mask_decoder = sam.mask_decoder
+        self.backbone = backbone
+        self.freeze = freeze
+        # Compute a block's inner values again in the backward pass instead of keeping them.
+        self.gradient_checkpointing = False
+        self.fuse: Fuse | None = None  # how to arrange the frozen encoder; see promise.models.cpu
+        self.compile_encoder = False  # by torch.compile, where it is fused
+        self._fused: dict[torch.dtype, tuple[object, Fused]] = {}  # the encoder's state each was made from, and itself
+        for name, part in self.named_children():
+            part.requires_grad_(name not in FREEZE[freeze])
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenSam:
+        """Stay in evaluation mode: SAM's normalisation statistics never move, whatever is unfrozen."""
+        return super().train(False)
+
+    @property
+    def trained_parts(self) -> tuple[str, ...]:
+        """Names of the parts that a freeze switch leaves trainable."""
+        return tuple(name for name, _ in self.named_children() if name not in FREEZE[self.freeze])
+
+    def weights_sha256(self) -> str:
+        """SHA-256 of all of SAM's weights as they are now."""
+        return state_sha256(self.state_dict())
+
+    def encode(self, image: Tensor, *, taps: bool = True) -> Encoded:
+        """Encode images.
+
+        Args:
+            image: (B, 3, S, S) float, normalised as the backbone wants it.
+            taps: also keep the tapped blocks' outputs.
+
+        Returns:
+            Features, arranged as :func:`promise.types.to_preferred_memory_format` says.
+
+        Raises:
+            ValueError: images of another size than the backbone's.
+        """
+        side = self.backbone.image_size
+        if image.ndim != 4 or image.shape[1:] != (3, side, side):
+            raise ValueError(f"{self.backbone.name} wants images (B, 3, {side}, {side}), got {tuple(image.shape)}.")
+        blocks = self.backbone.tap_blocks if taps else ()
+        if "image_encoder" not in FREEZE[self.freeze]:
+            return Encoded(*self.backbone.encode(self.image_encoder, image, blocks, self._run)).map(
+                to_preferred_memory_format
+            )
+        with torch.no_grad():
+            if self.fuse is None:
+                return Encoded(*self.backbone.encode(self.image_encoder, image, blocks, run_block)).map(
+                    to_preferred_memory_format
+                )
+            kind = image.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else image.dtype
+            fused = self._fused_encoder(self.fuse, dtype)
+            with _full_precision(image):
+                # On a CPU one by one: as fast, less memory, and no bit of an image depends on its batch.
+                parts = torch.split(image, 1) if kind == "cpu" else (image,)
+                return join([Encoded(*fused(part, blocks)) for part in parts])
+
+    def _fused_encoder(self, fuse: Fuse, dtype: torch.dtype) -> Fused:
+        """The fused encoder in this dtype: made at the first image, and again when weights change or move."""
+        state = self.image_encoder.state_dict(keep_vars=True).values()
+        now = [(t.data_ptr(), 0 if t.is_inference() else t._version, t.device) for t in state]
+        if dtype not in self._fused or self._fused[dtype][0] != now:
+            with torch.inference_mode(False), torch.no_grad():  # used inside inference mode and outside
+                fused = fuse(self.image_encoder, dtype)
+                self._fused[dtype] = now, torch.compile(fused) if self.compile_encoder else fused
+        return self._fused[dtype][1]
+
+    def decode(
+        self,
+        encoded: Encoded,
+        prompts: Prompts,
+        *,
+        token_shift: Tensor | None = None,
+        channels: Sequence[int] = FIRST_MULTIMASK,
+        estimates: Sequence[int] | None = None,
+        pad: bool | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode masks from prompts, all images of the batch at once.
+
+        Args:
+            encoded: what :meth:`encode` gave; only the embedding (B, 256, E, E) is used.
+            prompts: in input pixels. Point labels 2 and 3 are a box's corners x0, y0 and x1, y1.
+            token_shift: (B, 4, 256) added to SAM's four mask tokens.
+            channels: which of the decoder's four masks to compute; 0 is the single mask, 1 to 3 the multimask.
+            estimates: of which masks the quality is wanted; default: of those that are computed.
+            pad: whether to add the padding point that SAM adds to points without a box; by default as SAM does.
+
+        Returns:
+            Logits (B, len(channels), 4E, 4E) and quality estimates (B, len(estimates)).
+        """
+        embedding = encoded.embedding
+        batch = embedding.shape[0]
+        pad = prompts.boxes is None if pad is None else pad
+        sparse, dense = self._embed_prompts(prompts, batch, pad)
+        decoder = self.mask_decoder
+        queries = decoder.mask_tokens.weight.expand(batch, -1, -1)
+        if token_shift is not None:
+            queries = queries + token_shift
+        quality = decoder.iou_token.weight.expand(batch, -1, -1)
+        tokens = torch.cat((quality, queries, sparse), dim=1)
+        with _full_precision(embedding):
+            position = self.prompt_encoder.get_dense_pe().expand(batch, -1, -1, -1)
+        out, source = self._run(decoder.transformer, embedding + dense, position, tokens)
+        source = source.transpose(1, 2).reshape(embedding.shape)
+        upscaled = self._run(partial(_upscale, decoder.output_upscaling), source)  # (B, 32, 4E, 4E)
+        weights = [decoder.output_hypernetworks_mlps[c](out[:, 1 + c]) for c in channels]
+        # Pixels times channels, as they lie in memory: then no gradient of the upscaling has to be turned around.
+        logits = upscaled.permute(0, 2, 3, 1).flatten(1, 2) @ torch.stack(weights, dim=2)
+        logits = logits.transpose(1, 2).reshape(batch, len(channels), *upscaled.shape[2:])
+        iou = decoder.iou_prediction_head(out[:, 0])[:, list(channels if estimates is None else estimates)]
+        return logits.float(), iou.float()
+
+    def _run(self, block: Callable[..., Any], *inputs: Tensor) -> Any:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def _embed_prompts(self, prompts: Prompts, batch: int, pad: bool) -> tuple[Tensor, Tensor]:
+        encoder = self.prompt_encoder
+        points, boxes, mask_prompt = prompts.points, prompts.boxes, prompts.masks
+        sparse = []
+        if points is not None and points.xy.shape[1]:
+            sparse.append(self._embed_points(points, pad=pad))
+        if boxes is not None:
+            with _full_precision(boxes):
+                sparse.append(encoder._embed_boxes(boxes.float()))
+        if mask_prompt is not None:
+            dense = encoder._embed_masks(mask_prompt)
+        else:
+            side = self.backbone.embedding_side
+            dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(batch, -1, side, side)
+        if not sparse:
+            return dense.new_zeros(batch, 0, dense.shape[1]), dense
+        return torch.cat(sparse, dim=1), dense
+
+    def _embed_points(self, points: Points, *, pad: bool) -> Tensor:
+        # The same sums as SAM's own _embed_points, by selection instead of boolean indexing, which would make
+        # the host wait for the device; in full precision, since a pixel of 1024 is lost in bfloat16.
+        encoder = self.prompt_encoder
+        xy, label = points.xy.float() + 0.5, points.label
+        if pad:
+            xy = torch.cat((xy, xy.new_zeros(xy.shape[0], 1, 2)), dim=1)
+            label = torch.cat((label, label.new_full((label.shape[0], 1), -1)), dim=1)
+        with _full_precision(xy):
+            raw = encoder.pe_layer.forward_with_coords(xy, encoder.input_image_size)
+        label = label.unsqueeze(-1)
+        where: Tensor = torch.where(label == -1, torch.zeros_like(raw), raw)
+        for value, embed in ((-1, encoder.not_a_point_embed), *enumerate(encoder.point_embeddings)):
+            where = where + (label == value) * embed.weight
+        return where
+
+
+def _upscale(layers: Any, source: Tensor) -> Tensor:
+    """SAM's upscaling; its normalisation over channels by the fused kernel, on which channels-last maps are rows."""
+    first, norm, *rest = layers
+    x: Tensor = first(source).permute(0, 2, 3, 1)
+    x = F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps).permute(0, 3, 1, 2)
+    for layer in rest:
+        x = layer(x)
+    return x
+
+
+def _full_precision(like: Tensor) -> torch.autocast:
+    return torch.autocast(like.device.type, enabled=False)

@@ -1,0 +1,1 @@
+"""Prompts: drawn from masks, read from files, written again."""

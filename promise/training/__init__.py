@@ -1,0 +1,1 @@
+"""Training: the loop, losses, optimisers, selection, the run's folder."""

@@ -1,0 +1,73 @@
+"""What a run tells, epoch by epoch: log.csv, log.jsonl, TensorBoard, a line, curves; knows no nets and no loop."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from promise.runtime.files import write_text
+from promise.training.curves import draw_curves
+
+log = logging.getLogger(__name__)
+
+EpochRow = dict[str, float | None]
+
+
+class RunLog:
+    """Tells one run's epochs to everyone who listens."""
+
+    def __init__(self, folder: Path, *, epochs: int, done: int, tensorboard: bool) -> None:
+        """Open the log of a run in ``folder``, of which ``done`` epochs of ``epochs`` are told already."""
+        self.folder = folder
+        self.epochs = epochs
+        self.events = _open_events(folder / "tensorboard", done) if tensorboard else None
+
+    def tell(self, history: Sequence[EpochRow], *, best: bool) -> None:
+        """Tell the last row of the history; the files are written anew from all of it."""
+        self.write(history)
+        row = history[-1]
+        if self.events is not None:
+            for name, value in row.items():
+                if value is not None and name != "epoch":
+                    self.events.add_scalar(name, value, row["epoch"])
+        log.info(_line(row, self.epochs, best=best))
+
+    def write(self, history: Sequence[EpochRow]) -> None:
+        """Write log.csv and log.jsonl anew from the whole history; nothing where there is none."""
+        if not history:
+            return
+        row = history[-1]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        write_text(self.folder / "log.csv", text.getvalue())
+        write_text(self.folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in history))
+
+    def close(self, history: Sequence[EpochRow]) -> None:
+        """Draw the curves and close TensorBoard's file."""
+        if history:
+            draw_curves(self.folder / "curves.png", history)
+        if self.events is not None:
+            self.events.close()
+
+
+def _open_events(folder: Path, done: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # the [logging] extra is not installed
+        return None
+    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+
+
+def _line(row: Mapping[str, float | None], epochs: int, *, best: bool) -> str:
+    parts = [f"epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.4f}"]
+    if row["val_dice"] is not None:
+        parts.append(f"val loss {row['val_loss']:.4f}  Dice {row['val_dice']:.4f}  IoU {row['val_iou']:.4f}")
+    parts.append(f"lr {row['lr']:.2e}  {row['seconds']:.0f} s")
+    return "  ".join(parts) + ("  ← best" if best else "")

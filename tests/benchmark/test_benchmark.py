@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from promise.benchmark import GROWTH, PARTS, Settings, benchmark
+from promise.benchmark.bench import Bench
+from promise.benchmark.timings import Comparison, published_training, take_turns
+from promise.cli.bench import main
+from promise.runtime.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:SAM .* has random weights")
+
+
+@pytest.fixture
+def settings(tiny_vit: str) -> Settings:
+    return Settings(
+        sam=tiny_vit, sam_checkpoint=None, batch_size=2, repeats=1, images=2, device="cpu", precision="fp32"
+    )
+
+
+def test_every_part_gives_figures(settings: Settings, tmp_path: Path) -> None:
+    text = benchmark(settings, output=tmp_path)
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert (tmp_path / "bench.md").read_text() == text
+    assert len(record["comparisons"]) == len(PARTS)
+    for comparison in record["comparisons"]:
+        assert comparison["rows"][0]["ratio"] == 1
+        for row in comparison["rows"]:
+            assert 0 < row["seconds"] < 60
+            assert f"| {row['variant']} | {row['seconds']:.4g} |" in text
+    assert record["environment"]["threads"] == torch.get_num_threads()
+    assert set(record["published_training"]) == {"IPS_GT", "APM_IPS_resnet"}
+    assert "200 epochs over 1450 + 798 images, IPS_GT" in text
+
+
+def test_growth_is_measured_at_three_sizes_each(settings: Settings, tmp_path: Path) -> None:
+    benchmark(settings, parts=tuple(GROWTH), output=tmp_path)
+    found = {c["title"]: c["rows"] for c in json.loads((tmp_path / "bench.json").read_text())["comparisons"]}
+    assert len(found) == len(GROWTH)
+    assert all(len(rows) == 3 for rows in found.values())
+    assert [row["variant"] for row in found["growth of caching with views"]] == ["1 views", "2 views", "4 views"]
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_processes_of_their_own(lite: str, tmp_path: Path) -> None:
+    settings = Settings(sam=lite, batch_size=2, repeats=1, images=2, device="cpu", precision="fp32")
+    text = benchmark(settings, parts=["memory"], output=tmp_path)
+    found = json.loads((tmp_path / "bench.json").read_text())["memory"]
+    assert [(row["work"], row["batch_size"]) for row in found] == [
+        (work, size) for work in ("training", "evaluation") for size in (1, 8, 16)
+    ]
+    assert all(0.2 < row["gib"] < 20 for row in found)
+    assert found[2]["gib"] > found[0]["gib"] + 0.5  # sixteen images in training
+    assert f"| training | 16 | {found[2]['gib']:.2f} |" in text
+
+
+def test_turns_alternate_and_the_first_does_not_count() -> None:
+    called: list[str] = []
+    found = take_turns("t", "x", {n: lambda n=n: called.append(n) for n in "ab"}, repeats=2, per=4)
+    assert "".join(called) == "ababab"
+    assert [len(times) for times in found.turns.values()] == [2, 2]
+
+
+def test_ratios_are_medians_of_the_turns() -> None:
+    rows = Comparison("t", "x", {"plain": [4.0, 8.0, 6.0], "ours": [1.0, 4.0, 1.0]}).rows
+    assert [row["seconds"] for row in rows] == [6.0, 1.0]
+    assert [row["ratio"] for row in rows] == [1.0, 4.0]
+
+
+def test_the_published_training_is_arithmetic() -> None:
+    done = [
+        Comparison("encoder, vit_b", "image", {"plain": [9.0], "ours": [3.0]}),
+        Comparison("training step, IPS_GT", "8 images", {"plain": [80.0], "ours": [0.8]}),
+        Comparison("validation, IPS_GT", "8 images", {"plain": [72.0], "ours": [0.4]}),
+    ]
+    found = published_training(done, "IPS_GT")
+    assert found is not None
+    assert found["plain"] == pytest.approx(200 * (1450 * 10 + 798 * 9) / 3600)
+    assert found["caching"] == pytest.approx(2248 * 3 / 3600)
+    assert found["cached"] == pytest.approx(200 * (1450 * 0.1 + 798 * 0.05) / 3600 + found["caching"])
+    assert found["ratio"] == pytest.approx(found["plain"] / found["cached"])
+    assert published_training(done[1:], "IPS_GT") is None
+
+
+def test_the_plain_way_and_ours_predict_the_same(settings: Settings, tmp_path: Path) -> None:
+    made = Bench(settings, tmp_path)
+    for name in ("IPS_GT", "APM_IPS_resnet"):
+        net = made.net(name, "fp32")
+        with torch.no_grad():
+            plain, ours = made.upstream_predict(name, made.image), made.predict(name, net.encode(made.image))
+        torch.testing.assert_close(ours.mask_logits, plain.mask_logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.iou, plain.iou, atol=1e-5, rtol=1e-4)
+
+
+def test_a_wrong_encoder_is_refused(settings: Settings, monkeypatch) -> None:
+    real = Bench.upstream_encode
+
+    def off(self: Bench, image: torch.Tensor, *, taps: bool) -> object:
+        return real(self, image, taps=taps).map(lambda x: x + 0.01)
+
+    monkeypatch.setattr(Bench, "upstream_encode", off)
+    with pytest.raises(UserError, match=r"the fused encoder is wrong here: off by 0\.01"):
+        benchmark(settings, parts=["encoder"])
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])
+def test_broken_figures_are_refused(seconds: float, settings: Settings, monkeypatch) -> None:
+    monkeypatch.setitem(PARTS, "metrics", lambda _: Comparison("metrics", "image", {"x": [seconds]}))
+    with pytest.raises(UserError, match="these figures cannot be right: metrics, x"):
+        benchmark(settings, parts=["metrics"])
+
+
+def test_mistakes_are_one_line(tiny_vit: str, capsys) -> None:
+    assert main(["--sam", tiny_vit, "--parts", "encode", "--quiet"]) == 1
+    assert "Did you mean 'encoder'?" in capsys.readouterr().err
+    assert main(["--images", "0"]) == 1
+    assert "must be at least 1" in capsys.readouterr().err

@@ -1,0 +1,452 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from promise.data.images import read_image, read_mask
+from promise.data.phantom import make_phantom
+from promise.data.prepare.assignment import Splitting
+from promise.data.prepare.frame import read_frames
+from promise.data.prepare.layouts import ImageSet, find_sets
+from promise.data.prepare.prepare import Recipe, prepare
+from promise.data.table import read_table
+from promise.runtime.errors import ExistingRunError, UserError
+
+BORDER = 24
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sets of phantoms with a black border of 24 pixels on the left and 7 above."""
+    folder = tmp_path_factory.mktemp("raw")
+    for number, (name, count) in enumerate((("kvasir_seg", 10), ("cvc_clinicdb", 12))):
+        for kind in ("images", "masks"):
+            (folder / name / kind).mkdir(parents=True)
+        for index in range(count):
+            image, mask = make_phantom(seed=number, index=index, size=(64, 90))
+            image = np.maximum(image, 30)  # no dark corners: the content is the whole phantom
+            stem = f"k{index}" if number == 0 else str(index + 1)
+            edges = ((7, 0), (BORDER, 0))
+            cv2.imwrite(str(folder / name / f"images/{stem}.png"), np.pad(image[:, :, ::-1], (*edges, (0, 0))))
+            cv2.imwrite(str(folder / name / f"masks/{stem}.png"), np.pad(mask * 255, edges))
+    (folder / "split.json").write_text(
+        json.dumps(
+            {
+                "Kvasir-SEG": {"train": [f"k{i}" for i in range(8)], "test": ["k8", "k9"]},
+                "cvc_clinicdb": {"train": [str(i) for i in range(1, 10)], "test": ["10", "11", "12"]},
+            }
+        )
+    )
+    (folder / "sequences.json").write_text(json.dumps({str(i): (i - 1) // 3 for i in range(1, 13)}))
+    return folder
+
+
+def sets(raw: Path) -> list[ImageSet]:
+    kvasir, clinic = raw / "kvasir_seg", raw / "cvc_clinicdb"
+    return [*find_sets("kvasir-seg", kvasir), *find_sets("cvc-clinicdb", clinic)]
+
+
+def quick(**options: object) -> Recipe:
+    return Recipe(**{"size": 48, "quiet": True, "workers": 2, **options})
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+# --- what comes out ---
+
+
+def test_one_set_becomes_a_set_of_our_own_format(raw: Path, tmp_path: Path) -> None:
+    (kvasir, _) = sets(raw)
+    result = prepare([kvasir], tmp_path / "out", recipe=quick(), splitting=Splitting(fractions=(0.6, 0.2, 0.2)))
+    assert result.tables == {tmp_path / "out/split.csv": {"train": 6, "val": 2, "test": 2}}
+    table = read_table(tmp_path / "out/split.csv")
+    assert table.notes == ()
+    assert {row.name for row in table.rows} == {f"k{i}" for i in range(10)}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["frames.csv", "images", "masks", "split.csv"]
+    for row in table.rows:
+        assert read_image(row.image).shape == (48, 48, 3)
+        assert read_mask(row.mask).shape == (48, 48)
+
+
+def test_pixels_are_cropped_padded_and_resized_and_the_frame_says_how(raw: Path, tmp_path: Path) -> None:
+    (kvasir, _) = sets(raw)
+    prepare([kvasir], tmp_path, recipe=quick(size=200), splitting=Splitting())
+    frames = read_frames(tmp_path / "frames.csv")
+    assert frames.keys() == {row["image_name"] for row in lines(tmp_path / "split.csv")}
+    for pair in kvasir.pairs:
+        frame = frames[f"images/{pair.name}.png"]
+        image, mask = read_image(pair.image), read_mask(pair.mask)
+        assert (frame.height, frame.width) == mask.shape
+        assert (frame.left, frame.top, frame.right, frame.bottom) == (BORDER, 7, frame.width, frame.height)
+        assert np.array_equal(read_image(tmp_path / f"images/{pair.name}.png"), frame.prepare(image))
+        # Enlarged by more than 1.5: exactly the original mask comes back.
+        assert np.array_equal(frame.restore(read_mask(tmp_path / f"masks/{pair.name}.png")), mask)
+
+
+def test_without_the_crop_the_border_stays(raw: Path, tmp_path: Path) -> None:
+    (kvasir, _) = sets(raw)
+    prepare([kvasir], tmp_path, recipe=quick(crop_border=False), splitting=Splitting())
+    for frame in read_frames(tmp_path / "frames.csv").values():
+        assert (frame.left, frame.top, frame.right, frame.bottom) == (0, 0, frame.width, frame.height)
+
+
+def test_the_polyp_split(raw: Path, tmp_path: Path) -> None:
+    splitting = Splitting(
+        split_file=raw / "split.json", val_share=0.1, groups=(f"clinicdb={raw / 'sequences.json'}",), seed=0
+    )
+    result = prepare(sets(raw), tmp_path / "out", recipe=quick(), splitting=splitting)
+    assert {path.name: counts for path, counts in result.tables.items()} == {
+        "train.csv": {"train": 7 + 6, "val": 1 + 3},
+        "kvasir.csv": {"test": 2},
+        "clinicdb.csv": {"test": 3},
+    }
+    rows = lines(tmp_path / "out/train.csv")
+    aside = {Path(r["image_name"]).stem for r in rows if r["train_type"] == "val" and "clinicdb" in r["image_name"]}
+    assert aside in ({"1", "2", "3"}, {"4", "5", "6"}, {"7", "8", "9"})  # a whole sequence
+    assert {r["group"] for r in rows if Path(r["image_name"]).stem in aside} == {str((int(min(aside)) - 1) // 3)}
+    read_table(tmp_path / "out/train.csv")
+
+
+def test_in_place_only_writes_csvs_that_fit_with_and_without_a_root(raw: Path, tmp_path: Path) -> None:
+    splitting = Splitting(split_file=raw / "split.json", val_share=0.2, seed=3)
+    result = prepare(sets(raw), tmp_path / "out", recipe=quick(in_place=True), splitting=splitting)
+    assert sorted(content(tmp_path / "out")) == ["clinicdb.csv", "kvasir.csv", "train.csv"]
+    assert result.made == 0
+    for options in ({}, {"data_root": raw}):
+        images = [row.image.resolve() for row in read_table(tmp_path / "out/train.csv", **options).rows]
+        assert len(set(images)) == 17
+        assert all(raw.resolve() in path.parents for path in images)
+
+
+def test_fewer_training_rows_in_proportion(raw: Path, tmp_path: Path) -> None:
+    splitting = Splitting(split_file=raw / "split.json", train_rows=8)
+    result = prepare(sets(raw), tmp_path, recipe=quick(in_place=True), splitting=splitting)
+    assert result.tables[tmp_path / "train.csv"] == {"train": 8}
+    assert result.tables[tmp_path / "clinicdb.csv"] == {"test": 3}
+
+
+def test_fewer_training_rows_are_drawn_not_the_first(raw: Path, tmp_path: Path) -> None:
+    drawn = []
+    for seed in (0, 0, 1, 2):
+        splitting = Splitting(split_file=raw / "split.json", train_rows=8, seed=seed)
+        prepare(sets(raw), tmp_path, recipe=quick(in_place=True, overwrite=True), splitting=splitting)
+        drawn.append([row["image_name"] for row in lines(tmp_path / "train.csv")])
+    assert drawn[0] == drawn[1]
+    assert len({frozenset(names) for names in drawn}) == 3
+
+
+def test_a_published_split_that_cuts_groups_is_told(raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(json.dumps({"train": [str(i) for i in range(1, 12)], "test": ["12"]}))
+    splitting = Splitting(split_file=tmp_path / "s.json", groups=(str(raw / "sequences.json"),))
+    result = prepare(sets(raw)[1:], tmp_path / "o", recipe=quick(in_place=True), splitting=splitting)
+    assert result.notes == ("clinicdb: the given split cuts 1 groups in two: 3 (2 train, 1 test)",)
+
+
+def test_groups_drawn_stay_whole(raw: Path, tmp_path: Path) -> None:
+    splitting = Splitting(fractions=(0.5, 0.25, 0.25), groups=(str(raw / "sequences.json"),))
+    prepare(sets(raw)[1:], tmp_path, recipe=quick(in_place=True), splitting=splitting)
+    by_group: dict[str, set[str]] = {}
+    for row in lines(tmp_path / "split.csv"):
+        by_group.setdefault(row["group"], set()).add(row["train_type"])
+    assert sorted(len(v) for v in by_group.values()) == [1, 1, 1, 1]
+
+
+def test_a_csv_keeps_its_splits_and_groups_by_its_column(raw: Path, tmp_path: Path) -> None:
+    path = tmp_path / "my.csv"
+    path.write_text(
+        "image_name,train_type,mask_name,patient\n"
+        + "".join(f"images/k{i}.png,{'train' if i < 7 else 'test'},masks/k{i}.png,p{i // 2}\n" for i in range(10))
+    )
+    found = find_sets("csv", path, data_root=raw / "kvasir_seg")
+    prepare(found, tmp_path / "a", recipe=quick(in_place=True), splitting=Splitting())
+    assert [r["train_type"] for r in lines(tmp_path / "a/split.csv")] == ["train"] * 7 + ["test"] * 3
+    splitting = Splitting(fractions=(0.6, 0.2, 0.2), groups=("patient",))
+    prepare(found, tmp_path / "b", recipe=quick(in_place=True), splitting=splitting)
+    rows = lines(tmp_path / "b/split.csv")
+    assert {(r["group"], r["train_type"]) for r in rows} == {(r["group"], r["train_type"]) for r in rows[::2]}
+    assert {r["group"] for r in rows} == {f"p{i}" for i in range(5)}
+
+
+# --- formats ---
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".tiff", ".bmp", ".png", ".jpg"])
+def test_formats(tmp_path: Path, suffix: str) -> None:
+    image, mask = make_phantom(seed=1, index=0, size=(64, 64))
+    for kind, pixels in (("images", image), ("masks", mask * np.uint8(255))):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(pixels).save(tmp_path / kind / f"a{suffix}", **({"quality": 95} if suffix == ".jpg" else {}))
+    recipe = quick(size=64, crop_border=False)
+    prepare(find_sets("folder", tmp_path), tmp_path / "o", recipe=recipe, splitting=Splitting(fractions=(1, 0, 0)))
+    assert np.array_equal(read_mask(tmp_path / "o/masks/a.png"), mask > 0)
+    error = np.abs(read_image(tmp_path / "o/images/a.png").astype(int) - image)
+    assert error.max() <= (0 if suffix != ".jpg" else 40)
+
+
+def test_sixteen_bits(tmp_path: Path) -> None:
+    image, mask = make_phantom(seed=1, index=0, size=(64, 64))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    grey = image[:, :, 0].astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "images/a.tif"), grey * 200)
+    cv2.imwrite(str(tmp_path / "masks/a.png"), mask.astype(np.uint16) * 65535)
+    recipe = quick(size=64, crop_border=False)
+    prepare(find_sets("folder", tmp_path), tmp_path / "o", recipe=recipe, splitting=Splitting(fractions=(1, 0, 0)))
+    assert np.array_equal(read_mask(tmp_path / "o/masks/a.png"), mask > 0)
+    spread = (grey - grey.min()) * 255 / (grey.max() - grey.min())
+    assert np.array_equal(read_image(tmp_path / "o/images/a.png")[:, :, 1], np.rint(spread))
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    image, mask = make_phantom(seed=1, index=0, size=(64, 64))
+    image, mask = image[:40], mask[:40]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise: written lying down, shown upright
+    Image.fromarray(np.ascontiguousarray(np.rot90(image))).save(tmp_path / "images/a.png", exif=exif)
+    Image.fromarray(mask * np.uint8(255)).save(tmp_path / "masks/a.png")
+    recipe = quick(size=64, crop_border=False)
+    prepare(find_sets("folder", tmp_path), tmp_path / "o", recipe=recipe, splitting=Splitting(fractions=(1, 0, 0)))
+    assert np.array_equal(read_image(tmp_path / "o/images/a.png")[:40], image)
+
+
+# --- stopping, going on, overwriting ---
+
+
+def test_a_killed_run_goes_on(raw: Path, tmp_path: Path) -> None:
+    many = tmp_path / "many"
+    for kind in ("images", "masks"):
+        (many / kind).mkdir(parents=True)
+        for copy in range(4):
+            for path in (raw / "kvasir_seg" / kind).iterdir():
+                shutil.copy(path, many / kind / f"{copy}_{path.name}")
+    out, flags = tmp_path / "out", ["--size", "400", "--workers", "1", "--quiet"]
+    command = [sys.executable, "-m", "promise.cli.prepare", f"folder={many}", "--output", str(out), *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not ((out / "frames.part").exists() and (out / "frames.part").read_text().count("\n") > 4):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (out / "split.csv").exists()
+    for path in out.rglob("*/[!.]*.png"):
+        assert read_image(path).shape == (400, 400, 3)  # whole or not there
+    with (out / "frames.part").open("a") as journal:
+        journal.write('{"image": "images/0_k')  # half a line
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*/[!.]*.png")}
+    recipe = quick(size=400)
+    result = prepare(find_sets("folder", many), out, recipe=recipe, splitting=Splitting())
+    assert 4 <= result.kept < 40
+    assert result.kept + result.made == 40
+    untouched = sum(p.stat().st_mtime_ns == time_ns for p, time_ns in before.items())
+    assert 2 * result.kept <= untouched <= len(before)
+    assert not list(out.rglob(".promise-*"))
+    whole = tmp_path / "whole"
+    prepare(find_sets("folder", many), whole, recipe=recipe, splitting=Splitting())
+    assert content(out) == content(whole)
+
+
+def test_a_changed_source_is_made_again(raw: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(raw / "kvasir_seg", source)
+    broken = source / "masks/k3.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-40])
+    with pytest.raises(UserError, match="1 of 10 pairs cannot be prepared"):
+        prepare(find_sets("kvasir-seg", source), tmp_path / "o", recipe=quick(), splitting=Splitting())
+    assert not (tmp_path / "o/split.csv").exists()
+    broken.write_bytes(whole)
+    shutil.copy(source / "images/k5.png", source / "images/k4.png")
+    shutil.copy(source / "masks/k5.png", source / "masks/k4.png")
+    result = prepare(find_sets("kvasir-seg", source), tmp_path / "o", recipe=quick(), splitting=Splitting())
+    assert (result.made, result.kept) == (2, 8)
+
+
+def test_nothing_is_overwritten_unasked(raw: Path, tmp_path: Path) -> None:
+    (kvasir, _) = sets(raw)
+    prepare([kvasir], tmp_path / "o", recipe=quick(), splitting=Splitting())
+    before = content(tmp_path / "o")
+    for recipe in (quick(size=64), quick(in_place=True)):
+        with pytest.raises(ExistingRunError, match=r"holds split.csv, frames.csv already; --overwrite replaces them"):
+            prepare([kvasir], tmp_path / "o", recipe=recipe, splitting=Splitting())
+    assert content(tmp_path / "o") == before
+
+
+def test_overwriting_leaves_nothing_of_the_old_and_all_of_others(raw: Path, tmp_path: Path) -> None:
+    kvasir, clinic = sets(raw)
+    prepare([kvasir], tmp_path / "o", recipe=quick(), splitting=Splitting())
+    (tmp_path / "o/images/mine.png").write_bytes(b"mine")
+    (tmp_path / "o/images/mine.png").rename(tmp_path / "o/mine.png")
+    prepare([clinic], tmp_path / "o", recipe=quick(overwrite=True), splitting=Splitting())
+    prepare([clinic], tmp_path / "fresh", recipe=quick(), splitting=Splitting())
+    assert content(tmp_path / "o") == {**content(tmp_path / "fresh"), "mine.png": b"mine"}
+
+
+def test_an_unfinished_run_with_other_settings_is_told(raw: Path, tmp_path: Path) -> None:
+    (kvasir, _) = sets(raw)
+    (tmp_path / "frames.part").write_text('{"size": 64, "crop_border": true}\n')
+    with pytest.raises(ExistingRunError, match="unfinished preparation with other settings"):
+        prepare([kvasir], tmp_path, recipe=quick(), splitting=Splitting())
+
+
+def test_a_folder_with_other_images_is_not_written_into(raw: Path, tmp_path: Path) -> None:
+    (kvasir, _) = sets(raw)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ExistingRunError, match="holds images of something else"):
+        prepare([kvasir], tmp_path, recipe=quick(), splitting=Splitting())
+
+
+# --- faults ---
+
+
+def damage_all(folder: Path) -> None:
+    (folder / "images/k1.png").write_bytes(b"")
+    (folder / "masks/k2.png").write_text("no picture")
+    cv2.imwrite(str(folder / "masks/k3.png"), np.zeros((5, 6), np.uint8))
+    cv2.imwrite(str(folder / "masks/k4.png"), np.dstack([np.full((9, 9), v, np.uint8) for v in (0, 0, 255)]))
+
+
+def test_all_faults_are_told_at_once(raw: Path, tmp_path: Path) -> None:
+    shutil.copytree(raw / "kvasir_seg", tmp_path / "k")
+    damage_all(tmp_path / "k")
+    with pytest.raises(UserError) as caught:
+        prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", recipe=quick(), splitting=Splitting())
+    told = str(caught.value).splitlines()
+    assert told[0] == "4 of 10 pairs cannot be prepared; the others are, and the next run goes on:"
+    for words in ("k1.png: the file is empty", "k2.png: not a picture", "is 6×5.", "its channels differ"):
+        assert sum(words in line for line in told) == 1
+
+
+def test_images_and_masks_the_wrong_way_round_are_told(raw: Path, tmp_path: Path) -> None:
+    shutil.copytree(raw / "kvasir_seg" / "images", tmp_path / "k" / "masks")
+    shutil.copytree(raw / "kvasir_seg" / "masks", tmp_path / "k" / "images")
+    with pytest.raises(UserError) as caught:
+        prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", recipe=quick(), splitting=Splitting())
+    told = str(caught.value).splitlines()
+    assert "k0.png: not a binary mask" in told[1]
+    assert told[1].endswith("images/k0.png is one: are images and masks swapped?")
+
+
+def unknown_names(raw: Path, tmp_path: Path) -> Splitting:
+    (tmp_path / "s.json").write_text(json.dumps({"train": ["k1", "x1"], "test": ["x2"]}))
+    return Splitting(split_file=tmp_path / "s.json")
+
+
+@pytest.mark.parametrize(
+    ("splitting", "words"),
+    [
+        (unknown_names, "2 names are not in kvasir: x1, x2"),
+        (lambda raw, tmp_path: Splitting(fractions=(1, 1, 1)), "adding up to 1"),
+        (lambda raw, tmp_path: Splitting(val_share=1), "--val-share wants a share"),
+        (lambda raw, tmp_path: Splitting(groups=("patient",)), "a column needs the layout csv"),
+        (lambda raw, tmp_path: Splitting(groups=("re:zzz",)), "not one of 10 names has a group"),
+        (lambda raw, tmp_path: Splitting(groups=("re:k", "re:l")), "with several, each is SET="),
+    ],
+)
+def test_a_split_that_cannot_be_made(
+    raw: Path, tmp_path: Path, splitting: Callable[[Path, Path], Splitting], words: str
+) -> None:
+    (kvasir, _) = sets(raw)
+    with pytest.raises(UserError, match=words):
+        prepare([kvasir], tmp_path / "o", recipe=quick(), splitting=splitting(raw, tmp_path))
+    assert not (tmp_path / "o").exists()
+
+
+def test_unpaired_files_are_a_fault_or_left_out(raw: Path, tmp_path: Path) -> None:
+    shutil.copytree(raw / "kvasir_seg", tmp_path / "k")
+    (tmp_path / "k/masks/k1.png").unlink()
+    found = find_sets("kvasir-seg", tmp_path / "k")
+    with pytest.raises(UserError, match=r"images without a mask in .* \(1\): k1.png\n--skip-unpaired leaves out"):
+        prepare(found, tmp_path / "o", recipe=quick(), splitting=Splitting())
+    result = prepare(found, tmp_path / "o", recipe=quick(skip_unpaired=True), splitting=Splitting())
+    assert sum(sum(counts.values()) for counts in result.tables.values()) == 9
+    assert result.notes[0].startswith("left out: ")
+
+
+def test_two_images_of_one_base_name_are_told(raw: Path, tmp_path: Path) -> None:
+    shutil.copytree(raw / "kvasir_seg", tmp_path / "k")
+    shutil.copy(tmp_path / "k/images/k1.png", tmp_path / "k/images/K1.bmp")
+    with pytest.raises(UserError, match=r"kvasir: base names that stand for two images \(1\): .*K1.bmp and .*k1.png"):
+        prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", recipe=quick(), splitting=Splitting())
+
+
+def test_a_list_finds_names_that_keep_their_extension(raw: Path, tmp_path: Path) -> None:
+    path = tmp_path / "my.csv"
+    shutil.copytree(raw / "kvasir_seg", tmp_path / "k")
+    shutil.copy(tmp_path / "k/images/k2.png", tmp_path / "k/images/k1.jpg")
+    shutil.copy(tmp_path / "k/masks/k2.png", tmp_path / "k/masks/k1.bmp")
+    rows = ["k/images/k1.png,train,k/masks/k1.png", "k/images/k1.jpg,train,k/masks/k1.bmp"]
+    path.write_text("\n".join(["image_name,train_type,mask_name", *rows]) + "\n")
+    (tmp_path / "s.json").write_text(json.dumps({"test": ["k1"]}))
+    splitting = Splitting(split_file=tmp_path / "s.json")
+    result = prepare(find_sets("csv", path), tmp_path / "o", recipe=quick(in_place=True), splitting=splitting)
+    assert result.tables == {tmp_path / "o/split.csv": {"test": 1}}
+
+
+def test_foreground_outside_of_the_crop_is_told(raw: Path, tmp_path: Path) -> None:
+    shutil.copytree(raw / "kvasir_seg", tmp_path / "k")
+    path = str(tmp_path / "k/masks/k1.png")
+    mask = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+    mask[30:40, : BORDER - 4] = 255
+    cv2.imwrite(path, mask)
+    cv2.imwrite(str(tmp_path / "k/masks/k2.png"), np.zeros_like(cv2.imread(str(tmp_path / "k/masks/k2.png"), 0)))
+    result = prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", recipe=quick(), splitting=Splitting())
+    assert {"1 masks have foreground outside of the crop, which is lost", "1 masks have no foreground"} <= {
+        *result.notes
+    }
+
+
+# --- the real sets ---
+
+
+@pytest.mark.real_data
+def test_the_polyp_split_of_the_real_sets(shared: Path, tmp_path: Path) -> None:
+    data = shared / "data"
+    if not (data / "splits/pranet_split.json").is_file():
+        pytest.skip("the image sets are not there")
+    splitting = Splitting(
+        split_file=data / "splits/pranet_split.json",
+        val_share=0.1,
+        groups=(str(data / "splits/cvc_clinicdb_sequence_of_frame.json"),),
+    )
+    result = prepare(sets(data), tmp_path, recipe=quick(in_place=True), splitting=splitting)
+    assert {path.name: counts for path, counts in result.tables.items()} == {
+        "train.csv": {"train": 1292, "val": 158},
+        "kvasir.csv": {"test": 100},
+        "clinicdb.csv": {"test": 62},
+    }
+    rows = [row for row in lines(tmp_path / "train.csv") if row["group"]]
+    sides = {group: {r["train_type"] for r in rows if r["group"] == group} for group in {r["group"] for r in rows}}
+    assert len(sides) == 29
+    assert all(len(split) == 1 for split in sides.values())
+
+
+def test_masks_of_another_name_are_told_with_the_flags_that_name_them(raw: Path, tmp_path: Path) -> None:
+    alone = ImageSet("mine", ("mine",), (), ("raw: images without a mask in truth: a.png",))
+    with pytest.raises(UserError, match="mine: holds no image with a mask") as told:
+        prepare([alone], tmp_path, recipe=quick(), splitting=Splitting())
+    assert "--mask-suffix" in str(told.value)
+    assert "--skip-unpaired" not in str(told.value)

@@ -1,0 +1,67 @@
+"""The text of results: older files beside new ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promise.evaluation.summary import BINARY_COLUMNS, SOFT_COLUMNS, results_text, tuning_text
+
+
+def summary(**more: Any) -> dict[str, Any]:
+    """As promise-eval wrote it before it knew intervals."""
+    binary = dict.fromkeys(BINARY_COLUMNS, 0.5)
+    means = {"reference": binary, "native": binary, "soft": dict.fromkeys(SOFT_COLUMNS, 0.25)}
+    table = {"images": 3, "split": "test", "means": means, **more}
+    return {
+        "net": "IPS_GT",
+        "prompts": "oracle",
+        "prompt_source": "gt",
+        "trained": True,
+        "postprocess": {"reference": "open:5", "native": "none"},
+        "datasets": {"set": table},
+    }
+
+
+def test_results_without_intervals_show_dashes() -> None:
+    text = results_text([summary()])
+    line = next(line for line in text.splitlines() if line.startswith("native "))
+    assert line.split()[:3] == ["native", "IPS_GT", "oracle"]
+    assert set(line.split()[3:]) == {"-"}
+
+
+@pytest.mark.parametrize("deviation", [None, 0.0123])
+def test_a_mean_stands_with_its_interval_and_its_deviation(deviation: float | None) -> None:
+    figures = {"dice": [0.4, 0.6], "iou": [None, None]}
+    size = {"images": 1, "dice": None, "iou": None, "dice_interval": [None, None]}
+    spread = None if deviation is None else {"native": {"dice": deviation, "iou": deviation}}
+    text = results_text(
+        [
+            summary(
+                intervals={"native": figures},
+                draws={"deviation": spread},
+                misses={"images": 2},
+                pooled={"dice": 0.75},
+                by_size={"small": size, "medium": size, "large": {**size, "dice": 0.5}},
+                calibration={"error": 0.0625},
+            )
+        ]
+    )
+    between = "" if deviation is None else " ± 0.0123"
+    for words in (f"0.5000{between} [0.4000, 0.6000]", f"0.5000{between} [nan, nan]", "0.7500", "2 of 3", "0.0625"):
+        assert words in text
+    assert "nan (1) / nan (1) / 0.500 (1)" in text
+
+
+def test_a_search_shows_the_plain_cut_even_far_behind() -> None:
+    ranked = [("open:5", 0.9), ("open:7", 0.8), ("fill", 0.7), ("none", 0.1)]
+    text = tuning_text(ranked, images=7, ckpt=Path("a.safetensors"), shown=2)
+    assert [line.split() for line in text.splitlines() if line.startswith(("open", "none", "fill"))][:3] == [
+        ["open:5", "0.9000"],
+        ["open:7", "0.8000"],
+        ["none", "0.1000"],
+    ]
+    assert "4 candidates on 7 val images" in text
+    assert "open:5 is stored in a.safetensors" in text

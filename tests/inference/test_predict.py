@@ -1,0 +1,416 @@
+"""Masks of folders: the ones that are scored, each once, the same after any number of kills."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from promise import checkpoint
+from promise import predict as recipe
+from promise.cli.predict import main
+from promise.data.images import read_image, read_mask
+from promise.data.table import read_table
+from promise.evaluation.config import EvalConfig
+from promise.evaluation.evaluate import evaluate
+from promise.evaluation.metrics import binary_metrics
+from promise.inference.config import PredictConfig
+from promise.inference.postprocess import probability_at
+from promise.inference.predict import PredictResult, predict
+from promise.runtime.errors import ExistingRunError, MissingFileError, UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:SAM .* has random weights")
+CHILD = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("tiny", {conftest!r})
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
+import torch
+torch.set_num_threads(1)
+tiny.register_tiny_vit()
+from promise.cli.predict import main
+"""
+ONCE = "sys.exit(main(sys.argv[1:]))"
+# Forked before anything has run, so that each costs no import; killed after some more files, whatever it is doing.
+KILLED = """
+import os, pathlib, random, signal, time, promise.inference.predict
+out, chance, kills = pathlib.Path(sys.argv[sys.argv.index("--output") + 1]), random.Random(4), 0
+for _ in range(10):
+    wanted = len(list(out.rglob("*.*"))) + chance.randint(1, 7)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(main(sys.argv[1:]))
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if len(list(out.rglob("*.*"))) >= wanted:
+            time.sleep(chance.random() / 100)
+            os.kill(pid, signal.SIGKILL)
+            break
+        time.sleep(0.004)
+    kills += os.waitpid(pid, 0)[1] == signal.SIGKILL
+print(kills)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def ckpt(build, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(build, tmp_path_factory.mktemp("run") / "best.safetensors")
+
+
+def save(build: Any, path: Path, name: str = "APM_IPS_cross", **other: Any) -> Path:
+    net = build(name, num_points=4, **{k: other.pop(k) for k in ("seed",) if k in other})
+    known = {"sam_checkpoint": "random", "seed": 5, **other}
+    checkpoint.save(net, path, checkpoint.Metadata(name, "tiny_vit", 4, net.sam.weights_sha256(), **known))
+    return path
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Five pictures of different sizes, two of them in a folder below with the same name."""
+    generator = np.random.default_rng(7)
+    folder = tmp_path / "scans"
+    names = ("a.png", "b.jpg", "c.tif", "below/a.png", "below/d.bmp")
+    for name, size in zip(names, ((50, 90), (64, 64), (33, 17), (120, 70), (40, 41)), strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        small = generator.integers(0, 255, (7, 9, 3), np.uint8)
+        cv2.imwrite(str(folder / name), cv2.resize(small, size, interpolation=cv2.INTER_CUBIC))
+    return folder
+
+
+@pytest.fixture
+def run(ckpt: Path, scans: Path, tmp_path: Path) -> Callable[..., PredictResult]:
+    common = {"ckpt": str(ckpt), "device": "cpu", "precision": "fp32", "quiet": True, "batch_size": 2}
+
+    def run(*images: Path | str, **other: Any) -> PredictResult:
+        given = tuple(str(i) for i in images) or (str(scans),)
+        return predict(PredictConfig(**{**common, "images": given, "output": str(tmp_path / "out"), **other}))
+
+    return run
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """Everything in a folder; without what a clock and the command line say."""
+    found: dict[str, Any] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name == "predict.json":
+            continue
+        text = path.read_bytes()
+        found[name] = _timeless(json.loads(text)) if name.endswith(".json") else text
+    return found
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _timeless(v) for k, v in value.items() if k != "seconds"}
+    return [_timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def images_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "prompts.json").read_text())["draws"][0]["images"]["images"]
+
+
+def test_a_folder_is_mirrored(run, scans, tmp_path) -> None:
+    result = run(scans, recursive=True, probability=True, overlay=True, contour=True)
+    out = tmp_path / "out"
+    assert (result.folder, result.images, result.made, result.failed) == (out, 5, 5, ())
+    names = ["a", "b", "below/a", "below/d", "c"]
+    for folder in ("masks", "probabilities", "overlays"):
+        assert sorted(p.relative_to(out / folder).as_posix() for p in (out / folder).rglob("*.png")) == [
+            f"{n}.png" for n in names
+        ]
+    assert {p.name for p in out.iterdir()} == {
+        "masks", "probabilities", "overlays", "records", "prompts.json", "contours.json", "predict.json",
+    }  # fmt: skip
+    for name, path in (("a", "a.png"), ("below/a", "below/a.png"), ("c", "c.tif")):
+        image = read_image(scans / path)
+        levels = cv2.imread(str(out / f"masks/{name}.png"), cv2.IMREAD_UNCHANGED)
+        assert levels.shape == image.shape[:2]
+        assert set(np.unique(levels)) == {0, 255}
+        chance = cv2.imread(str(out / f"probabilities/{name}.png"), cv2.IMREAD_UNCHANGED)
+        assert chance.dtype == np.uint16
+        assert ((chance / 65535 >= 0.5) == (levels > 0)).mean() > 0.999
+    assert not np.array_equal(read_mask(out / "masks/a.png"), read_mask(out / "masks/below/a.png"))
+
+
+def test_prompts_are_told_in_the_images_frame(run, scans, tmp_path) -> None:
+    run(scans)
+    told = images_of(tmp_path / "out")
+    assert list(told) == ["a", "b", "c"]
+    one = told["a"]
+    assert one["size"] == [50, 90]
+    assert len(one["points"]) == 4
+    assert one["labels"] == [1, 1, 0, 0]
+    assert one["box"] is None
+    assert isinstance(one["iou"], float)
+    assert one["seconds"] > 0
+
+
+def test_contours_are_those_of_the_masks(run, scans, tmp_path) -> None:
+    run(scans, contour=True)
+    coco = json.loads((tmp_path / "out/contours.json").read_text())
+    assert [i["file_name"] for i in coco["images"]] == ["a.png", "b.jpg", "c.tif"]
+    files = {i["id"]: (i["file_name"].split(".")[0], i["width"], i["height"]) for i in coco["images"]}
+    assert len(coco["annotations"]) == 3
+    for one in coco["annotations"]:
+        name, width, height = files[one["image_id"]]
+        mask = read_mask(tmp_path / f"out/masks/{name}.png")
+        assert mask.shape == (height, width)
+        assert one["area"] == mask.sum()
+
+
+def test_the_masks_are_those_that_are_scored(ckpt, run, phantoms, tmp_path) -> None:
+    for folder, prompts in (("auto", None), ("clicks", "gt")):
+        evaluate(
+            EvalConfig(
+                ckpt=str(ckpt), split_csv=(str(phantoms),), split="train", device="cpu", precision="fp32", workers=0,
+                batch_size=4, cache="off", quiet=True, prompts=prompts, seed=3, output=str(tmp_path / folder),
+            )
+        )  # fmt: skip
+        given = str(tmp_path / folder / "prompts.json") if prompts else None
+        out = tmp_path / f"masks-{folder}"
+        run(phantoms, split="train", batch_size=4, prompts_from=given, output=str(out))
+        rows = read_table(phantoms).split("train")
+        with (tmp_path / folder / "per_image.csv").open() as stream:
+            for line, row in zip(csv.DictReader(stream), rows, strict=True):
+                mask = read_mask(out / f"masks/{row.name}.png")
+                assert float(line["native_dice"]) == binary_metrics(mask, read_mask(row.mask))["dice"]
+                assert int(line["native_predicted_pixels"]) == mask.sum()
+                assert float(line["predicted_iou"]) == images_of(out)[row.name]["iou"]
+    theirs, ours = (json.loads((tmp_path / f / "prompts.json").read_text()) for f in ("clicks", "masks-clicks"))
+    assert ours["source"] == theirs["source"] == "gt"
+    for name, one in theirs["draws"][0]["images"]["split"].items():  # what an evaluation reads it may read from us
+        assert {**one, **images_of(tmp_path / "masks-clicks")[name]}.keys() - one.keys() == {"iou", "seconds"}
+        np.testing.assert_allclose(images_of(tmp_path / "masks-clicks")[name]["points"], one["points"], atol=1e-5)
+
+
+def test_prompts_that_come_back_give_the_same_and_corrected_ones_others(run, scans, tmp_path) -> None:
+    run(scans)
+    same = tmp_path / "same"
+    run(scans, prompts_from=str(tmp_path / "out/prompts.json"), output=str(same))
+    for name in "abc":
+        assert (same / f"masks/{name}.png").read_bytes() == (tmp_path / f"out/masks/{name}.png").read_bytes()
+    value = json.loads((tmp_path / "out/prompts.json").read_text())
+    value["draws"][0]["images"]["images"]["b"] |= {"points": [[3, 4]], "labels": [1], "box": [2, 2, 30, 40]}
+    (tmp_path / "mine.json").write_text(json.dumps(value))
+    run(scans, prompts_from=str(tmp_path / "mine.json"), output=str(tmp_path / "mine"))
+    told = images_of(tmp_path / "mine")
+    assert told["b"]["points"] == [pytest.approx([3, 4], abs=1e-4)]
+    assert told["b"]["box"] == pytest.approx([2, 2, 30, 40], abs=1e-4)
+    changed = [(tmp_path / f"mine/masks/{n}.png").read_bytes() != (same / f"masks/{n}.png").read_bytes() for n in "abc"]
+    assert changed == [False, True, False]
+    with pytest.raises(UserError, match="lies in --output, which would replace it"):
+        run(scans, prompts_from=str(tmp_path / "out/prompts.json"), overwrite=True)
+
+
+def test_what_is_there_is_kept_without_loading_a_net(run, scans, tmp_path, monkeypatch) -> None:
+    run(scans)
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "out/masks").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "load_setup", lambda _config: pytest.fail("a net was loaded"))
+        assert run(scans).made == 0
+        (scans / "damaged.png").write_bytes(b"no picture")
+        assert [Path(path).name for path, _ in run(scans).failed] == ["damaged.png"]
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "out/masks").iterdir()} == before
+    shutil.copy(scans / "a.png", scans / "e.png")
+    result = run(scans)
+    assert (result.made, len(result.failed)) == (1, 1)
+    assert {p: p.stat().st_mtime_ns for p in before} == {p: time for p, (time, _) in before.items()}
+    assert list(images_of(tmp_path / "out")) == ["a", "b", "c", "e"]
+    assert run(scans, overwrite=True).made == 4
+
+
+def test_more_outputs_can_be_asked_for_later(run, scans, tmp_path) -> None:
+    run(scans)
+    assert run(scans, probability=True, contour=True).made == 3
+    assert run(scans).made == 0
+    assert len(list((tmp_path / "out/probabilities").iterdir())) == 3
+    (tmp_path / "out/probabilities/b.png").unlink()
+    assert run(scans, probability=True).made == 1
+
+
+def test_other_weights_or_settings_are_not_mixed(run, build, scans, tmp_path) -> None:
+    run(scans)
+    run(scans / "below", output=str(tmp_path / "other"))
+    before = content(tmp_path / "out")
+    other = save(build, tmp_path / "other.safetensors", seed=9)
+    for change, words in (
+        ({"ckpt": str(other)}, "checkpoint is [0-9a-f]{12}… and was [0-9a-f]{12}…"),
+        ({"postprocess": "open:3"}, "postprocess is open:3 and was as the checkpoint says"),
+        ({"prompts_from": str(tmp_path / "other/prompts.json")}, "prompts is [0-9a-f]{12}… and was auto"),
+    ):
+        with pytest.raises(ExistingRunError, match=f"predictions made otherwise: {words}"):
+            run(scans, **change)
+    assert content(tmp_path / "out") == before
+    (scans / "a.png").unlink()
+    assert run(scans, ckpt=str(other), overwrite=True).made == 2
+    assert sorted(p.name for p in (tmp_path / "out/masks").iterdir()) == ["b.png", "c.png"]  # a's was of the other net
+    shutil.rmtree(tmp_path / "out/records")
+    (tmp_path / "out/predict.json").unlink()
+    with pytest.raises(ExistingRunError, match=r"holds prompts\.json, masks, but no predict\.json"):
+        run(scans)
+
+
+def test_an_image_that_changed_is_made_again_and_one_of_the_same_name_refused(run, scans, tmp_path) -> None:
+    run(scans / "a.png")
+    os.utime(scans / "a.png", (1, 1))  # touched, not changed
+    assert run(scans / "a.png").made == 0
+    shutil.copytree(scans, tmp_path / "moved")
+    assert run(tmp_path / "moved/a.png").made == 0
+    with pytest.raises(
+        ExistingRunError, match=r"(?s)1 images have the names of others.*below/a\.png: .*is of .*scans/a\.png"
+    ):
+        run(scans / "below/a.png")
+    before = (tmp_path / "out/masks/a.png").read_bytes()
+    shutil.copy(scans / "below/a.png", scans / "a.png")
+    assert run(scans / "a.png").made == 1
+    assert (tmp_path / "out/masks/a.png").read_bytes() != before
+
+
+def test_the_own_outputs_are_no_inputs(run, scans) -> None:
+    assert run(scans, recursive=True, output=str(scans / "out")).made == 5
+    assert run(scans, recursive=True, output=str(scans / "out")).images == 5
+
+
+def test_an_unreadable_image_does_not_stop_the_rest(ckpt, scans, tmp_path, capsys) -> None:
+    whole = (scans / "a.png").read_bytes()
+    (scans / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (scans / "empty.png").touch()
+    common = ["--ckpt", str(ckpt), "--device", "cpu", "--quiet", "--output", str(tmp_path / "out"), str(scans)]
+    assert main(common) == 3
+    printed = capsys.readouterr()
+    assert printed.out == f"3 masks made: {tmp_path / 'out/masks'}\n"
+    lines = printed.err.splitlines()
+    assert lines[0] == "promise-predict: 2 of 5 images could not be used:"
+    assert [line.split(":")[0].strip() for line in lines[1:]] == [str(scans / "cut.png"), str(scans / "empty.png")]
+    (scans / "cut.png").write_bytes(whole)
+    (scans / "empty.png").unlink()
+    assert main(common) == 0
+    assert capsys.readouterr().out == f"1 mask made, 3 were there already: {tmp_path / 'out/masks'}\n"
+    assert np.array_equal(read_mask(tmp_path / "out/masks/cut.png"), read_mask(tmp_path / "out/masks/a.png"))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"ckpt": None, "output": None, "batch_size": 0}, UserError, "--ckpt is missing.*--output is missing.*--batch"),
+        ({"ckpt": "/nowhere/best.safetensors"}, MissingFileError, "no checkpoint at /nowhere"),
+        ({"images": ("/nowhere/a.png", "/nowhere/*.png")}, UserError, "(?s)a.png: no such file.*no picture matches"),
+        ({"prompts_from": "/nowhere/p.json"}, MissingFileError, "no prompts at"),
+        (
+            {"ckpt": "/nowhere/b.pt", "images": ("/nowhere/a.png",), "prompts_from": "/nowhere/p.json"},
+            UserError,
+            r"(?s)^no checkpoint at /nowhere/b.pt.*\n  /nowhere/a.png: no such file.*\n  no prompts at /nowhere/p.json",
+        ),
+        ({"postprocess": "opn"}, UserError, "opn"),
+        ({"images": ()}, UserError, "which images"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(given, error, words: str, run, tmp_path) -> None:
+    with pytest.raises(error, match=words):
+        run(**given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_net_without_a_prompter_wants_prompts(run, build, scans, tmp_path) -> None:
+    path = str(save(build, tmp_path / "ips.safetensors", "IPS_GT"))
+    with pytest.raises(UserError, match="IPS_GT places no prompts of its own: give them by --prompts-from"):
+        run(scans, ckpt=path)
+    assert not (tmp_path / "out").exists()
+    one = {"size": [50, 90], "points": [[5, 6]], "labels": [1], "box": None, "note": "mine"}
+    (tmp_path / "p.json").write_text(json.dumps({"version": 1, "draws": [{"images": {"x": {"a": one}}}]}))
+    assert run(scans / "a.png", ckpt=path, prompts_from=str(tmp_path / "p.json")).made == 1
+    with pytest.raises(UserError, match=r"(?s)b: is missing.*c: is missing"):
+        run(scans, ckpt=path, prompts_from=str(tmp_path / "p.json"), output=str(tmp_path / "more"))
+
+
+def test_the_tuned_postprocessing_is_used(run, build, scans, tmp_path) -> None:
+    tuned = save(build, tmp_path / "tuned.safetensors", postprocess="threshold:0.7")
+    run(scans)
+    run(scans, ckpt=str(tuned), output=str(tmp_path / "tuned"))
+    masks = [read_mask(tmp_path / folder / "masks/a.png") for folder in ("out", "tuned")]
+    assert not (masks[1] & ~masks[0]).any()
+    assert masks[1].sum() < masks[0].sum()
+    assert probability_at(np.zeros((4, 4), np.float32), 2, 2).max() == 0.5
+
+
+# --- killed, and by several processes ------------------------------------------------------------
+
+
+@pytest.fixture
+def child(ckpt, tmp_path) -> Callable[..., list[str]]:
+    def child(*launch: str, output: Path, images: Path, what: str = ONCE) -> list[str]:
+        script = tmp_path / "child.py"
+        script.write_text(CHILD.format(conftest=str(Path(__file__).with_name("conftest.py"))) + what)
+        flags = ["--device", "cpu", "--precision", "fp32", "--batch-size", "2", "--contour", "--probability", "--quiet"]
+        return [sys.executable, *launch, str(script), "--ckpt", str(ckpt), *flags, "--output", str(output), str(images)]
+
+    return child
+
+
+@pytest.fixture
+def many(tmp_path) -> Path:
+    generator = np.random.default_rng(2)
+    (tmp_path / "many").mkdir()
+    for number in range(60):
+        pixels = cv2.resize(generator.integers(0, 255, (6, 6, 3), np.uint8), (60 + number, 80))
+        Image.fromarray(pixels).save(tmp_path / f"many/{number:02}.png")
+    (tmp_path / "many/bad.png").write_bytes(b"x")
+    return tmp_path / "many"
+
+
+@pytest.mark.timeout(240)
+def test_a_killed_run_that_goes_on_leaves_what_one_run_leaves(run, child, many, tmp_path) -> None:
+    whole = tmp_path / "whole"
+    run(many, output=str(whole), contour=True, probability=True)
+    out = tmp_path / "killed"
+    done = subprocess.run(
+        child(output=out, images=many, what=KILLED), capture_output=True, text=True, timeout=200, check=False
+    )
+    assert int(done.stdout.splitlines()[-1]) >= 8, done.stderr
+    assert 0 < len(list((out / "records").glob("*.json"))) < 60
+    (out / "masks/.promise-07-left.png").write_bytes(b"half")  # what a kill in the middle of a write leaves
+    result = run(many, output=str(out), contour=True, probability=True)
+    assert 0 < result.made < 60
+    assert [Path(path).name for path, _ in result.failed] == ["bad.png"]
+    assert content(out) == content(whole)
+
+
+@pytest.mark.timeout(240)
+def test_processes_share_the_images_and_write_none_twice(run, child, many, tmp_path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "two"
+    run(many, output=str(whole), contour=True, probability=True)
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "1",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
+    done = subprocess.run(
+        child(*launch, output=out, images=many), capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.stdout.splitlines() == [f"60 masks made: {out / 'masks'}"]  # 60 in all: none twice
+    assert "bad.png: not a picture" in done.stderr
+    assert done.returncode != 0
+    assert content(out) == content(whole)

@@ -1,0 +1,325 @@
+"""An image in, a mask out: the same mask that is scored, in the image's own frame, whatever it is handed over as."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import promise
+from promise import checkpoint
+from promise.data.images import read_image, read_mask
+from promise.data.table import read_table
+from promise.evaluation.config import EvalConfig
+from promise.evaluation.evaluate import evaluate
+from promise.evaluation.metrics import binary_metrics
+from promise.inference.segmenter import Segmentation, Segmenter, Session
+from promise.runtime.errors import MissingFileError, UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:SAM .* has random weights")
+
+
+def save(build: Any, path: Path, name: str = "APM_IPS_cross", **other: Any) -> Path:
+    net = build(name, num_points=4)
+    known = {"sam_checkpoint": "random", "seed": 5, **other}
+    checkpoint.save(net, path, checkpoint.Metadata(name, "tiny_vit", 4, net.sam.weights_sha256(), **known))
+    return path
+
+
+@pytest.fixture(scope="module")
+def ckpt(build, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(build, tmp_path_factory.mktemp("run") / "best.safetensors")
+
+
+@pytest.fixture(scope="module")
+def segmenter(ckpt: Path) -> Segmenter:
+    return promise.load(ckpt, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    generator = np.random.default_rng(3)
+    small = generator.integers(0, 255, (9, 12, 3), np.uint8)
+    return cv2.resize(small, (90, 50), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture
+def session(segmenter: Segmenter, pixels: np.ndarray) -> Session:
+    return segmenter.session(pixels)
+
+
+def same(a: Segmentation, b: Segmentation) -> bool:
+    names = ("mask", "probability", "logits", "points", "labels", "ious")
+    return all(np.array_equal(getattr(a, n), getattr(b, n)) for n in names) and a.iou == b.iou
+
+
+def test_a_result_is_in_the_images_own_frame(segmenter, pixels) -> None:
+    found = segmenter.predict(pixels)
+    assert found.mask.shape == found.probability.shape == (50, 90)
+    assert (found.mask.dtype, found.probability.dtype, found.logits.dtype) == (np.bool_, np.float32, np.float32)
+    assert 0 < found.area == found.mask.sum() < found.mask.size
+    assert found.share == found.area / 4500
+    assert np.array_equal(found.mask, found.probability >= 0.5)
+    assert found.logits.shape == (16, 16)
+    assert found.points.shape == (4, 2)
+    assert ((found.points >= -1) & (found.points <= [90, 50])).all()
+    assert found.labels.tolist() == [1, 1, 0, 0]
+    assert found.box is None
+    assert found.ious.shape == (3,)
+    assert found.iou == pytest.approx(float(found.ious[0]))
+    assert (found.choice, found.seconds > 0) == (0, True)
+
+
+def test_outlines_go_around_parts_and_holes(segmenter, pixels) -> None:
+    mask = np.zeros((50, 90), bool)
+    mask[10:30, 20:60] = True
+    mask[15:20, 30:40] = False
+    outlines = dataclasses.replace(segmenter.predict(pixels), mask=mask).contours()
+    corners = sorted(sorted(map(tuple, outline.tolist())) for outline in outlines)
+    assert corners[0] == [(20, 10), (20, 29), (59, 10), (59, 29)]
+    assert corners[1][0] == (29, 15)  # the hole's edge lies in the mask
+    assert len(corners) == 2
+
+
+def test_an_image_may_be_handed_over_in_any_way(segmenter, pixels, tmp_path) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels).save(path)
+    wanted = segmenter.predict(path)
+    ways = [
+        str(path),
+        pixels,
+        Image.fromarray(pixels),
+        torch.from_numpy(pixels),
+        torch.from_numpy(pixels).permute(2, 0, 1),
+    ]
+    ways += [np.dstack((pixels, pixels[:, :, :1])), Image.fromarray(pixels).convert("RGBA")]  # alpha is dropped
+    for way in ways:
+        assert same(segmenter.predict(way), wanted)
+    grey = pixels[:, :, 1]
+    wanted = segmenter.predict(np.repeat(grey[:, :, None], 3, axis=2))
+    for way in (grey, grey[:, :, None], Image.fromarray(grey)):
+        assert same(segmenter.predict(way), wanted)
+
+
+def test_sixteen_bits_are_read_as_in_a_file(segmenter, pixels, tmp_path) -> None:
+    deep = pixels[:, :, 0].astype(np.uint16) * 9 + 300
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    assert same(segmenter.predict(deep), segmenter.predict(tmp_path / "deep.png"))
+
+
+def test_several_are_those_of_each(segmenter, pixels) -> None:
+    images = [pixels, pixels[::-1].copy(), pixels[:, :40].copy(), pixels[5:].copy(), pixels[:, ::-1].copy()]
+    for size in (1, 2, 8):
+        found = segmenter.predict(images, batch_size=size)
+        assert [f.mask.shape for f in found] == [i.shape[:2] for i in images]
+        for one, image in zip(found, images, strict=True):
+            alone = segmenter.predict(image)
+            np.testing.assert_allclose(one.logits, alone.logits, atol=1e-4)
+            np.testing.assert_allclose(one.points, alone.points, atol=1e-3)
+    assert segmenter.predict([]) == []
+
+
+def test_the_mask_is_the_one_that_is_scored(ckpt, segmenter, phantoms, tmp_path) -> None:
+    evaluate(
+        EvalConfig(
+            ckpt=str(ckpt),
+            split_csv=(str(phantoms),),
+            split="train",
+            device="cpu",
+            precision="fp32",
+            workers=0,
+            cache="off",
+            quiet=True,
+            output=str(tmp_path / "eval"),
+        )
+    )
+    rows = read_table(phantoms).split("train")
+    found = segmenter.predict([row.image for row in rows])
+    with (tmp_path / "eval/per_image.csv").open() as stream:
+        for line, row, one in zip(csv.DictReader(stream), rows, found, strict=True):
+            assert float(line["native_dice"]) == pytest.approx(
+                binary_metrics(one.mask, read_mask(row.mask))["dice"], abs=0
+            )
+            assert int(line["native_predicted_pixels"]) == one.area
+            assert float(line["predicted_iou"]) == one.iou
+
+
+# --- prompt by prompt ----------------------------------------------------------------------------
+
+
+def test_a_session_answers_as_predict_does(segmenter, session, pixels) -> None:
+    assert session.size == (90, 50)
+    auto = session.automatic()
+    assert same(auto, segmenter.predict(pixels))
+    assert same(auto, session.predict())
+    assert same(auto, session.predict(points=[], labels=[]))
+    assert same(auto, session.predict(points=auto.points, labels=auto.labels))
+    assert same(auto, session.predict(torch.from_numpy(auto.points), auto.labels.tolist()))
+
+
+def test_prompts_change_the_answer_and_are_told(session) -> None:
+    one = session.predict(points=[[20, 10.5]])
+    assert one.points.tolist() == [[20, 10.5]]
+    assert one.labels.tolist() == [1]
+    other = session.predict(points=[[20, 10.5]], labels=[0])
+    boxed = session.predict(box=(5, 6, 60, 40))
+    both = session.predict(points=[[20, 10.5]], box=np.array([5, 6, 60, 40]))
+    assert boxed.points.shape == (0, 2)
+    assert boxed.box.tolist() == [5, 6, 60, 40]
+    logits = [r.logits for r in (one, other, boxed, both)]
+    for i, a in enumerate(logits):
+        for b in logits[:i]:
+            assert not np.array_equal(a, b)
+
+
+def packages_own(segmenter: Segmenter, session: Session, *, points=None, box=None, mask=None) -> tuple[Any, Any]:
+    """SAM's own prompt encoder and mask decoder, with the net's token shift in its mask tokens."""
+    net, encoded = segmenter.net, session._encoded
+    sam, scale = net.sam, 64 / np.array([90, 50])
+
+    def at(xy: Any) -> torch.Tensor:
+        return torch.tensor(((np.reshape(xy, (1, -1, 2)) + 0.5) * scale - 0.5), dtype=torch.float32)
+
+    before = sam.mask_decoder.mask_tokens.weight.clone()
+    with torch.no_grad():
+        sam.mask_decoder.mask_tokens.weight.add_(net.ips(encoded.embedding)[0])
+        try:
+            sparse, dense = sam.prompt_encoder(
+                points=None if points is None else (at(points[0]), torch.tensor([points[1]])),
+                boxes=None if box is None else at(box).reshape(1, 4),
+                masks=None if mask is None else torch.from_numpy(mask)[None, None],
+            )
+            logits, ious = sam.mask_decoder(
+                image_embeddings=encoded.embedding,
+                image_pe=sam.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=True,
+            )
+        finally:
+            sam.mask_decoder.mask_tokens.weight.copy_(before)
+    return logits[0].numpy(), ious[0].numpy()
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [("points",), ("box",), ("mask",), ("points", "mask"), ("box", "mask"), ("points", "box", "mask")],
+    ids="+".join,
+)
+def test_prompts_are_taken_as_the_package_takes_them(kinds, segmenter, session) -> None:
+    earlier = session.predict(points=[[3, 4]]).logits
+    prompts = {"points": ([[20, 10.5], [70, 44]], [1, 0]), "box": [5, 6, 60, 40], "mask": earlier}
+    prompts = {kind: prompts[kind] for kind in kinds}
+    logits, ious = packages_own(segmenter, session, **prompts)
+    given = SimpleNamespace(**{"points": (None, None), "box": None, "mask": None, **prompts})
+    for choice in (0, 1, 2):
+        found = session.predict(*given.points, box=given.box, mask=given.mask, choice=choice)
+        assert found.choice == choice
+        np.testing.assert_allclose(found.logits, logits[choice], atol=5e-5)
+        np.testing.assert_allclose(found.ious, ious, atol=5e-5)
+        assert found.iou == found.ious[choice]
+    assert len({a.tobytes() for a in logits}) == 3
+
+
+def test_an_answer_does_not_hang_on_earlier_ones(session) -> None:
+    first = session.predict(points=[[20, 10]])
+    session.predict(points=[[50, 40]], labels=[0], mask=first.logits, choice=2)
+    assert same(first, session.predict(points=[[20, 10]]))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"points": [[1, 2, 3]]}, r"points must be a list of \[x, y\]"),
+        ({"points": [[1, 2], [3]]}, r"points must be a list of \[x, y\]"),
+        ({"points": 3}, r"points must be a list of \[x, y\]"),
+        ({"points": [[1, np.nan]]}, r"points must be a list of \[x, y\]"),
+        ({"points": [[1, 2]], "labels": [1, 0]}, "1 points and 2 labels"),
+        ({"points": [[1, 2]], "labels": [2]}, "labels must be a list of 1"),
+        ({"labels": [1]}, "0 points and 1 labels"),
+        ({"points": [[95, 2]]}, r"point \(95, 2\) lies outside the image of 90 × 50 pixels"),
+        ({"box": [9, 9, 1, 1]}, "box must be"),
+        ({"mask": np.zeros((4, 4))}, r"mask must be the \(16, 16\) finite logits of an earlier answer, not \(4, 4\)"),
+        ({"mask": np.full((16, 16), np.inf)}, "mask must be"),
+        ({"points": [[1, 2]], "choice": 3}, "choice must be 0, 1 or 2, not 3"),
+        ({"points": [[1, 2]], "labels": [5], "box": [1], "choice": -1}, "(?s)labels must.*box must.*choice must"),
+    ],
+)
+def test_prompts_that_make_no_sense_are_refused(given, words: str, session) -> None:
+    with pytest.raises(UserError, match=words):
+        session.predict(**given)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((5, 5, 2), np.uint8), r"not \(5, 5, 2\) of uint8"),
+        (np.zeros((5, 5, 3)), r"not \(5, 5, 3\) of float64"),
+        (np.zeros((0, 5, 3), np.uint8), "has no pixels"),
+        (torch.zeros(1, 3, 5, 5), r"not \(1, 3, 5, 5\) of float32"),
+    ],
+)
+def test_images_that_are_none_are_refused(image, words: str, segmenter) -> None:
+    with pytest.raises(UserError, match=words):
+        segmenter.predict(image)
+
+
+def test_a_missing_image_is_told(segmenter, tmp_path) -> None:
+    with pytest.raises(MissingFileError, match="no such file"):
+        segmenter.predict(tmp_path / "nowhere.png")
+
+
+# --- loading -------------------------------------------------------------------------------------
+
+
+def test_the_tuned_postprocessing_is_used_unless_another_is_given(build, pixels, tmp_path) -> None:
+    path = save(build, tmp_path / "tuned.safetensors", postprocess="threshold:0.45,largest")
+    tuned = promise.load(path, device="cpu", precision="fp32")
+    assert str(tuned.postprocess) == "threshold:0.45,largest"
+    found = tuned.predict(pixels)
+    assert np.array_equal(found.mask, tuned.postprocess(found.probability))
+    for given, expected in (("none", "none"), ("default", "none"), ("open:3,fill", "open:3,fill")):
+        assert str(promise.load(path, device="cpu", precision="fp32", postprocess=given).postprocess) == expected
+    with pytest.raises(UserError, match="cannot read the postprocessing 'opn'"):
+        promise.load(path, postprocess="opn")
+
+
+def test_a_net_without_a_prompter_wants_prompts(build, pixels, tmp_path) -> None:
+    segmenter = promise.load(save(build, tmp_path / "ips.safetensors", "IPS_GT"), device="cpu", precision="fp32")
+    assert segmenter.needs_prompts
+    session = segmenter.session(pixels)
+    for ask in (lambda: segmenter.predict(pixels), session.automatic, session.predict, lambda: session.predict([])):
+        with pytest.raises(UserError, match="IPS_GT places no prompts of its own: give points or a box"):
+            ask()
+    assert session.predict(points=[[20, 10]]).mask.shape == (50, 90)
+
+
+def test_a_missing_checkpoint_is_told(tmp_path) -> None:
+    with pytest.raises(MissingFileError, match="no checkpoint at"):
+        promise.load(tmp_path / "best.safetensors")
+
+
+def test_the_names_of_the_package_are_those_of_the_module() -> None:
+    from promise import segmenter
+
+    assert (promise.load, promise.Segmenter, promise.Session) == (segmenter.load, Segmenter, Session)
+    assert promise.Segmentation is Segmentation
+
+
+def test_a_turned_photograph_is_segmented_as_it_is_seen(segmenter, pixels, tmp_path) -> None:
+    turned = Image.fromarray(pixels)
+    turned.getexif()[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=turned.getexif())
+    upright = read_image(tmp_path / "turned.png")
+    assert upright.shape == (90, 50, 3)
+    with Image.open(tmp_path / "turned.png") as opened:
+        assert same(segmenter.predict(opened), segmenter.predict(upright))
+    assert same(segmenter.predict(tmp_path / "turned.png"), segmenter.predict(upright))

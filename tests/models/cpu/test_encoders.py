@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from promise.evaluation.metrics import evaluate_pair
+from promise.models.cpu import parts, vit
+from promise.models.cpu.tiny_vit import FusedTinyViT
+from promise.models.cpu.vit import FusedViT
+from promise.models.sam.backbones import build_sam, encode_tiny_vit, encode_vit, get_backbone
+from promise.models.sam.frozen import FrozenSam
+from promise.runtime.device import resolve_precision
+
+TAPS = (2, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def lite_encoder(lite: None) -> nn.Module:
+    encoder: nn.Module = build_sam(get_backbone("lite_medsam")).image_encoder
+    return encoder.requires_grad_(False)
+
+
+def image(seed: int = 0, count: int = 1) -> Tensor:
+    """Smooth and sharp places, in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 16, 16, generator=generator)
+    return nn.functional.interpolate(coarse, size=256, mode="bicubic").clamp(0, 1)
+
+
+@pytest.mark.parametrize("elements", [2**16, 2**20, 2**30], ids=["one row", "strips", "whole"])
+def test_tiny_vit_equals_the_packages_in_full_precision(elements, lite_encoder, monkeypatch) -> None:
+    monkeypatch.setattr(parts, "STRIP_ELEMENTS", elements)
+    pixels = image(count=2)
+    embedding, taps = FusedTinyViT(lite_encoder, torch.float32)(pixels, TAPS)
+    theirs, their_taps = encode_tiny_vit(lite_encoder, pixels, TAPS)
+    for ours, truth in zip((embedding, *taps), (theirs, *their_taps), strict=True):
+        torch.testing.assert_close(ours, truth, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pairs", [1, 40, 2**30], ids=["one query", "blocks", "whole"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_vit_equals_the_packages(dtype, pairs, build, monkeypatch) -> None:
+    """Windows that do not fill the map, relative positions that are not zero, global blocks between."""
+    monkeypatch.setattr(vit, "BLOCK_PAIRS", pairs)
+    monkeypatch.setattr(vit, "MASK_PAIRS", pairs)
+    encoder = build("SAM").sam.image_encoder
+    assert encoder.blocks[0].window_size == 3
+    assert encoder.blocks[0].attn.rel_pos_h.abs().max() > 0.05
+    pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        embedding, taps = FusedViT(encoder, dtype)(pixels, (2, 3, 6))
+        theirs, their_taps = encode_vit(encoder, pixels, (2, 3, 6))
+    for ours, truth in zip((embedding, *taps), (theirs, *their_taps), strict=True):
+        assert ours.dtype == dtype
+        if dtype == torch.float32:
+            torch.testing.assert_close(ours, truth, atol=1e-4, rtol=1e-5)
+        else:
+            assert (ours.float() - truth).abs().mean() < 0.02 * truth.abs().mean()
+
+
+def test_vit_without_relative_positions_or_bias_equals_the_packages() -> None:
+    from segment_anything.modeling import ImageEncoderViT
+
+    torch.manual_seed(0)
+    encoder = ImageEncoderViT(
+        img_size=32, patch_size=8, embed_dim=12, depth=2, num_heads=2, out_chans=8, window_size=3,
+        qkv_bias=False, use_abs_pos=False, use_rel_pos=False, global_attn_indexes=(1,),
+    ).eval()  # fmt: skip
+    pixels = torch.randn(2, 3, 32, 32)
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.no_grad():
+            ours, _ = FusedViT(encoder, dtype)(pixels, ())
+            theirs = encoder(pixels)
+        assert (ours.float() - theirs).abs().mean() < (1e-6 if dtype == torch.float32 else 0.02)
+
+
+def test_only_wanted_taps_are_kept(lite_encoder) -> None:
+    embedding, taps = FusedTinyViT(lite_encoder, torch.float32)(image(), (3,))
+    both, all_taps = FusedTinyViT(lite_encoder, torch.float32)(image(), TAPS)
+    assert len(taps) == 1
+    assert torch.equal(taps[0], all_taps[1])
+    assert torch.equal(embedding, both)
+
+
+def test_a_frozen_sam_fuses_anew_when_its_encoder_changes(lite) -> None:
+    backbone = get_backbone("lite_medsam")
+    sam = FrozenSam(build_sam(backbone), backbone)
+    pixels = image()
+    before = sam.encode(pixels)
+    assert sam.encode(pixels).embedding.equal(before.embedding)
+    with torch.no_grad():
+        sam.image_encoder.neck[0].weight.mul_(1.5)
+        sam.image_encoder.layers[0].blocks[0].conv1.bn.running_mean.add_(0.1)
+    after, truth = sam.encode(pixels), encode_tiny_vit(sam.image_encoder, pixels, TAPS)
+    torch.testing.assert_close(after.embedding, truth[0].detach(), atol=1e-4, rtol=1e-5)
+    assert (after.taps[0] - before.taps[0]).abs().max() > 1e-3
+
+
+def test_an_encoder_fused_in_inference_mode_serves_outside_and_the_mode_changes_nothing(lite) -> None:
+    backbone = get_backbone("lite_medsam")
+    sam = FrozenSam(build_sam(backbone), backbone)
+    pixels = image()
+    with torch.inference_mode():
+        sam.eval()  # TinyViT makes its position biases anew here
+        inside = sam.encode(pixels).embedding
+    fused = sam._fused[torch.float32][1]
+    sam.train()
+    outside = sam.encode(pixels).embedding
+    assert torch.equal(inside, outside)
+    assert sam._fused[torch.float32][1] is fused
+    assert not outside.is_inference()
+
+
+def test_an_unfrozen_encoder_is_not_fused_and_learns(lite) -> None:
+    backbone = get_backbone("lite_medsam")
+    sam = FrozenSam(build_sam(backbone), backbone, freeze="FZ4")
+    sam.encode(image()).embedding.square().mean().backward()
+    assert sam.image_encoder.patch_embed.seq[0].c.weight.grad.abs().max() > 0
+
+
+def test_masks_in_bfloat16_agree_with_full_precision(lite, shared) -> None:
+    if resolve_precision("auto", torch.device("cpu")) != "bf16":
+        pytest.skip("this CPU has no instructions for bfloat16: half a minute an image")
+    from promise.data.images import read_image, read_mask
+    from promise.data.transforms.recipes import build_transform
+
+    backbone = get_backbone("lite_medsam")
+    sam = FrozenSam(build_sam(backbone), backbone)
+    transform = build_transform("basic_color", image_size=256, pixels=backbone.pixels)
+    agreement = []
+    for path in sorted((shared / "data/kvasir_seg/images").iterdir())[:12]:
+        mask_path = next((shared / "data/kvasir_seg/masks").glob(f"{path.stem}.*"))
+        pair = torch.from_numpy(read_image(path)).permute(2, 0, 1), torch.from_numpy(read_mask(mask_path))[None]
+        pixels, mask = transform(pair[0], pair[1].to(torch.uint8))
+        ys, xs = torch.nonzero(mask[0], as_tuple=True)
+        box = torch.stack((xs.min(), ys.min(), xs.max(), ys.max())).float()[None]
+        with torch.no_grad():
+            full, _ = sam.decode(sam.encode(pixels[None]), boxes=box)
+            with torch.autocast("cpu", torch.bfloat16):
+                half, _ = sam.decode(sam.encode(pixels[None]), boxes=box)
+        agreement.append(evaluate_pair((half[0, 0] > 0).numpy(), (full[0, 0] > 0).numpy())["dice"])
+    assert min(agreement) > 0.98
+    assert sum(agreement) / len(agreement) >= 0.995

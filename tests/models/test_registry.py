@@ -1,0 +1,120 @@
+"""Are nets found by both spellings, and are they as large as the original's?"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from promise import registry
+from promise.models.registry import NETS, NetSpec, build_parts, list_nets, parse_net_name, register, resolve_sam
+from promise.models.sam.backbones import BACKBONES, get_backbone
+from promise.runtime.errors import UserError
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("size", "blh")
+def test_both_spellings_are_understood(name: str, size: str) -> None:
+    assert parse_net_name(name) == (NETS[name], None)
+    for tail in ("", "_FZ0", "_FZ3"):
+        assert parse_net_name(f"SAM_vit-{size}_{name}_train{tail}") == (NETS[name], f"vit_{size}")
+
+
+def test_ips_gt_has_another_name_in_the_original() -> None:
+    assert parse_net_name("SAM_vit-b_IPS_GT_resnet_train")[0] is NETS["IPS_GT"]
+    assert parse_net_name("IPS_GT_resnet")[0] is NETS["IPS_GT"]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("APM_resnett", "Did you mean 'APM_resnet'?"),
+        ("apm_ips_cross", "Did you mean 'APM_IPS_cross'?"),
+        ("SAM_vit-x_APM_resnet_train", "Known: APM_resnet, APM_cross"),
+        ("", "Known: APM_resnet"),
+    ],
+)
+def test_an_unknown_name_lists_the_known_and_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_net_name(name)
+    assert near in str(caught.value)
+    assert all(known in str(caught.value) for known in NETS)
+
+
+@pytest.mark.parametrize(
+    ("name", "sam", "expected"),
+    [
+        ("APM_resnet", None, "lite_medsam"),
+        ("APM_resnet", "vit_l", "vit_l"),
+        ("SAM_vit-h_APM_resnet_train", None, "vit_h"),
+        ("SAM_vit-b_APM_resnet_train", "medsam_vit_b", "medsam_vit_b"),
+    ],
+)
+def test_the_backbone_is_the_asked_the_spelt_or_the_default(name: str, sam: str | None, expected: str) -> None:
+    assert resolve_sam(name, sam) == expected
+
+
+def test_a_backbone_that_contradicts_the_name_is_refused() -> None:
+    with pytest.raises(UserError, match="names the backbone vit_b, but --sam says vit_l"):
+        resolve_sam("SAM_vit-b_APM_resnet_train", "vit_l")
+
+
+def test_an_unknown_backbone_lists_the_known() -> None:
+    with pytest.raises(UserError, match=r"unknown backbone 'vit_c'.*vit_b, vit_l, vit_h, medsam_vit_b, lite_medsam"):
+        get_backbone("vit_c")
+
+
+@pytest.mark.parametrize(
+    ("name", "apm", "ips"),
+    # Counted by hand from the reference's description; fc2 (525,312 with its bias), which nothing uses, is left out.
+    [
+        ("APM_resnet", 28.19e6, 0),
+        ("APM_cross", 44.3e6, 0),
+        ("APM_IPS_resnet", 28.19e6, 257 * 1024 + 1025 * 1024),
+        ("APM_IPS_cross", 44.3e6, 257 * 1024 + 1025 * 1024),
+        ("IPS_GT", 0, 257 * 1024 + 1025 * 1024),
+        ("SAM", 0, 0),
+    ],
+)
+def test_the_parts_are_as_large_as_the_originals(name: str, apm: float, ips: int) -> None:
+    with torch.device("meta"):
+        parts = build_parts(NETS[name], BACKBONES["vit_b"], num_points=16)
+    counts = [0 if part is None else sum(p.numel() for p in part.parameters()) for part in parts]
+    assert counts[0] == pytest.approx(apm, rel=1e-3 if "cross" in name else 2e-4)
+    assert counts[1] == ips
+    line = next(line for line in list_nets("vit_b").splitlines() if line.startswith(f"{name} "))
+    assert f" {sum(counts):,} " in line
+
+
+def test_taps_are_the_last_three_global_blocks() -> None:
+    taps = {name: BACKBONES[name].tap_blocks for name in ("vit_b", "vit_l", "vit_h", "medsam_vit_b")}
+    assert taps == {"vit_b": (6, 9, 12), "vit_l": (12, 18, 24), "vit_h": (16, 24, 32), "medsam_vit_b": (6, 9, 12)}
+
+
+class OneConvolution(torch.nn.Module):
+    def __init__(self, *, tap_channels: tuple[int, ...], num_points: int) -> None:
+        super().__init__()
+        self.score = torch.nn.Conv2d(tap_channels[-1], 2 * num_points, 1)
+
+    def forward(self, taps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return self.score(taps[-1]).mean((2, 3)).unflatten(1, (-1, 2))
+
+
+def test_a_net_of_ones_own_is_found_built_and_used(monkeypatch: pytest.MonkeyPatch, build) -> None:
+    for table in ("NETS", "HEADS", "_SHORT"):
+        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+    spec = register(NetSpec("APM_IPS_mine", "mine", True, "auto", aliases=("mine_too",)), OneConvolution)
+    assert parse_net_name("APM_IPS_mine") == parse_net_name("mine_too") == (spec, None)
+    assert parse_net_name("SAM_vit-b_APM_IPS_mine_train") == (spec, "vit_b")
+    assert "APM_IPS_mine" in list_nets("vit_b")
+    net = build("APM_IPS_mine", num_points=4).eval()
+    with torch.inference_mode():
+        prediction = net(torch.rand(2, 3, 64, 64))
+    assert prediction.points.xy.shape == (2, 4, 2)
+    assert ((prediction.points.xy > 0) & (prediction.points.xy < 64)).all()
+    assert prediction.points.label.tolist() == [[1, 1, 0, 0]] * 2
+
+
+def test_a_net_with_a_head_that_nobody_named_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"unknown head 'resnett'\. Did you mean 'resnet'\?"):
+        register(NetSpec("APM_other", "resnett", False, "auto"))
+    assert "APM_other" not in NETS

@@ -1,0 +1,118 @@
+"""Files are whole or not there; a run's folder knows its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from promise.runtime.errors import ExistingRunError, MissingFileError
+from promise.runtime.files import atomic_path, staged, write_json, write_text
+from promise.training.run_folder import OURS, Progress, RunFolder
+
+
+def test_a_file_appears_whole_and_its_folder_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "a/b/c.txt"
+    with atomic_path(path) as temporary:
+        assert temporary.parent == path.parent
+        assert temporary.suffix == ".txt"
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_what_was_there(error: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def fail() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "a.txt", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
+
+
+def test_json_has_null_for_what_is_not_a_number(tmp_path: Path) -> None:
+    write_json(
+        tmp_path / "a.json", {"a": float("nan"), "b": [1.5, float("nan")], "c": (Path("x"), "ä"), 3: {"d": None}}
+    )
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"a": None, "b": [1.5, None], "c": ["x", "ä"], "3": {"d": None}}
+    assert "NaN" not in text
+
+
+def test_a_run_folder_is_checked_cleared_and_left_alone(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.check(resume=False, overwrite=False)
+    assert not folder.path.exists()
+    with pytest.raises(MissingFileError, match="nothing to resume"):
+        folder.check(resume=True, overwrite=False)
+    folder.clear()
+    for name in (*OURS, "notes.txt"):
+        write_text(folder.path / name, "x")
+    with pytest.raises(ExistingRunError, match="already holds a run"):
+        folder.check(resume=False, overwrite=False)
+    folder.check(resume=True, overwrite=False)
+    folder.check(resume=False, overwrite=True)
+    folder.clear()
+    assert [p.name for p in folder.path.rglob("*") if p.is_file()] == ["notes.txt"]
+
+
+def test_state_and_environment_come_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    progress = Progress(2, [{"epoch": 1, "val_iou": None}], 1, 0.5, 1)
+    folder.save_state(progress, {"learned": {}, "sam_sha256": "ab"})
+    assert folder.load_state() == (progress, {"learned": {}, "sam_sha256": "ab"})
+    folder.write_environment(seed=3, device="cpu")
+    folder.write_environment(device="cuda")
+    assert json.loads(folder.environment.read_text()) == {"seed": 3, "device": "cuda"}
+
+
+def test_staged_files_appear_together_and_the_last_one_last(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with staged(folder, replaced=("old.txt",), last="list.json") as stage:
+        for name in ("list.json", "b.txt"):
+            (stage / name).write_text(name)
+        assert not (folder / "b.txt").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["b.txt", "list.json"]
+    (folder / "old.txt").write_text("of an earlier kind")
+    (folder / ".unfinished-killed").mkdir()
+    with staged(folder, replaced=("old.txt", "b.txt"), last="list.json") as stage:
+        assert (folder / "old.txt").exists()
+        (stage / "list.json").write_text("new")
+    assert [path.name for path in folder.iterdir()] == ["list.json"]
+    assert (folder / "list.json").read_text() == "new"
+
+
+def test_a_failure_while_staging_leaves_what_was_there(tmp_path: Path) -> None:
+    def stage_half(folder: Path) -> None:
+        with staged(folder, replaced=("kept.txt",), last="list.json") as stage:
+            (stage / "half.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage_half(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "kept.txt").write_text("kept")
+    with pytest.raises(KeyboardInterrupt):
+        stage_half(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]

@@ -1,0 +1,161 @@
+"""Overlap, one epoch and one validation, on a net of one number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from promise.inference.loop import predict_draws, predict_rows
+from promise.training.loop import overlap, train_epoch, validate
+from promise.training.losses import bce
+from promise.types import Batch, Encoded, Points, Prediction, Prompts
+
+
+class Offset(nn.Module):
+    """Image (its first channel) plus a learned number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(()))
+        self.modes: list[bool] = []
+
+    def forward(self, image: Tensor, points: Points | None = None, *, boxes: Tensor | None = None) -> Prediction:
+        self.modes.append(self.training)
+        return Prediction(image[:, :1] + self.offset, image[:, :1].mean((2, 3)), points, boxes)
+
+
+def batch(first: int, count: int) -> Batch:
+    generator = torch.Generator().manual_seed(first)
+    image = torch.randn(count, 3, 4, 4, generator=generator)
+    index = torch.arange(first, first + count)
+    mask = (torch.rand(count, 1, 4, 4, generator=generator) > 0.5).float()
+    return Batch(image, mask, tuple(f"row{i}" for i in index.tolist()), index)
+
+
+def prompts(_batch: Batch) -> Prompts:
+    return Prompts()
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+def test_overlap_by_hand() -> None:
+    target = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]).float().view(4, 1, 2, 2)
+    logits = torch.tensor([[5, -5, 5, -5], [-1, -1, -1, -1], [3, -1, -1, -1], [0, -1, -1, -1]]).float().view(4, 1, 2, 2)
+    dice, iou = overlap(logits, target)
+    assert dice.tolist() == [0.5, 1, 0, 1]
+    assert iou.tolist() == pytest.approx([1 / 3, 1, 0, 1])
+
+
+def test_overlap_is_taken_at_the_targets_size() -> None:
+    logits = torch.tensor([[9.0, -3.0], [9.0, -3.0]]).view(1, 1, 2, 2)
+    target = torch.zeros(1, 1, 4, 4)
+    target[..., :3] = 1  # 9 and -3 meet in 9, 6, 0, -3: three columns
+    assert [value.item() for value in overlap(logits, target)] == [1, 1]
+
+
+def test_an_epoch_is_its_steps_and_its_mean_loss_counts_images(accelerator: Accelerator) -> None:
+    net, batches = Offset(), [batch(0, 4), batch(4, 4), batch(8, 1)]
+    by_hand, expected, total = Offset(), [], 0.0
+    for number, one in enumerate(batches):
+        value = bce(by_hand(one.image).mask_logits, one.mask)
+        total += value.item() * len(one)
+        (gradient,) = torch.autograd.grad(value, by_hand.offset)
+        with torch.no_grad():
+            by_hand.offset -= 0.1 * (number + 1) * gradient
+        expected.append(number)
+    optimizer = torch.optim.SGD(net.parameters(), lr=99)
+    prepared, prepared_optimizer = accelerator.prepare(net, optimizer)
+    called: list[int] = []
+
+    def set_lr(step: int) -> None:
+        called.append(step)
+        optimizer.param_groups[0]["lr"] = 0.1 * (step + 1)
+
+    mean = train_epoch(
+        prepared,
+        batches,
+        prompter=prompts,
+        loss=bce,
+        optimizer=prepared_optimizer,
+        set_lr=set_lr,
+        accelerator=accelerator,
+    )
+    assert called == expected
+    assert net.offset.item() == pytest.approx(by_hand.offset.item(), abs=1e-6)
+    assert mean == pytest.approx(total / 9, abs=1e-6)
+    assert net.modes == [True] * 3
+
+
+def test_validation_averages_over_images_and_counts_each_row_once(accelerator: Accelerator) -> None:
+    net, first, second = Offset(), batch(0, 3), batch(3, 1)
+    scores = validate(net, [first, second, second], prompter=prompts, loss=bce, accelerator=accelerator)
+    dice, iou = zip(*(overlap(b.image[:, :1], b.mask) for b in (first, second)), strict=True)
+    losses = [bce(b.image[:, :1], b.mask).item() for b in (first, second)]
+    assert scores["dice"] == pytest.approx(torch.cat(dice).mean().item(), abs=1e-6)
+    assert scores["iou"] == pytest.approx(torch.cat(iou).mean().item(), abs=1e-6)
+    assert scores["loss"] == pytest.approx((3 * losses[0] + losses[1]) / 4, abs=1e-6)
+    assert net.modes == [False] * 3
+
+
+def test_predictions_come_row_by_row_in_order() -> None:
+    points = Points(torch.arange(12.0).view(3, 2, 2), torch.tensor([[1, 0]] * 3))
+    first, second = batch(0, 3), batch(3, 1)
+    given = {3: Prompts(points=points), 1: Prompts(boxes=torch.tensor([[1.0, 2, 3, 4]]))}
+    rows = list(predict_rows(Offset(), [first, second], prompter=lambda b: given[len(b)], device=torch.device("cpu")))
+    assert [(row.index, row.name) for row in rows] == [(i, f"row{i}") for i in range(4)]
+    assert (rows[1].logits == first.image[1, 0].numpy()).all()
+    assert rows[1].iou == pytest.approx(first.image[1, 0].mean().item(), abs=1e-6)
+    assert rows[1].xy.tolist() == [[4, 5], [6, 7]]
+    assert rows[1].label.tolist() == [1, 0]
+    assert rows[1].box is None
+    assert rows[3].xy.shape == (0, 2)
+    assert rows[3].box.tolist() == [1, 2, 3, 4]
+
+
+class Counting(Offset):
+    """Encodes to features that are the image's first channel, and counts how often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoded = 0
+
+    def encode(self, image: Tensor) -> Encoded:
+        self.encoded += len(image)
+        return Encoded(image[:, :1])
+
+    def forward(
+        self, image: Tensor | Encoded, points: Points | None = None, *, boxes: Tensor | None = None
+    ) -> Prediction:
+        assert isinstance(image, Encoded)
+        return super().forward(image.embedding, points, boxes=boxes)
+
+
+def test_every_draw_decodes_what_was_encoded_once() -> None:
+    net, first, second = Counting(), batch(0, 3), batch(3, 1)
+
+    def whole(batch: Batch) -> list[tuple[range, Prompts]]:
+        return [(range(len(batch)), Prompts())]
+
+    def ragged(batch: Batch) -> list[tuple[list[int], Prompts]]:
+        """The second image of three has two points, the others one."""
+        one = [i for i in range(len(batch)) if i != 1]
+        shares = [(one, Prompts(Points(torch.ones(len(one), 1, 2), torch.ones(len(one), 1, dtype=torch.int64))))]
+        if len(batch) > 1:
+            shares.append(([1], Prompts(Points(torch.ones(1, 2, 2), torch.tensor([[1, 0]])))))
+        return shares
+
+    rows = list(predict_draws(net, [first, second], prompters=[whole, ragged], device=torch.device("cpu")))
+    assert net.encoded == 4
+    assert [(row.draw, row.index) for row in rows] == [
+        (0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (1, 1), (0, 3), (1, 3),
+    ]  # fmt: skip
+    for row in rows:
+        image = first.image[row.index] if row.index < 3 else second.image[0]
+        assert (row.logits == image[0].numpy()).all()
+        assert row.name == f"row{row.index}"
+        assert len(row.xy) == (0 if row.draw == 0 else 2 if row.index == 1 else 1)
