@@ -36,6 +36,16 @@ LEFT = {
         "runs/mine/box/summary.json",
         "runs/mine/report.html",
     ),
+    "data": ("data/mine/split.csv", "original_size", "data.png", "data.json", "samples/split.csv"),
+    "evaluate": (
+        "runs/mine/eval/overlays",
+        "runs/sam-centre/summary.json",
+        "runs/mine/again/summary.json",
+        "runs/mine/custom/summary.json",
+        "compared.json",
+        "report.html",
+        "baselines/report.html",
+    ),
     "predict": ("masks/masks/phantom_0000.png", "test/contours.json", "corrected/masks/phantom_0002.png"),
     "extend": ("runs/heatmap/best.safetensors", "runs/heatmap/eval/summary.json"),
 }
