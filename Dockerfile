@@ -1,4 +1,4 @@
-# ProMISe in a container, for a CPU or for an NVIDIA GPU:
+# Container images of ProMISe for CPUs and for NVIDIA GPUs:
 #
 #   docker build -t promise:cpu .
 #   docker build -t promise:cuda --target cuda .
@@ -7,11 +7,11 @@
 #   docker run --rm -v "$PWD:/data" -v promise:/cache -p 127.0.0.1:7860:7860 promise:cpu \
 #     promise-app --ckpt runs/polyp/best.safetensors --host 0.0.0.0
 #
-# Linted with hadolint in the tests. It has not been built yet: where this was written there is no Docker.
-# /data is the working folder; /cache keeps weights and features from one run to the next.
+# Linted with hadolint in the tests; not built yet, because Docker was not available during development.
+# /data is the working directory. /cache stores weights and features between runs.
 
 FROM python:3.12-slim-bookworm AS base
-# OpenCV's libraries. Debian keeps only its newest build, so that a pinned one would soon be gone.
+# Libraries required by OpenCV. Not pinned: Debian keeps only the newest build of each package.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 \
@@ -32,7 +32,7 @@ ARG CUDA=cu130
 RUN pip install "torch==${TORCH}" "torchvision==${TORCHVISION}" --index-url "https://download.pytorch.org/whl/${CUDA}"
 COPY pyproject.toml README.md LICENSE ./
 COPY promise promise
-# The package itself; pyproject.toml bounds what it needs.
+# Installs the package; pyproject.toml constrains the versions of its dependencies.
 # hadolint ignore=DL3013
 RUN pip install ".[lite,app]"
 ENV NVIDIA_VISIBLE_DEVICES=all \
@@ -41,14 +41,14 @@ USER 1000
 WORKDIR /data
 CMD ["promise-train", "--help"]
 
-# The last stage is what is built when none is named.
+# The last stage is the default target.
 FROM base AS cpu
 ARG TORCH=2.14.1
 ARG TORCHVISION=0.29.1
 RUN pip install "torch==${TORCH}" "torchvision==${TORCHVISION}" --index-url https://download.pytorch.org/whl/cpu
 COPY pyproject.toml README.md LICENSE ./
 COPY promise promise
-# The package itself; pyproject.toml bounds what it needs.
+# Installs the package; pyproject.toml constrains the versions of its dependencies.
 # hadolint ignore=DL3013
 RUN pip install ".[lite,app]"
 USER 1000

@@ -1,9 +1,9 @@
-# Sourced by quickstart.sh, test.sh and .ci/run: makes the environment that they share; knows nothing else of them.
+# Sourced by quickstart.sh, test.sh and .ci/run: creates the virtual environment that they share.
 #
-#   make_venv lite dev     makes .venv in the checkout and installs the package with these extras
+#   make_venv lite dev     creates .venv in the checkout and installs the package with these extras
 #
-# PYTHON        the Python that makes it, 3.11 or newer (default: python3)
-# PROMISE_VENV  where it lies (default: .venv in the checkout)
+# PYTHON        interpreter to create it with, 3.11 or newer (default: python3)
+# PROMISE_VENV  path of the environment (default: .venv in the checkout)
 # shellcheck shell=bash
 
 ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -12,18 +12,18 @@ VENV="${PROMISE_VENV:-$ROOT/.venv}"
 make_venv() {
   local python="${PYTHON:-python3}" extra stamp missing=""
   if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
-    check_python "$python" "set PYTHON to another one"
-    echo "making the environment $VENV"
-    "$python" -m venv "$VENV" || fail "$python cannot make an environment; on Debian and Ubuntu: apt install python3-venv"
+    check_python "$python" "set PYTHON to a newer interpreter"
+    echo "creating the environment $VENV"
+    "$python" -m venv "$VENV" || fail "$python cannot create an environment; on Debian and Ubuntu: apt install python3-venv"
   fi
-  check_python "$VENV/bin/python" "remove $VENV and run this again"
-  # A stamp an extra: what it was installed from. Another pyproject.toml or another place of the checkout installs anew.
+  check_python "$VENV/bin/python" "remove $VENV and rerun the script"
+  # One stamp file per extra. A new pyproject.toml or checkout path triggers a reinstallation.
   stamp="$(cksum <"$ROOT/pyproject.toml") $ROOT"
   for extra in "$@"; do
     [[ "$(cat "$VENV/.installed-$extra" 2>/dev/null)" == "$stamp" ]] || missing="$missing${missing:+,}$extra"
   done
   [[ -n "$missing" ]] || return 0
-  echo "installing the package with [$missing] into $VENV; the first time this fetches PyTorch"
+  echo "installing the package with [$missing] into $VENV; the first run downloads PyTorch"
   "$VENV/bin/python" -m pip install --disable-pip-version-check -e "${ROOT}[$missing]"
   for extra in ${missing//,/ }; do
     echo "$stamp" >"$VENV/.installed-$extra"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Run the tests in the checkout's own environment:
+# Runs the tests in the virtual environment of the checkout:
 #
-#   bash scripts/test.sh                       all but the slow ones
-#   bash scripts/test.sh --slow                the slow ones too (full-size SAM on the CPU); SLOW=1 does the same
-#   bash scripts/test.sh --slow-only           the slow ones alone
-#   bash scripts/test.sh tests/test_losses.py  anything else goes to pytest
+#   bash scripts/test.sh                       all tests except the slow ones
+#   bash scripts/test.sh --slow                all tests, including the slow ones (full-size SAM on the CPU); same as SLOW=1
+#   bash scripts/test.sh --slow-only           only the slow tests
+#   bash scripts/test.sh tests/test_losses.py  other arguments are passed to pytest
 set -euo pipefail
 
 # shellcheck source=scripts/_venv.sh
@@ -21,7 +21,7 @@ esac
 case "$which" in
   fast)
     options=(-m "not slow" -n auto --maxprocesses 4 --dist loadfile)
-    export OMP_NUM_THREADS=1 # a process a core
+    export OMP_NUM_THREADS=1 # one process per core
     ;;
   slow) options=(-m slow -o timeout=1800) ;;
   all) options=(-o timeout=1800) ;;

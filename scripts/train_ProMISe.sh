@@ -1,34 +1,35 @@
 #!/usr/bin/env bash
-# Train with the original's variable names; every one may be set in the environment:
+# Runs promise-train with the variable names of the reference implementation, all read from the environment:
 #
 #   IF_SPLIT_CSV=combined_5_1024.csv DATA_ROOT=data/polyp bash scripts/train_ProMISe.sh
 #   net_name=IPS_GT GPU_num=1 EPOCH=50 IF_SPLIT_CSV=polyp.csv bash scripts/train_ProMISe.sh --workers 4
 #
-# The defaults are the published training. Further arguments go to promise-train. DRY_RUN=1 prints the command only.
+# The defaults are those of the published training. Further arguments are passed to promise-train.
+# DRY_RUN=1 only prints the command.
 set -euo pipefail
-# shellcheck source=scripts/_original.sh
-source "$(dirname -- "${BASH_SOURCE[0]}")/_original.sh"
+# shellcheck source=scripts/_reference.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/_reference.sh"
 
-net_name="${net_name:-APM_IPS_resnet}"  # short, or the original's SAM_vit-b_APM_IPS_resnet_train; --list-nets shows all
-SAM="${SAM:-}"                          # backbone; default vit_b, or what a long net_name says
-GPU_num="${GPU_num-auto}"               # 0, 1, …; empty or none: CPU; unset: the first GPU, or the CPU where there is none
-FREEZE_TYPE="${FREEZE_TYPE:-_FZ0}"      # _FZ0 … _FZ4, with or without the underscore
+net_name="${net_name:-APM_IPS_resnet}"  # or SAM_vit-b_APM_IPS_resnet_train; promise-train --list-nets lists all
+SAM="${SAM:-}"                          # backbone; default: vit_b, or the backbone in a long net_name
+GPU_num="${GPU_num-auto}"               # 0, 1, …; empty or none: CPU; unset: the first GPU if there is one, else the CPU
+FREEZE_TYPE="${FREEZE_TYPE:-_FZ0}"      # _FZ0 … _FZ4; the underscore is optional
 BATCH="${BATCH:-8}"
-LOSS_TYPE="${LOSS_TYPE:-BCEDiceLoss}"   # BCEDiceLoss is --loss reference; bce, bce_dice, reference are taken as they are
+LOSS_TYPE="${LOSS_TYPE:-BCEDiceLoss}"   # BCEDiceLoss: --loss reference; bce, bce_dice, reference: unchanged
 INITIAL_LR="${INITIAL_LR:-1e-5}"
 EPOCH="${EPOCH:-200}"
-LR_PARA="${LR_PARA:-LR_200_1e-7}"       # LR: constant; COS_200_1e-7: a cosine of 200 epochs that ends at 1e-7
+LR_PARA="${LR_PARA:-LR_200_1e-7}"       # LR: constant; COS_200_1e-7: cosine over 200 epochs, final rate 1e-7
 point_num="${point_num:-16}"
-point_value="${point_value:-}"          # such as 1-1-0-0; default: half 1, half 0
+point_value="${point_value:-}"          # for example 1-1-0-0; default: the first half 1, the second half 0
 transformer_train="${transformer_train:-train2_color}"
-SEED="${SEED-152}"                      # empty: drawn, and recorded in the run
+SEED="${SEED-152}"                      # empty: drawn at random and recorded in the run folder
 PRECISION="${PRECISION:-fp32}"
 IF_SPLIT_CSV="${IF_SPLIT_CSV:-}"        # required
-DATA_ROOT="${DATA_ROOT:-}"              # folder that the CSV's paths are re-rooted onto
-check_point_path="${check_point_path:-${SAM_CHECKPOINT:-}}"  # SAM's weights; default: from the cache, else fetched
-BEST_MODEL_PATH="${BEST_MODEL_PATH:-runs}"                   # where the run's folder is made
+DATA_ROOT="${DATA_ROOT:-}"              # root folder of the paths in the CSV
+check_point_path="${check_point_path:-${SAM_CHECKPOINT:-}}"  # SAM weights; default: from the cache, else downloaded
+BEST_MODEL_PATH="${BEST_MODEL_PATH:-runs}"                   # parent of the run folder
 
-need IF_SPLIT_CSV "the CSV with image_name,train_type,mask_name (data_format/README.md)"
+need IF_SPLIT_CSV "a CSV with the columns image_name,train_type,mask_name (data_format/README.md)"
 device="$(device_of "$GPU_num")"
 if [[ -z "$SAM" && "$net_name" != SAM_vit-* ]]; then SAM=vit_b; fi
 FREEZE_TYPE="${FREEZE_TYPE#_}"

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/notebook").glob("*.md")])
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 TOKEN = re.compile(
     r"^<!-- (?P<mark>given|run with|not run|none run): *(?P<what>.*?) *-->$"
@@ -35,6 +35,16 @@ LEFT = {
         "runs/mine/eval/summary.json",
         "runs/mine/box/summary.json",
         "runs/mine/report.html",
+    ),
+    "data": ("data/mine/split.csv", "original_size", "data.png", "data.json", "samples/split.csv"),
+    "evaluate": (
+        "runs/mine/eval/overlays",
+        "runs/sam-centre/summary.json",
+        "runs/mine/again/summary.json",
+        "runs/mine/custom/summary.json",
+        "compared.json",
+        "report.html",
+        "baselines/report.html",
     ),
     "predict": ("masks/masks/phantom_0000.png", "test/contours.json", "corrected/masks/phantom_0002.png"),
     "extend": ("runs/heatmap/best.safetensors", "runs/heatmap/eval/summary.json"),

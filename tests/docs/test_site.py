@@ -31,6 +31,19 @@ def test_every_page_is_there_and_in_the_contents(site: Path) -> None:
         assert f'href="{page.stem}.html"' in start or page.stem == "index", page.stem
 
 
+def test_the_notebook_is_built_and_linked_but_not_in_the_contents(site: Path) -> None:
+    start = (site / "index.html").read_text(encoding="utf-8")
+    results = (site / "results.html").read_text(encoding="utf-8")
+    pages = sorted((ROOT / "docs/notebook").glob("*.md"))
+    assert {"README", "experiments", "performance"} <= {page.stem for page in pages}
+    for page in pages:
+        name = "index" if page.stem == "README" else page.stem
+        assert (site / f"notebook/{name}.html").is_file()
+        assert f'href="notebook/{name}.html"' not in start
+    for name in ("experiments", "performance"):
+        assert f'href="notebook/{name}.html"' in results
+
+
 def test_nothing_comes_from_elsewhere(site: Path) -> None:
     pattern = re.compile(r'<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)="((?:https?:)?//[^"]+)"')
     for page in site.rglob("*.html"):
