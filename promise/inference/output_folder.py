@@ -103,9 +103,7 @@ class PredictionFolder:
         )
         return None if whole else ""
 
-    def prepare(
-        self, settings: Mapping[str, Any], environment: Mapping[str, Any], names: Collection[str]
-    ) -> None:
+    def prepare(self, settings: Mapping[str, Any], environment: Mapping[str, Any], names: Collection[str]) -> None:
         """Make the folder ready, in one process alone: remove what a kill left, and what is to be made again.
 
         Args:
