@@ -123,7 +123,7 @@ def test_sampler_orders() -> None:
 def test_items_are_told_some_time_before_they_are_asked_for(distance: int) -> None:
     told: list[tuple[int, int]] = []
     order = []
-    for item in EpochSampler(5, shuffle=True, seed=0, expect=told.append, distance=distance):
+    for item in EpochSampler(5, shuffle=True, seed=0, prefetch=told.append, distance=distance):
         order.append(item)
         assert told[: len(order)] == order
         assert len(told) == min(len(order) + distance, 5)
@@ -134,7 +134,7 @@ def test_a_loader_tells_a_dataset_that_wants_to_know_two_batches_ahead(rows: lis
     class Waiting(SegmentationDataset):
         told: list[tuple[int, int]] = []  # noqa: RUF012
 
-        def expect(self, item: tuple[int, int]) -> None:
+        def prefetch(self, item: tuple[int, int]) -> None:
             self.told.append(item)
 
     loader = build_loader(Waiting(rows, TRAIN, seed=1), batch_size=1, shuffle=False, seed=1, workers=0)

@@ -333,7 +333,7 @@ training.train(training.TrainConfig(**settings))
 @pytest.mark.parametrize("place", ["second epoch", "state"])
 def test_sigkill_and_resumed(place: str, run: Train, settings: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:
     """A real kill: between epochs, and with the state file half written."""
-    conftest = Path(__file__).parent / "conftest.py"
+    conftest = Path(__file__).parents[1] / "conftest.py"
     child = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(CHILD), str(conftest), place, repr({**settings, **RESUMED})],
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
