@@ -220,7 +220,7 @@ def test_a_truncated_png(data: Path, folder: str) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     level, kind, line, text = the_finding(found(data / "split.csv"))
     assert (level, kind, line) == ("fault", "file", 4)
-    assert text.startswith(f"{folder[:-1]} {path}: ")
+    assert text.startswith(f"{folder[:-1]} {path}: truncated")
 
 
 def test_missing_files_do_not_hide_other_faults(data: Path) -> None:
