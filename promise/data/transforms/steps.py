@@ -123,7 +123,7 @@ class ShiftScaleRotate:
 
 @dataclass(frozen=True)
 class Photometric:
-    """A step that applies ``change`` to the image, as an (S, S, 3) uint8 array; the mask is unchanged."""
+    """A step that applies ``change``, a function of (S, S, 3) uint8 RGB arrays, to the image; the mask is unchanged."""
 
     change: Callable[[Pixels], Pixels]
 
