@@ -54,7 +54,7 @@ def predict_draws(
         encoded = replace(batch, image=image if isinstance(image, Encoded) else net.encode(image))
         for draw, source in enumerate(sources):
             for group in source(batch):
-                yield from predict_batch(net, encoded.take(group.places), group, device, draw=draw)
+                yield from predict_batch(net, encoded.take(group.indices), group, device, draw=draw)
 
 
 @torch.inference_mode()

@@ -196,21 +196,21 @@ class _Work:
     config: PredictConfig
     folder: PredictionFolder
     inputs: Sequence[Input]
-    todo: frozenset[int]  # places in the inputs
+    todo: frozenset[int]  # indices in the inputs
     kinds: Sequence[str]
-    failures: dict[int, str] = field(default_factory=dict)  # place → message
-    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)  # place → width, height
+    failures: dict[int, str] = field(default_factory=dict)  # index → message
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)  # index → width, height
     made: int = 0
     segmenter: Segmenter | None = None
     sources: Sequence[PromptSource] = ()
 
     def any_readable(self) -> bool:
         """Whether any unfinished image can be read; otherwise no net is needed."""
-        for place in sorted(self.todo):
+        for index in sorted(self.todo):
             try:
-                read_picture(self.inputs[place].path)
+                read_picture(self.inputs[index].path)
             except UserError as error:
-                self.failures[place] = str(error)
+                self.failures[index] = str(error)
             else:
                 self.failures.clear()  # run() records them again
                 return True
@@ -246,7 +246,7 @@ class _Work:
         if self.segmenter is None:
             return
         mine = self._batches()[processes.index :: processes.count]
-        total = sum(place in self.todo for places in mine for place in places)
+        total = sum(index in self.todo for indices in mine for index in indices)
         quiet = self.config.quiet or processes.index > 0
         net, device = self.segmenter.net, self.segmenter.device
         bar = progress_bar(total=total, name="predicting", unit="image", quiet=quiet)
@@ -265,35 +265,35 @@ class _Work:
         """
         count, size = len(self.inputs), self.config.batch_size
         batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
-        return [places for places in batches if not self.todo.isdisjoint(places)]
+        return [indices for indices in batches if not self.todo.isdisjoint(indices)]
 
     def _sizes(self) -> dict[int, tuple[int, int]]:
         found = {}
-        for place in (place for places in self._batches() for place in places):
+        for index in (index for indices in self._batches() for index in indices):
             try:
-                found[place] = picture_size(self.inputs[place].path)
+                found[index] = picture_size(self.inputs[index].path)
             except UserError:
                 continue  # reported when it is read
         return found
 
     def _load_batches(self, mine: Iterable[range]) -> Iterator[Batch]:
         assert self.segmenter is not None
-        loaded = ordered_map(self._load, (i for places in mine for i in places), workers=self.config.workers)
-        for places in mine:
-            readable = [(i, tensor) for i, tensor in islice(loaded, len(places)) if tensor is not None]
+        loaded = ordered_map(self._load, (i for indices in mine for i in indices), workers=self.config.workers)
+        for indices in mine:
+            readable = [(i, tensor) for i, tensor in islice(loaded, len(indices)) if tensor is not None]
             if any(i in self.todo for i, _ in readable):
                 at, tensors = zip(*readable, strict=True)
                 names = [self.inputs[i].name for i in at]
                 yield self.segmenter.batch(torch.stack(tensors), names, torch.tensor(at))
 
-    def _load(self, place: int) -> tuple[int, Tensor | None]:
+    def _load(self, index: int) -> tuple[int, Tensor | None]:
         assert self.segmenter is not None
         try:
-            tensor, self.sizes[place] = self.segmenter.prepare(self.inputs[place].path)
+            tensor, self.sizes[index] = self.segmenter.prepare(self.inputs[index].path)
         except UserError as error:
-            self.failures[place] = str(error)
-            return place, None
-        return place, tensor
+            self.failures[index] = str(error)
+            return index, None
+        return index, tensor
 
     def _write(self, row: RowPrediction) -> None:
         assert self.segmenter is not None

@@ -363,7 +363,7 @@ class Session:
         if choice is not None and mask_index not in (0, choice):
             message = f"mask_index is {mask_index} and choice, its older name, is {choice}: pass only mask_index."
             raise UserError(message, code="conflicting-mask-index")
-        index = mask_index if choice is None else choice
+        index = _to_lists(mask_index if choice is None else choice)  # a NumPy integer becomes an int
         xy = [] if points is None else _to_lists(points)
         marks = [1] * len(xy) if labels is None and isinstance(xy, list) else _to_lists(labels)
         corners = None if box is None else _to_lists(box)
@@ -379,9 +379,9 @@ class Session:
             raise UserError(message, code="invalid-prompts", errors=errors)
         if not len(prompts.xy) and box is None and mask is None:
             self._segmenter._require_prompter()
-            return self._decode(None, index)
+            return self._decode(None, prompts.mask_index)
         stacked = stack_prompts([replace(prompts, mask=logits)], self._segmenter.side)
-        return replace(self._decode(stacked, index), points=prompts.xy, box=prompts.box)
+        return replace(self._decode(stacked, prompts.mask_index), points=prompts.xy, box=prompts.box)
 
     def _mask_prompt(self, mask: npt.ArrayLike | Tensor) -> npt.NDArray[np.float32]:
         side = self._segmenter.mask_side
@@ -390,7 +390,7 @@ class Session:
             message = f"mask must be the ({side}, {side}) logits of an earlier result, not {tuple(logits.shape)}"
             raise UserError(message, code="mask-shape-mismatch")
         if not logits.isfinite().all():
-            raise UserError("mask must hold finite logits", code="mask-not-finite")
+            raise UserError("mask must contain finite logits", code="mask-not-finite")
         return logits.float().cpu().numpy()
 
     def _decode(self, prompts: Prompts | None, mask_index: int = 0) -> Segmentation:

@@ -339,11 +339,11 @@ def _unpack_mask(packed: Any, side: int | None = None) -> np.ndarray:
     except (ValueError, zlib.error) as error:
         raise UserError(f"mask cannot be decoded ({error})", code="invalid-mask-encoding") from error
     if len(content) != size:
-        held = f"more than {size}" if len(content) > size else len(content)
-        raise UserError(f"mask holds {held} bytes; its shape {shape} requires {size}", code="mask-length-mismatch")
+        found = f"more than {size}" if len(content) > size else len(content)
+        raise UserError(f"mask contains {found} bytes; its shape {shape} requires {size}", code="mask-length-mismatch")
     mask = np.frombuffer(content, "<f4").reshape(height, width).astype(np.float32)
     if not np.isfinite(mask).all():
-        raise UserError("mask must hold finite logits", code="mask-not-finite")
+        raise UserError("mask must contain finite logits", code="mask-not-finite")
     return mask
 
 
@@ -365,7 +365,7 @@ def _find_outside(kind: str, xy: np.ndarray, size: tuple[int, int], side: int) -
     outside = ((xy < -0.5 - slack) | (xy > edge - 0.5 + slack)).any(axis=1)
     return [
         UserError(
-            f"{kind} ({x:g}, {y:g}) lies outside the image of {size[0]} × {size[1]} pixels",
+            f"{kind} ({x:g}, {y:g}) is outside the image of {size[0]} × {size[1]} pixels",
             code="prompt-outside-image",
         )
         for x, y in xy[outside].tolist()

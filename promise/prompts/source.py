@@ -22,7 +22,7 @@ from promise.types import Batch, Points, Prompts
 class PromptGroup:
     """Images of a batch whose prompts have the same shape: the same number of points, with or without a box."""
 
-    places: Sequence[int]  # in the batch
+    indices: Sequence[int]  # in the batch
     prompts: Prompts | None  # of these images; None: the net's own
     mask_index: int = 0  # which of SAM's three multimask masks
 
@@ -48,7 +48,7 @@ class Prompting:
 
     source: str  # a name of SOURCES
     seeds: tuple[int | None, ...]  # of the draws
-    num_points: int = 0  # drawn from the ground truth, or placed by the net
+    num_points: int = 0  # drawn from the ground truth, or predicted by the net
     positive: int | None = None  # number of drawn points in the foreground; None: half
     box: bool = False  # the box of the ground truth in addition to the points
     file: PromptFile | None = None
@@ -103,12 +103,12 @@ def _from_file(images: Mapping[str, ImagePrompts], side: int, batch: Batch) -> l
     """Group the images of a batch by the shape of their prompts: a padded point would change the result."""
     prompts = [images[name] for name in batch.name]
     groups: dict[tuple[object, ...], list[int]] = {}
-    for place, one in enumerate(prompts):
+    for index, one in enumerate(prompts):
         shape = None if one.mask is None else one.mask.shape
-        groups.setdefault((len(one.xy), one.box is not None, shape, one.mask_index), []).append(place)
+        groups.setdefault((len(one.xy), one.box is not None, shape, one.mask_index), []).append(index)
     return [
-        PromptGroup(places, stack_prompts([prompts[i] for i in places], side), prompts[places[0]].mask_index)
-        for places in groups.values()
+        PromptGroup(indices, stack_prompts([prompts[i] for i in indices], side), prompts[indices[0]].mask_index)
+        for indices in groups.values()
     ]
 
 
@@ -205,7 +205,7 @@ def resolve_prompting(
     Args:
         settings: settings without faults; see :func:`find_prompting_errors`.
         net: name of the net, for messages.
-        own_prompts: whether the net makes prompts itself.
+        own_prompts: whether the net has a prompter.
         num_points: number of points of the checkpoint.
         seed: seed of the first draw.
 
@@ -235,7 +235,7 @@ def resolve_prompting(
 def _check_beside_auto(settings: PromptSettings, net: str, num_points: int) -> None:
     if settings.num_points not in (None, num_points):
         raise UserError(
-            f"the prompter of {net} places {num_points} points: remove --num-points {settings.num_points}.",
+            f"the prompter of {net} predicts {num_points} points: remove --num-points {settings.num_points}.",
             code="num-points-mismatch",
         )
     if settings.gt_points or settings.gt_box or settings.seeds > 1:

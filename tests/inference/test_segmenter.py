@@ -236,6 +236,7 @@ def test_choice_is_the_older_name_of_mask_index(session, user_error) -> None:
     for same_prompts in ({"mask_index": 2}, {"mask_index": 2, "choice": 2}):
         assert same(found, session.predict(**prompts, **same_prompts))
     assert same(found, session.predict([[20, 10]], None, None, None, 2))
+    assert same(found, session.predict(**prompts, mask_index=np.arange(3).argmax()))
     assert not same(found, session.predict(**prompts))
     with user_error("conflicting-mask-index"):
         session.predict(**prompts, mask_index=1, choice=2)
@@ -257,7 +258,7 @@ def test_a_result_does_not_depend_on_earlier_ones(session) -> None:
         ({"points": [[1, 2]], "labels": [1, 0]}, ["label-count-mismatch"], "1 points and 2 labels"),
         ({"points": [[1, 2]], "labels": [2]}, ["invalid-labels"], "labels"),
         ({"labels": [1]}, ["label-count-mismatch"], "0 points and 1 labels"),
-        ({"points": [[95, 2]]}, ["prompt-outside-image"], "point (95, 2) lies outside the image of 90 × 50 pixels"),
+        ({"points": [[95, 2]]}, ["prompt-outside-image"], "point (95, 2) is outside the image of 90 × 50 pixels"),
         ({"box": [9, 9, 1, 1]}, ["invalid-box"], "box"),
         ({"mask": np.zeros((4, 4))}, ["mask-shape-mismatch"], "(16, 16) logits of an earlier result, not (4, 4)"),
         ({"mask": np.full((16, 16), np.inf)}, ["mask-not-finite"], "mask"),

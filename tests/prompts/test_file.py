@@ -137,7 +137,7 @@ def test_the_name_of_a_single_data_set_does_not_matter(tmp_path: Path, user_erro
         ({"box": [3, 1, 2, 4]}, "invalid-box", "x0 ≤ x1"),
         ({"box": [1, 2, 3]}, "invalid-box", "a, x: "),
         ({"box": [0, 0, 90, 4]}, "prompt-outside-image", "box corner (90, 4)"),
-        ({"points": [[41, 2], [3, 4]]}, "prompt-outside-image", "point (41, 2) lies outside the image of 40 × 30"),
+        ({"points": [[41, 2], [3, 4]]}, "prompt-outside-image", "point (41, 2) is outside the image of 40 × 30"),
         ({"points": [[-1.5, 2], [3, 4]]}, "prompt-outside-image", "point (-1.5, 2)"),
         ({"mask_index": 3}, "invalid-mask-index", "0, 1 or 2, not 3"),
         ({"mask_index": True}, "invalid-mask-index", "not True"),

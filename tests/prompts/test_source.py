@@ -227,6 +227,6 @@ def test_images_are_grouped_by_the_shape_of_their_prompts(tmp_path: Path, batch:
     draws = prompting.draws({"d": {"a": (32, 32), "b": (32, 32)}}, side=32)
     (source,) = prompting.sources("d", draws, side=32)
     first, second = source(batch)
-    assert (list(first.places), first.mask_index, first.prompts.masks.shape) == ([0], 0, (1, 1, 8, 8))
-    assert (list(second.places), second.mask_index, second.prompts.masks) == ([1], 2, None)
+    assert (list(first.indices), first.mask_index, first.prompts.masks.shape) == ([0], 0, (1, 1, 8, 8))
+    assert (list(second.indices), second.mask_index, second.prompts.masks) == ([1], 2, None)
     assert prompting.describe()["prompt_file"]["source"] == prompting.written_source == "clicks"
