@@ -1,1 +1,1 @@
-"""The page where a person moves the net's prompts; knows no flags."""
+"""The web page on which a user corrects the prompts of a net."""

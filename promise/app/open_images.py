@@ -1,8 +1,8 @@
-"""Which encoded images are open, and for whom; knows no HTTP and no nets.
+"""The open, encoded images of all visitors.
 
-Who holds an image's key may use it and nobody else: a key is drawn when the image is opened, cannot be guessed, and is
-told to the page that opened it alone. Images are dropped when the page closes, when they lie idle, and when there are
-too many: the one that was used longest ago first.
+An image is accessed by its key: a random text that cannot be guessed and is sent only to the page that opened the
+image. An image is removed when its page closes, when it has been idle for some time, or when there are too many images;
+then the least recently used one is removed first.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from promise.inference.segmenter import Segmentation
 
 
 class Session(Protocol):
-    """An encoded image that answers prompts, as ``Segmenter.session`` gives it."""
+    """An encoded image that can be prompted, such as :class:`promise.Session`."""
 
     def automatic(self) -> Segmentation:
-        """What the net's own prompts give."""
+        """Segment the image with the net's own prompts."""
 
     def predict(
         self,
@@ -33,52 +33,61 @@ class Session(Protocol):
         labels: NDArray[np.int64] | None = None,
         box: NDArray[np.float64] | None = None,
         mask: NDArray[np.float32] | None = None,
-        choice: int = 0,
+        mask_index: int = 0,
     ) -> Segmentation:
-        """What these prompts give."""
+        """Segment the image with these prompts."""
 
 
 @dataclass(frozen=True)
 class OpenImage:
-    """An image, and its embedding behind ``session``."""
+    """An image, and the session with its embedding."""
 
     name: str  # of the file
-    picture: NDArray[np.uint8]  # (H, W, 3) RGB
+    pixels: NDArray[np.uint8]  # (H, W, 3) RGB
     session: Session
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height."""
-        return self.picture.shape[1], self.picture.shape[0]
+        """Width and height in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]
 
 
 class OpenImages:
-    """At most ``limit`` images, each under a key of its own; any thread may ask."""
+    """A store of open images by key. Its methods may be called from any thread."""
 
     def __init__(self, *, limit: int, idle_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Create an empty store.
+
+        Args:
+            limit: largest number of images.
+            idle_seconds: time without use after which an image is removed.
+            clock: current time in seconds.
+        """
         self._limit = limit
         self._idle = idle_seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._images: OrderedDict[str, tuple[float, OpenImage]] = OrderedDict()  # last used last
+        self._images: OrderedDict[str, tuple[float, OpenImage]] = (
+            OrderedDict()
+        )  # (time of last use, image), least recent first
 
     def __len__(self) -> int:
         return len(self._images)
 
     def add(self, image: OpenImage) -> str:
-        """Keep an image, drop what is too much, and give the new image's key."""
+        """Add an image, remove others if there are too many, and return the key."""
         key = secrets.token_urlsafe(24)
         with self._lock:
             self._images[key] = (self._clock(), image)
-            self._drop_idle()
+            self._remove_idle()
             while len(self._images) > self._limit:
                 self._images.popitem(last=False)
         return key
 
     def get(self, key: str) -> OpenImage | None:
-        """The image of a key, which counts as a use; ``None`` for a key that is unknown or was dropped."""
+        """The image of a key, or ``None`` if there is none. Counts as a use."""
         with self._lock:
-            self._drop_idle()
+            self._remove_idle()
             if key not in self._images:
                 return None
             _, image = self._images.pop(key)
@@ -86,21 +95,21 @@ class OpenImages:
             return image
 
     def close(self, key: str) -> None:
-        """Drop an image; an unknown key is none to drop."""
+        """Remove an image, if the key exists."""
         with self._lock:
             self._images.pop(key, None)
 
-    def drop_idle(self) -> None:
-        """Drop the images that nobody has used for a while."""
+    def remove_idle(self) -> None:
+        """Remove the images that have been idle for too long."""
         with self._lock:
-            self._drop_idle()
+            self._remove_idle()
 
     def clear(self) -> None:
-        """Drop all."""
+        """Remove all images."""
         with self._lock:
             self._images.clear()
 
-    def _drop_idle(self) -> None:
-        latest = self._clock() - self._idle
-        for key in [key for key, (used, _) in self._images.items() if used < latest]:
+    def _remove_idle(self) -> None:
+        oldest = self._clock() - self._idle
+        for key in [key for key, (used, _) in self._images.items() if used < oldest]:
             del self._images[key]

@@ -1,4 +1,4 @@
-"""What a page and its downloads are told of a segmentation; knows no HTTP and no nets."""
+"""Responses: segmentations as JSON, PNG files and prompts files."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from promise.prompts.file import Draw, ImagePrompts, prompts_text
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> bytes:
-    """A mask (H, W) as a PNG of 0 and 255, 8 bits a pixel as ``promise-predict`` writes it."""
+    """A mask (H, W) as a PNG of 0 and 255, 8 bits per pixel, as ``promise-predict`` writes it."""
     return _encode(".png", mask.astype(np.uint8) * np.uint8(255), cv2.IMWRITE_PNG_COMPRESSION, 3)
 
 
 def encode_bits(mask: NDArray[np.bool_]) -> bytes:
-    """A mask (H, W) as a PNG of one bit a pixel, black and white: nine times as fast for a large one."""
+    """A mask (H, W) as a PNG with one bit per pixel: nine times as fast as 8 bits for a large mask."""
     return _encode(".png", mask.astype(np.uint8) * np.uint8(255), cv2.IMWRITE_PNG_BILEVEL, 1)
 
 
-def encode_picture(picture: NDArray[np.uint8]) -> bytes:
-    """A picture (H, W, 3) RGB as a JPEG to look at."""
-    return _encode(".jpg", picture[:, :, ::-1], cv2.IMWRITE_JPEG_QUALITY, 95)
+def encode_image(pixels: NDArray[np.uint8]) -> bytes:
+    """An image (H, W, 3) RGB as a JPEG for display."""
+    return _encode(".jpg", pixels[:, :, ::-1], cv2.IMWRITE_JPEG_QUALITY, 95)
 
 
-def encode_thumbnail(picture: NDArray[np.uint8], side: int = 192) -> bytes:
-    """A small square of a picture's middle as a JPEG."""
-    height, width = picture.shape[:2]
+def encode_thumbnail(pixels: NDArray[np.uint8], side: int = 192) -> bytes:
+    """The central square of an image (H, W, 3) RGB as a JPEG of ``side`` × ``side`` pixels."""
+    height, width = pixels.shape[:2]
     edge = min(height, width)
     top, left = (height - edge) // 2, (width - edge) // 2
-    square = picture[top : top + edge, left : left + edge, ::-1]
+    square = pixels[top : top + edge, left : left + edge, ::-1]
     return _encode(".jpg", cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA), cv2.IMWRITE_JPEG_QUALITY, 88)
 
 
@@ -46,16 +46,19 @@ def _encode(suffix: str, pixels: NDArray[Any], setting: int, value: int) -> byte
     return np.asarray(data).tobytes()
 
 
-def tell(found: Segmentation) -> dict[str, Any]:
-    """A segmentation as JSON: the mask as a PNG of bits in base 64, outlines as flat lists x, y, x, y, …"""
+def segmentation_to_dict(found: Segmentation) -> dict[str, Any]:
+    """A segmentation as JSON.
+
+    The mask is a PNG with one bit per pixel in base64; an outline is a flat list x, y, x, y, …
+    """
     return {
         "mask": base64.b64encode(encode_bits(found.mask)).decode("ascii"),
         "outlines": [outline.reshape(-1).tolist() for outline in found.contours()],
         "iou": float(found.iou),
         "ious": [float(iou) for iou in found.ious],
-        "choice": found.choice,
+        "mask_index": found.mask_index,
         "area": found.area,
-        "share": float(found.share),
+        "fraction": float(found.fraction),
         "seconds": float(found.seconds),
         "points": found.points.tolist(),
         "labels": found.labels.tolist(),
@@ -63,18 +66,21 @@ def tell(found: Segmentation) -> dict[str, Any]:
     }
 
 
-def draw_result(picture: NDArray[np.uint8], found: Segmentation, opacity: float) -> bytes:
-    """The picture in its own size with mask, outline and prompts drawn on it, as a PNG.
+def draw_result(pixels: NDArray[np.uint8], found: Segmentation, opacity: float) -> bytes:
+    """Draw mask, outlines and prompts on an image at its own size.
 
     Args:
-        picture: (H, W, 3) RGB.
-        found: what is drawn.
-        opacity: of the mask, in [0, 1].
+        pixels: (H, W, 3) RGB.
+        found: segmentation of the image.
+        opacity: opacity of the mask, in [0, 1].
+
+    Returns:
+        A PNG file.
     """
-    canvas = picture.copy()
+    canvas = pixels.copy()
     tint = np.asarray(PREDICTED, np.float64) * opacity
     canvas[found.mask] = np.rint(canvas[found.mask] * (1 - opacity) + tint).astype(np.uint8)
-    longer = max(picture.shape[:2])
+    longer = max(pixels.shape[:2])
     width, radius = max(1, longer // 400), max(2, longer // 110)
     cv2.drawContours(canvas, [o.reshape(-1, 1, 2).astype(np.int32) for o in found.contours()], -1, PREDICTED, width)
     if found.box is not None:
@@ -87,7 +93,7 @@ def draw_result(picture: NDArray[np.uint8], found: Segmentation, opacity: float)
     return _encode(".png", canvas[:, :, ::-1], cv2.IMWRITE_PNG_COMPRESSION, 3)
 
 
-def write_out(image: OpenImage, prompts: ImagePrompts, *, automatic: bool) -> str:
-    """The prompts as a prompts file, which ``promise-eval`` and ``promise-predict`` read."""
+def prompts_file(image: OpenImage, prompts: ImagePrompts, *, automatic: bool) -> str:
+    """The content of a prompts file, which ``promise-eval`` and ``promise-predict`` read."""
     images = {PurePath(image.name).stem: prompts}
     return prompts_text("auto" if automatic else "clicks", [Draw(None, {"images": images})])

@@ -1,4 +1,4 @@
-"""Binds, loads and serves: a checkpoint and settings → a page on a port; knows no flags and prints nothing."""
+"""Start the page: check the settings, open the port, load the net and serve."""
 
 from __future__ import annotations
 
@@ -20,37 +20,40 @@ if TYPE_CHECKING:
     from promise.app.server import Sample
     from promise.inference.segmenter import Segmenter
 
-NEEDED = ("starlette", "uvicorn")  # of the [app] extra
-MOST_SAMPLES = 12
-PHANTOMS, PHANTOM_SIDE, PHANTOM_SEED = 4, 256, 5  # the samples where none are given
+REQUIRED = ("starlette", "uvicorn")  # of the [app] extra
+MAX_SAMPLES = 12
+PHANTOMS, PHANTOM_SIDE, PHANTOM_SEED = 4, 256, 5  # the default samples
 
 
 @dataclass(frozen=True)
 class Serving:
-    """How the page is served."""
+    """Settings of the server."""
 
     host: str = "127.0.0.1"
-    port: int = 7860  # 0: a free one
+    port: int = 7860  # 0: any free port
     limits: Limits = field(default_factory=Limits)
-    images_kept: int = 8  # open at once, over all users
-    idle_minutes: float = 30.0  # until an image that nobody touches is dropped
-    samples: Path | None = None  # folder of pictures; None: synthetic ones
+    images_kept: int = 8  # largest number of open images, of all users together
+    idle_minutes: float = 30.0  # without use, until an open image is removed
+    samples: Path | None = None  # folder of images; None: synthetic images
 
 
 def serve(load: Callable[[], Segmenter], serving: Serving, announce: Callable[[str], None]) -> None:
-    """Serve until interrupted.
+    """Serve the page until the process is interrupted.
 
     Args:
-        load: gives the net; called when the port is ours.
-        serving: where and within which limits.
-        announce: told the page's address when it can be opened.
+        load: returns the net; called after the port has been opened.
+        serving: settings of the server.
+        announce: called with the address of the page before requests are served.
 
     Raises:
-        UserError: the extra is missing, the port is taken, a limit is no limit, samples that cannot be read.
+        UserError: the extra is missing, a setting is invalid, the port is in use, or samples cannot be read.
     """
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    missing = [name for name in REQUIRED if find_spec(name) is None]
     if missing:
-        raise UserError(f"the page needs {' and '.join(missing)}. Install the extra: pip install 'promise-sam[app]'")
+        raise UserError(
+            f"the page requires {' and '.join(missing)}. Install the extra: pip install 'promise-sam[app]'",
+            code="missing-extra",
+        )
     _check(serving)
     with bind(serving.host, serving.port) as listener:
         samples = read_samples(serving.samples)
@@ -58,8 +61,8 @@ def serve(load: Callable[[], Segmenter], serving: Serving, announce: Callable[[s
 
 
 def _check(serving: Serving) -> None:
-    faults = [
-        f"{flag} must be positive, not {value:g}"
+    errors = [
+        UserError(f"{flag} must be positive, not {value:g}", code="setting-not-positive")
         for flag, value in (
             ("--max-megabytes", serving.limits.megabytes),
             ("--max-megapixels", serving.limits.megapixels),
@@ -68,16 +71,21 @@ def _check(serving: Serving) -> None:
         )
         if not value > 0
     ]
-    faults += [] if 0 <= serving.port < 2**16 else [f"--port must lie in 0 to 65535, not at {serving.port}"]
-    if faults:
-        raise UserError(f"{'; '.join(faults)}.")
+    if not 0 <= serving.port < 2**16:
+        errors.append(UserError(f"--port must be in 0 to 65535, not {serving.port}", code="invalid-port"))
+    if errors:
+        raise UserError(f"{'; '.join(map(str, errors))}.", code="invalid-settings", errors=errors)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket on a host's port.
+    """Open a socket.
+
+    Args:
+        host: name or address of this machine.
+        port: port number; 0: any free port.
 
     Raises:
-        UserError: the port is taken, or the host is none of this machine's.
+        UserError: the port is in use, or the host is not this machine (``cannot-listen``).
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -90,13 +98,15 @@ def bind(host: str, port: int) -> socket.socket:
             raise
     except OSError as error:
         raise UserError(
-            f"cannot listen on port {port} of {host} ({error.strerror}). Give another --port (0: a free one) or --host."
+            f"cannot listen on port {port} of {host} ({error.strerror}). Choose another --port (0: any free port) or "
+            "--host.",
+            code="cannot-listen",
         ) from error
     return listener
 
 
 def is_private(host: str) -> bool:
-    """Whether only this machine can reach what is served on a host."""
+    """Whether a server on this host can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -104,11 +114,11 @@ def is_private(host: str) -> bool:
 
 
 def read_samples(folder: Path | None) -> list[Sample]:
-    """The first pictures of a folder, or synthetic ones.
+    """Read the first images of a folder, or generate synthetic images.
 
     Raises:
-        MissingFileError: no such folder.
-        UserError: a folder without pictures, or one that cannot be read.
+        MissingFileError: the folder does not exist (``missing-samples``).
+        UserError: the folder contains no images (``no-samples``), or one of them cannot be read.
     """
     from promise.app.server import Sample
 
@@ -116,13 +126,13 @@ def read_samples(folder: Path | None) -> list[Sample]:
         from promise.data.phantom import make_phantom
 
         size = (PHANTOM_SIDE, PHANTOM_SIDE)
-        pictures = [make_phantom(seed=PHANTOM_SEED, index=i, size=size)[0] for i in range(PHANTOMS)]
-        return [Sample(f"phantom_{i:04d}.png", picture) for i, picture in enumerate(pictures)]
+        images = [make_phantom(seed=PHANTOM_SEED, index=i, size=size)[0] for i in range(PHANTOMS)]
+        return [Sample(f"phantom_{i:04d}.png", pixels) for i, pixels in enumerate(images)]
     if not folder.is_dir():
-        raise MissingFileError(f"no folder of samples at {folder}. Is --samples right?")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)[:MOST_SAMPLES]
+        raise MissingFileError(f"no folder of samples at {folder}. Check --samples.", code="missing-samples")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)[:MAX_SAMPLES]
     if not paths:
-        raise UserError(f"{folder} holds no pictures ({', '.join(EXTENSIONS)}). Is --samples right?")
+        raise UserError(f"{folder} contains no images ({', '.join(EXTENSIONS)}). Check --samples.", code="no-samples")
     return [Sample(path.name, read_picture(path)) for path in paths]
 
 
@@ -157,7 +167,7 @@ def _listen(
 
 
 def describe(segmenter: Segmenter) -> dict[str, object]:
-    """What the page says of a net."""
-    told = segmenter.metadata
-    words = (told.net, told.sam, segmenter.device, f"promise-sam {__version__}")
-    return {"title": " · ".join(str(word) for word in words), "automatic": not segmenter.needs_prompts}
+    """Properties of the net that the page shows or uses."""
+    metadata = segmenter.metadata
+    parts = (metadata.net, metadata.sam, segmenter.device, f"promise-sam {__version__}")
+    return {"title": " · ".join(map(str, parts)), "automatic": not segmenter.needs_prompts}

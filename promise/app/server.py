@@ -1,15 +1,17 @@
-"""The page over HTTP: an image comes in, prompts are answered, files go out; knows no flags and no nets.
+"""The HTTP server of the page.
 
-    GET    /                             the page; /page/… its files, /samples/<n>.jpg the samples
-    GET    /api/about                    the net, the limits, the samples
-    POST   /api/images                   open an image: the body is the file, X-Name its name in percent code
+    GET    /                             the page; its files are /page/…, the samples /samples/<n>.jpg
+    GET    /api/about                    name of the net, limits, names of the samples
+    POST   /api/images                   open an image: the body is the file, the header X-Name its percent-encoded name
     POST   /api/samples/<n>              open a sample
-    GET    /api/images/<key>/picture     as the net sees it, to look at
-    POST   /api/images/<key>/automatic   what the net's own prompts give
-    POST   /api/images/<key>/predict     what these prompts give; /mask, /overlay, /prompts: the same as a file
-    POST   /api/images/<key>/close       drop it
+    GET    /api/images/<key>/picture     the image as a JPEG
+    POST   /api/images/<key>/automatic   segment with the net's own prompts
+    POST   /api/images/<key>/predict     segment with the prompts in the body
+    POST   /api/images/<key>/mask        the same as a PNG; /overlay: drawn on the image; /prompts: a prompts file
+    POST   /api/images/<key>/close       close the image
 
-Whoever asks for anything but to look or to close must send X-Promise, which no other site's page can.
+Every POST except close requires the header X-Promise, which pages of other sites cannot send. An error is JSON with
+``error``, a message, and ``codes``.
 """
 
 from __future__ import annotations
@@ -37,17 +39,24 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from promise.app.open_images import OpenImage, OpenImages, Session
-from promise.app.prompt_request import Asked, read_asked
-from promise.app.responses import draw_result, encode_mask, encode_picture, encode_thumbnail, tell, write_out
+from promise.app.prompt_request import PromptRequest, read_prompt_request
+from promise.app.responses import (
+    draw_result,
+    encode_image,
+    encode_mask,
+    encode_thumbnail,
+    prompts_file,
+    segmentation_to_dict,
+)
 from promise.app.uploads import Limits, TooLargeError, base_name, read_upload
 from promise.inference.segmenter import Segmentation
 from promise.runtime.errors import UserError
 
 PAGE = Path(__file__).parent / "page"
-SWEEP_SECONDS = 30.0  # between two looks for idle images
-MOST_JSON = 2**16  # bytes of a request that is no file
+SWEEP_SECONDS = 30.0  # between two removals of idle images
+MAX_JSON = 2**16  # bytes of a JSON request
 HEADERS = {
-    # The page needs nothing from elsewhere, and the browser holds it to that.
+    # The page loads nothing from other sites, and the browser enforces this.
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -58,19 +67,19 @@ T = TypeVar("T")
 
 
 class GoneError(UserError):
-    """A key that is unknown, or whose image was dropped."""
+    """The key is unknown, or its image has been removed."""
 
 
-class StrangerError(UserError):
-    """A request that no page of ours sends."""
+class ForbiddenError(UserError):
+    """The request does not come from the page."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture to try."""
+    """A sample image."""
 
     name: str
-    picture: NDArray[uint8]  # (H, W, 3) RGB
+    pixels: NDArray[uint8]  # (H, W, 3) RGB
 
 
 def build_server(
@@ -82,51 +91,52 @@ def build_server(
     images: OpenImages,
     hosts: Sequence[str],
 ) -> Starlette:
-    """The application that answers the requests in this file's head.
+    """Build the application for the requests that the docstring of this module lists.
 
     Args:
-        encode: a picture (H, W, 3) uint8 RGB → what answers prompts on it.
-        about: what the page says of the net; ``automatic``: whether it prompts itself.
-        samples: pictures to try.
-        limits: of uploads.
-        images: where open images are kept.
-        hosts: names that the server is called by; ``*``: any.
+        encode: encodes an image (H, W, 3) uint8 RGB and returns its session.
+        about: properties of the net: ``title``, and ``automatic``, whether it has a prompter.
+        samples: sample images.
+        limits: limits of uploads.
+        images: store of open images.
+        hosts: accepted values of the header Host; ``*``: any.
     """
-    desk = _Desk(encode, about=about, samples=samples, limits=limits, images=images)
+    endpoints = _Endpoints(encode, about=about, samples=samples, limits=limits, images=images)
     return Starlette(
         routes=[
             Route("/", lambda _: FileResponse(PAGE / "index.html")),
             Mount("/page", StaticFiles(directory=PAGE)),
-            Route("/samples/{number:int}.jpg", desk.thumbnail),
-            Route("/api/about", desk.about),
-            Route("/api/images", desk.upload, methods=["POST"]),
-            Route("/api/samples/{number:int}", desk.open_sample, methods=["POST"]),
-            Route("/api/images/{key}/picture", desk.picture),
-            Route("/api/images/{key}/automatic", desk.automatic, methods=["POST"]),
-            Route("/api/images/{key}/predict", desk.predict, methods=["POST"]),
-            Route("/api/images/{key}/mask", desk.mask, methods=["POST"]),
-            Route("/api/images/{key}/overlay", desk.overlay, methods=["POST"]),
-            Route("/api/images/{key}/prompts", desk.prompts, methods=["POST"]),
-            Route("/api/images/{key}/close", desk.close, methods=["POST"]),
+            Route("/samples/{number:int}.jpg", endpoints.thumbnail),
+            Route("/api/about", endpoints.about),
+            Route("/api/images", endpoints.upload, methods=["POST"]),
+            Route("/api/samples/{number:int}", endpoints.open_sample, methods=["POST"]),
+            Route("/api/images/{key}/picture", endpoints.picture),
+            Route("/api/images/{key}/automatic", endpoints.automatic, methods=["POST"]),
+            Route("/api/images/{key}/predict", endpoints.predict, methods=["POST"]),
+            Route("/api/images/{key}/mask", endpoints.mask, methods=["POST"]),
+            Route("/api/images/{key}/overlay", endpoints.overlay, methods=["POST"]),
+            Route("/api/images/{key}/prompts", endpoints.prompts, methods=["POST"]),
+            Route("/api/images/{key}/close", endpoints.close, methods=["POST"]),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(_Headers)],
         exception_handlers={
-            TooLargeError: partial(_refuse, 413),
-            GoneError: partial(_refuse, 410),
-            StrangerError: partial(_refuse, 403),
-            UserError: partial(_refuse, 400),
-            ClientDisconnect: partial(_refuse, 400),
+            TooLargeError: partial(_error_response, 413),
+            GoneError: partial(_error_response, 410),
+            ForbiddenError: partial(_error_response, 403),
+            UserError: partial(_error_response, 400),
+            ClientDisconnect: partial(_error_response, 400),
         },
-        lifespan=desk.lifespan,
+        lifespan=endpoints.lifespan,
     )
 
 
-async def _refuse(status: int, _request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, status)
+async def _error_response(status: int, _request: Request, error: Exception) -> Response:
+    codes = list(error.codes) if isinstance(error, UserError) else []
+    return JSONResponse({"error": str(error), "codes": codes}, status)
 
 
 class _Headers:
-    """Puts HEADERS on every answer."""
+    """Add HEADERS to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -134,15 +144,15 @@ class _Headers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                ours = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message["headers"] = [*message.get("headers", []), *ours]
+                added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message.get("headers", []), *added]
             await send(message)
 
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
-class _Desk:
-    """A method a request. One image is encoded at a time and one prompt decoded, beside each other."""
+class _Endpoints:
+    """One method per route. One image is encoded at a time and, concurrently, one prompt is decoded."""
 
     def __init__(
         self,
@@ -156,7 +166,7 @@ class _Desk:
         self._encode = encode
         self._about = about
         self._samples = samples
-        self._thumbnails = [encode_thumbnail(sample.picture) for sample in samples]
+        self._thumbnails = [encode_thumbnail(sample.pixels) for sample in samples]
         self._limits = limits
         self._images = images
         self._encoding = CapacityLimiter(1)
@@ -164,12 +174,12 @@ class _Desk:
 
     @asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        """Look for idle images as long as the server runs; at its end drop all."""
+        """Remove idle images while the server runs, and all images when it stops."""
 
         async def sweep() -> None:
             while True:
                 await asyncio.sleep(SWEEP_SECONDS)
-                self._images.drop_idle()
+                self._images.remove_idle()
 
         task = asyncio.create_task(sweep())
         try:
@@ -187,102 +197,107 @@ class _Desk:
         return Response(self._thumbnails[self._sample(request)], media_type="image/jpeg")
 
     async def upload(self, request: Request) -> Response:
-        _know(request)
+        _require_header(request)
         name = base_name(unquote(request.headers.get("x-name", "")))
         content = await _read_body(request, self._limits.check_bytes)
-        picture = await to_thread.run_sync(read_upload, content, name, self._limits, limiter=self._encoding)
-        return await self._open(request, name, picture)
+        pixels = await to_thread.run_sync(read_upload, content, name, self._limits, limiter=self._encoding)
+        return await self._open(request, name, pixels)
 
     async def open_sample(self, request: Request) -> Response:
-        _know(request)
+        _require_header(request)
         sample = self._samples[self._sample(request)]
-        return await self._open(request, sample.name, sample.picture)
+        return await self._open(request, sample.name, sample.pixels)
 
     async def picture(self, request: Request) -> Response:
         image = self._image(request)
-        return Response(await to_thread.run_sync(encode_picture, image.picture), media_type="image/jpeg")
+        return Response(await to_thread.run_sync(encode_image, image.pixels), media_type="image/jpeg")
 
     async def automatic(self, request: Request) -> Response:
-        _know(request)
+        _require_header(request)
         image = self._image(request)
-        return JSONResponse(await self._decode(lambda: tell(image.session.automatic())))
+        return JSONResponse(await self._decode(lambda: segmentation_to_dict(image.session.automatic())))
 
     async def predict(self, request: Request) -> Response:
-        image, asked, _ = await self._asked(request)
-        return JSONResponse(await self._decode(lambda: tell(_answer(image, asked))))
+        image, prompts, _ = await self._read_prompts(request)
+        return JSONResponse(await self._decode(lambda: segmentation_to_dict(_segment(image, prompts))))
 
     async def mask(self, request: Request) -> Response:
-        image, asked, _ = await self._asked(request)
-        content = await self._decode(lambda: encode_mask(_answer(image, asked).mask))
+        image, prompts, _ = await self._read_prompts(request)
+        content = await self._decode(lambda: encode_mask(_segment(image, prompts).mask))
         return Response(content, media_type="image/png")
 
     async def overlay(self, request: Request) -> Response:
-        image, asked, given = await self._asked(request)
-        opacity = given.get("opacity", 0.4)
+        image, prompts, body = await self._read_prompts(request)
+        opacity = body.get("opacity", 0.4)
         if not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
-            raise UserError(f"The opacity must lie in [0, 1], not at {opacity!r}.")
-        content = await self._decode(lambda: draw_result(image.picture, _answer(image, asked), float(opacity)))
+            raise UserError(f"The opacity must be in [0, 1], not {opacity!r}.", code="invalid-opacity")
+        content = await self._decode(lambda: draw_result(image.pixels, _segment(image, prompts), float(opacity)))
         return Response(content, media_type="image/png")
 
     async def prompts(self, request: Request) -> Response:
-        image, asked, _ = await self._asked(request)
-        return Response(write_out(image, asked.prompts, automatic=asked.automatic), media_type="application/json")
+        image, prompts, _ = await self._read_prompts(request)
+        content = prompts_file(image, prompts.prompts, automatic=prompts.automatic)
+        return Response(content, media_type="application/json")
 
     async def close(self, request: Request) -> Response:
         self._images.close(request.path_params["key"])
         return Response(status_code=204)
 
-    async def _open(self, request: Request, name: str, picture: NDArray[uint8]) -> Response:
-        session = await to_thread.run_sync(self._encode, picture, limiter=self._encoding)
-        if await request.is_disconnected():  # nobody would learn the key
+    async def _open(self, request: Request, name: str, pixels: NDArray[uint8]) -> Response:
+        session = await to_thread.run_sync(self._encode, pixels, limiter=self._encoding)
+        if await request.is_disconnected():  # the key would not reach a page that could close the image
             raise ClientDisconnect
-        image = OpenImage(name, picture, session)
+        image = OpenImage(name, pixels, session)
         return JSONResponse({"key": self._images.add(image), "name": name, "size": list(image.size)})
 
     async def _decode(self, work: Callable[[], T]) -> T:
         return await to_thread.run_sync(work, limiter=self._decoding)
 
-    async def _asked(self, request: Request) -> tuple[OpenImage, Asked, dict[str, Any]]:
-        _know(request)
+    async def _read_prompts(self, request: Request) -> tuple[OpenImage, PromptRequest, dict[str, Any]]:
+        """The image of a request, its prompts, and the whole body."""
+        _require_header(request)
         image = self._image(request)
+        content = await _read_body(request, _check_json)
         try:
-            given = json.loads(await _read_body(request, _check_json))
+            body = json.loads(content)
         except ValueError as error:
-            raise error if isinstance(error, UserError) else UserError("The request is not JSON.") from error
-        return image, read_asked(given, image.size), given
+            raise UserError("The request is not JSON.", code="invalid-json") from error
+        return image, read_prompt_request(body, image.size), body
 
     def _image(self, request: Request) -> OpenImage:
         image = self._images.get(request.path_params["key"])
         if image is None:
-            raise GoneError("This image is no longer open on the server. Open it again.")
+            raise GoneError("The image is no longer open on the server. Open it again.", code="image-not-open")
         return image
 
     def _sample(self, request: Request) -> int:
         number = int(request.path_params["number"])
         if number >= len(self._samples):
-            raise UserError(f"There is no sample {number}.")
+            raise UserError(f"Sample {number} does not exist.", code="unknown-sample")
         return number
 
 
-def _answer(image: OpenImage, asked: Asked) -> Segmentation:
-    if asked.empty:
-        raise UserError("There are no prompts: give a point or a box.")
-    prompts = asked.prompts
-    return image.session.predict(points=prompts.xy, labels=prompts.label, box=prompts.box, choice=asked.choice)
+def _segment(image: OpenImage, request: PromptRequest) -> Segmentation:
+    if request.is_empty:
+        raise UserError("The request contains no prompts: add a point or a box.", code="no-prompts")
+    prompts = request.prompts
+    return image.session.predict(
+        points=prompts.xy, labels=prompts.label, box=prompts.box, mask_index=prompts.mask_index
+    )
 
 
-def _know(request: Request) -> None:
+def _require_header(request: Request) -> None:
     if "x-promise" not in request.headers:
-        raise StrangerError("The request lacks the header X-Promise.")
+        raise ForbiddenError("The header X-Promise is missing.", code="missing-header")
 
 
 def _check_json(count: int) -> None:
-    if count > MOST_JSON:
-        raise TooLargeError(f"The request is larger than {MOST_JSON} bytes.")
+    if count > MAX_JSON:
+        raise TooLargeError(f"The request is larger than {MAX_JSON} bytes.", code="request-too-large")
 
 
 async def _read_body(request: Request, check: Callable[[int], None]) -> bytes:
-    """The body, given up as soon as it is too large: ``check`` is told its bytes so far and raises."""
+    """The body of a request. ``check`` is called with the number of bytes so far, and raises if there are too many."""
     declared = request.headers.get("content-length", "")
     check(int(declared) if declared.isascii() and declared.isdigit() else 0)
     content = bytearray()

@@ -1,6 +1,6 @@
-"""How the bytes of an upload become a picture, within limits; knows no nets and no HTTP.
+"""Uploads: decode the bytes of a file to an image, within limits.
 
-They lie in a temporary file while they are decoded and nowhere afterwards.
+The bytes are in a temporary file while they are decoded, and are deleted afterwards.
 """
 
 from __future__ import annotations
@@ -18,50 +18,54 @@ from promise.runtime.errors import UserError
 
 
 class TooLargeError(UserError):
-    """An upload beyond the limits."""
+    """An upload or a request exceeds a limit."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an upload may be at most."""
+    """Limits of an upload."""
 
     megabytes: float = 32  # of the file
-    megapixels: float = 25  # of the picture
+    megapixels: float = 25  # of the image
 
     @property
     def bytes(self) -> int:
-        """Of the file."""
+        """Largest size of the file in bytes."""
         return int(self.megabytes * 2**20)
 
     def check_bytes(self, count: int) -> None:
-        """Refuse a file of more bytes.
+        """Check the size of a file.
 
         Raises:
-            TooLargeError: with the limit.
+            TooLargeError: the file is too large (``file-too-large``).
         """
         if count > self.bytes:
             raise TooLargeError(
-                f"The file is larger than {self.megabytes:g} MB, the most that this server takes "
-                "(--max-megabytes of promise-app)."
+                f"The file is larger than {self.megabytes:g} MB, the limit of this server (--max-megabytes of "
+                "promise-app).",
+                code="file-too-large",
             )
 
     def check_pixels(self, width: int, height: int) -> None:
-        """Refuse a picture of more pixels.
+        """Check the number of pixels of an image.
 
         Raises:
-            TooLargeError: with its size and the limit.
+            TooLargeError: there are too many pixels (``image-too-large``).
         """
         if height * width > self.megapixels * 1e6:
-            raise TooLargeError(f"The picture has {width} × {height} pixels, {self.most_pixels}")
+            raise self.too_many_pixels(f"{width} × {height}")
 
-    @property
-    def most_pixels(self) -> str:
-        """The limit of the pixels in words."""
-        return f"more than the {self.megapixels:g} million that this server takes (--max-megapixels of promise-app)."
+    def too_many_pixels(self, count: str) -> TooLargeError:
+        """The error for an image with too many pixels."""
+        return TooLargeError(
+            f"The image has {count} pixels; the limit of this server is {self.megapixels:g} million (--max-megapixels "
+            "of promise-app).",
+            code="image-too-large",
+        )
 
 
 def base_name(name: str) -> str:
-    """The last part of a file's name as another machine spells it, without what would be no name here."""
+    """The last component of a file name of any operating system, without characters that are not allowed in names."""
     last = PurePosixPath(name.replace("\\", "/")).name
     return "".join(c for c in last if c.isprintable() and c not in '<>:"|?*')[-120:].lstrip(".") or "image"
 
@@ -70,16 +74,16 @@ def read_upload(content: bytes, name: str, limits: Limits) -> NDArray[np.uint8]:
     """Decode an uploaded file.
 
     Args:
-        content: the file's bytes: PNG, JPEG, TIFF, BMP, or DICOM where pydicom is installed.
-        name: as :func:`base_name` gives it; its suffix may help to tell the format.
-        limits: the pixels are counted in the header, before anything is decoded.
+        content: the bytes of a PNG, JPEG, TIFF or BMP file, or of a DICOM file if pydicom is installed.
+        name: file name without folders, see :func:`base_name`; its suffix may identify the format.
+        limits: limits of the upload. The number of pixels is read from the header before the image is decoded.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        TooLargeError: beyond the limits.
-        UserError: no picture that can be read; the text says why.
+        TooLargeError: the upload exceeds the limits.
+        UserError: the file is not an image that can be read.
     """
     limits.check_bytes(len(content))
     with tempfile.TemporaryDirectory(prefix="promise-app-") as folder:
@@ -90,7 +94,7 @@ def read_upload(content: bytes, name: str, limits: Limits) -> NDArray[np.uint8]:
             return read_picture(path)
         except UserError as error:
             if isinstance(error.__cause__, Image.DecompressionBombError):
-                raise TooLargeError(f"The picture has {limits.most_pixels}") from error
+                raise limits.too_many_pixels("too many") from error
             if isinstance(error, TooLargeError):
                 raise
-            raise UserError(str(error).replace(str(path), name)) from error
+            raise UserError(str(error).replace(str(path), name), code=error.code) from error

@@ -1,1 +1,1 @@
-"""Masks for images; knows no ground truth and no metrics."""
+"""Inference: masks of images, without ground truth."""

@@ -1,4 +1,4 @@
-"""A checkpoint, or the name of a net → a net on its device, ready to predict; reads files and writes none."""
+"""Load a checkpoint, or build an untrained net, on a device and ready for inference."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedNet:
-    """A net and everything about it that decides its masks."""
+    """A net with everything that determines its masks."""
 
     net: Promise
     metadata: checkpoint.Metadata
     device: torch.device
     precision: str
-    seed: int  # given, else the checkpoint's, else drawn
-    recipe: str  # of pixels
-    postprocess: Postprocess  # of masks in the image's own size
+    seed: int  # the argument's, else the checkpoint's, else random
+    recipe: str  # of the pixels, without augmentation
+    postprocess: Postprocess  # at the size of the image
     postprocess_source: str  # default, flag or checkpoint
 
     @property
     def side(self) -> int:
-        """Side of the net's input, pixels."""
+        """Side of the net's input in pixels."""
         return self.net.sam.backbone.image_size
 
 
-def load_net(
+def load_net(  # noqa: PLR0913 (one keyword for each setting that determines the masks of a net)
     ckpt: str | Path | None = None,
     *,
     net: str | None = None,
@@ -55,60 +55,61 @@ def load_net(
     precision: str = "auto",
     compile: bool = False,
 ) -> LoadedNet:
-    """Load a checkpoint, or build an untrained net, and arrange it for its device.
+    """Load a checkpoint, or build an untrained net, and optimise it for its device.
 
     Args:
-        ckpt: a checkpoint; ``None``: the untrained ``net``.
-        net: the net that the file holds, where it does not say; the untrained net.
-        sam: backbone, where the checkpoint does not name it.
-        sam_checkpoint: SAM's weight file where it is not the published one; ``random`` for tests.
-        num_points: of an untrained net.
-        seed: of drawn prompts and of an untrained net's weights.
-        recipe: of pixels; default: the checkpoint's without augmentation.
-        postprocess: as ``--postprocess`` takes it; ``None``: what was tuned into the checkpoint, else none;
+        ckpt: a checkpoint; ``None``: build the untrained ``net``.
+        net: the net in the file, if the file does not name it; without ``ckpt``, the net to build.
+        sam: backbone, if the checkpoint does not name it.
+        sam_checkpoint: weight file of SAM, if it is not the published one; ``random`` for tests.
+        num_points: number of points of an untrained net.
+        seed: seed of random prompts and of the weights of an untrained net.
+        recipe: augmentation recipe whose pixel statistics are used; default: the checkpoint's, without augmentation.
+        postprocess: as ``--postprocess`` takes it. ``None``: the one tuned into the checkpoint, else none;
             ``default``: none.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16``.
-        compile: compile what runs for every batch.
+        compile: compile the modules that run for every batch.
 
     Raises:
         UserError: files, names or a device that cannot be used.
     """
-    place = resolve_device(str(device))
-    numbers = resolve_precision(precision, place)
+    target = resolve_device(str(device))
+    number_format = resolve_precision(precision, target)
     if ckpt is not None:
         loaded, metadata = checkpoint.load(
-            ckpt, net_name=net, sam=sam, sam_checkpoint=_explicit(sam_checkpoint), precision=numbers
+            ckpt, net_name=net, sam=sam, sam_checkpoint=_explicit_weights(sam_checkpoint), precision=number_format
         )
         metadata = dataclasses.replace(metadata, net=parse_net_name(net)[0].name if net else metadata.net)
     else:
         loaded, metadata = _build(
-            net or "", sam=sam, sam_checkpoint=sam_checkpoint, num_points=num_points, seed=seed, precision=numbers
+            net or "", sam=sam, sam_checkpoint=sam_checkpoint, num_points=num_points, seed=seed, precision=number_format
         )
-    optimize_for_cpu(loaded).to(place)
+    optimize_for_cpu(loaded).to(target)
     if compile:
         loaded.compile_parts()
-    drawn = random.SystemRandom().randrange(2**31)
+    random_seed = random.SystemRandom().randrange(2**31)
     return LoadedNet(
         loaded,
         metadata,
-        place,
-        numbers,
-        next(s for s in (seed, metadata.seed, drawn) if s is not None),
+        target,
+        number_format,
+        next(s for s in (seed, metadata.seed, random_seed) if s is not None),
         recipe or plain_recipe(metadata.config.get("augment")),
         *_postprocess(postprocess, metadata),
     )
 
 
-def _explicit(sam_checkpoint: str | Path | None) -> str | Path | None:
-    """A weight file that was named; ``None``: the checkpoint says which."""
+def _explicit_weights(sam_checkpoint: str | Path | None) -> str | Path | None:
+    """A named weight file; ``None``: the one that the checkpoint names."""
     return None if sam_checkpoint in (None, "random") else sam_checkpoint
 
 
-def _postprocess(given: str | None, metadata: checkpoint.Metadata) -> tuple[Postprocess, str]:
-    if given not in (None, "default"):
-        return Postprocess.parse(given or ""), "flag"
-    if given is None and metadata.postprocess is not None:
+def _postprocess(setting: str | None, metadata: checkpoint.Metadata) -> tuple[Postprocess, str]:
+    """The postprocessing, and where it comes from."""
+    if setting not in (None, "default"):
+        return Postprocess.parse(setting or ""), "flag"
+    if setting is None and metadata.postprocess is not None:
         return Postprocess.parse(metadata.postprocess), "checkpoint"
     return Postprocess(), "default"
 
@@ -125,7 +126,7 @@ def _build(
     spec, backbone = parse_net_name(name)[0], resolve_sam(name, sam)
     points = num_points or DEFAULT_POINTS
     if spec.prompter or spec.token_shift:
-        log.warning("no --ckpt: %s is scored untrained, with the initial weights of seed %d.", spec.name, seed or 0)
+        log.warning("no --ckpt: %s is untrained, with the initial weights of seed %d.", spec.name, seed or 0)
     net = build_net(
         spec.name,
         sam=backbone,

@@ -1,4 +1,4 @@
-"""Predictions row by row, from a net and batches; knows no files, no ground truth, no net names."""
+"""The inference loop: from a net and batches to one prediction per image. Does not read the ground truth."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from promise.types import Batch, Encoded, Prediction, Prompts
 
 @dataclass(frozen=True)
 class RowPrediction:
-    """A net's prediction for one row."""
+    """The prediction of a net for one image."""
 
-    index: int  # row number in the loader's rows
+    index: int  # number of the image in the rows of the loader
     name: str
     logits: np.ndarray  # (4E, 4E) float32
     iou: float  # SAM's own estimate
     xy: np.ndarray  # (P, 2) float32, input pixels; P = 0 without points
     label: np.ndarray  # (P,) int64
     box: np.ndarray | None  # (4,) float32
-    draw: int = 0  # which of several draws of prompts
+    draw: int = 0  # number of the draw of prompts
     ious: np.ndarray | None = None  # (3,) float32, SAM's own estimates of all three multimask masks
-    seconds: float = 0.0  # prompting and decoding: its part of the batch's
-    mask_prompt: np.ndarray | None = None  # (4E, 4E) float32, SAM's mask prompt, where one was used
+    seconds: float = 0.0  # time of prompting and decoding the batch, divided by its size
+    mask_prompt: np.ndarray | None = None  # (4E, 4E) float32, SAM's mask prompt, if one was used
     mask_index: int = 0  # which of the three multimask masks
 
 
@@ -37,16 +37,16 @@ class RowPrediction:
 def predict_draws(
     net: Promise, batches: Iterable[Batch], *, sources: Sequence[PromptSource], device: torch.device
 ) -> Iterator[RowPrediction]:
-    """Predict the same images under several draws of prompts; each image is encoded once.
+    """Predict the same images with several draws of prompts. Each image is encoded once.
 
     Args:
-        net: encodes, and decodes once per draw.
-        batches: on the CPU, pixels or features.
+        net: the net; decodes once per draw.
+        batches: pixels or features, on the CPU.
         sources: the prompt source of each draw.
-        device: where the net is.
+        device: the device of the net.
 
     Yields:
-        Rows batch by batch; in a batch draw by draw, in a draw group by group.
+        One prediction per image and draw, ordered by batch, draw and group.
     """
     net.eval()
     for batch in batches:
@@ -54,14 +54,21 @@ def predict_draws(
         encoded = replace(batch, image=image if isinstance(image, Encoded) else net.encode(image))
         for draw, source in enumerate(sources):
             for group in source(batch):
-                yield from predict_batch(net, encoded.take(group.places), group, device, draw=draw)
+                yield from predict_batch(net, encoded.take(group.indices), group, device, draw=draw)
 
 
 @torch.inference_mode()
 def predict_rows(
     net: nn.Module, batches: Iterable[Batch], *, draw: Callable[[Batch], Prompts | None], device: torch.device
 ) -> Iterator[RowPrediction]:
-    """Predict batch by batch under one draw of prompts and yield row by row, in the batches' order."""
+    """Predict with one draw of prompts. Yields one prediction per image, in the order of the batches.
+
+    Args:
+        net: the net.
+        batches: pixels or features, on the CPU.
+        draw: supplies the prompts of a batch; ``None``: the net's own.
+        device: the device of the net.
+    """
     net.eval()
     for batch in batches:
         yield from predict_batch(net, batch, PromptGroup(range(len(batch)), draw(batch)), device)
@@ -71,7 +78,7 @@ def predict_rows(
 def predict_batch(
     net: nn.Module, batch: Batch, group: PromptGroup, device: torch.device, *, draw: int = 0
 ) -> list[RowPrediction]:
-    """Predict the images of a batch, pixels or features, that are prompted alike."""
+    """Predict a batch, pixels or features, whose prompts have the same shape."""
     started = time.perf_counter()
     prompts = None if group.prompts is None else group.prompts.to(device)
     prediction: Prediction = net(batch.image.to(device, non_blocking=True), prompts, mask_index=group.mask_index)

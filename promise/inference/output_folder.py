@@ -1,7 +1,7 @@
-"""A folder of predictions: what of it is done, with which checkpoint, and the files that join all images.
+"""The output folder of ``promise-predict``: finished images, their settings, and the files that cover all images.
 
-Knows no nets. An image is done when its record is there: the record is written last, and everything is whole or not
-there, so that a kill at any moment loses no more than the images in work.
+An image is finished when its record exists. The record is written last and all files are written atomically, so an
+interruption loses only the images that were being processed.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from typing import Any
 
 from promise.data.images import content_hash
 from promise.data.inputs import Input
-from promise.prompts.file import Draw, ImagePrompts, from_plain, plain_prompts, write_prompts
+from promise.prompts.file import Draw, ImagePrompts, prompts_from_dict, prompts_to_dict, write_prompts
 from promise.runtime.errors import SHOWN, ExistingRunError
 from promise.runtime.files import remove_leftovers, write_json, write_text
 
 FORMAT = "promise-predict/1"
 RUN, PROMPTS, CONTOURS = "predict.json", "prompts.json", "contours.json"
 RECORDS = "records"
+DATASET = "images"  # name of the only data set in the prompts file
 FOLDERS = {"mask": "masks", "probability": "probabilities", "overlay": "overlays"}
-CONTOUR = "contour"  # lies in the records
+CONTOUR = "contour"  # stored in the records
 
 Record = dict[str, Any]
 
@@ -32,91 +33,101 @@ class PredictionFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def place(self, kind: str, name: str) -> Path:
-        """Where an image's mask, probability map or overlay lies."""
+    def image_path(self, kind: str, name: str) -> Path:
+        """Path of the mask, probability map or overlay of an image."""
         return self.path / FOLDERS[kind] / f"{name}.png"
 
     def check(self, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Refuse a folder whose files were made otherwise; changes nothing.
-
-        Raises:
-            ExistingRunError: made with another checkpoint or other settings, or not by this command.
-        """
-        if self.path.exists() and not self.path.is_dir():
-            raise ExistingRunError(f"{self.path} is a file, not a folder. Choose another with --output.")
-        if overwrite:
-            return
-        then = self._settings()
-        if then is None:
-            foreign = [name for name in self._ours() if (self.path / name).exists()]
-            if foreign:
-                raise ExistingRunError(
-                    f"{self.path} holds {', '.join(foreign)}, but no {RUN} that says how they were made. Choose "
-                    "another folder with --output, or replace them by --overwrite."
-                )
-            return
-        names = dict.fromkeys((*settings, *then))
-        changed = [
-            f"{n} is {_short(settings.get(n))} and was {_short(then.get(n))}"
-            for n in names
-            if settings.get(n) != then.get(n)
-        ]
-        if settings.get("checkpoint") != then.get("checkpoint"):
-            changed.append("training or --tune-postprocess may have written the checkpoint again")
-        if changed:
-            raise ExistingRunError(
-                f"{self.path} holds predictions made otherwise: {'; '.join(changed)}. Choose another folder with "
-                "--output, or replace them all by --overwrite."
-            )
-
-    def done(self, inputs: Sequence[Input], kinds: Collection[str]) -> list[bool]:
-        """Which images have all the wanted outputs.
-
-        Raises:
-            ExistingRunError: outputs whose names belong to other images.
-        """
-        known = [self._look(one, kinds) for one in inputs]
-        pairs = zip(inputs, known, strict=True)
-        strangers = [f"  {one.path}: {self.place('mask', one.name)} is of {owner}" for one, owner in pairs if owner]
-        if strangers:
-            more = [f"  … and {len(strangers) - SHOWN} more"] if len(strangers) > SHOWN else []
-            head = f"{len(strangers)} images have the names of others that {self.path} holds already:"
-            tail = "Choose another folder with --output, or replace them by --overwrite."
-            raise ExistingRunError("\n".join([head, *strangers[:SHOWN], *more, tail]))
-        return [owner is None for owner in known]
-
-    def _look(self, one: Input, kinds: Collection[str]) -> str | None:
-        """``None``: done; empty: to do; else the path of another image that has its name."""
-        record = self._read(self.path / RECORDS / f"{one.name}.json")
-        if record is None:
-            return ""
-        source, now = record["source"], one.path.stat() if one.path.is_file() else None
-        path = str(one.path.resolve())
-        then = (source["path"], source["bytes"], source["time"])
-        same = now is not None and (path, now.st_size, now.st_mtime_ns) == then
-        if not same and (now is None or content_hash(one.path) != source["hash"]):
-            return "" if path == source["path"] else str(source["path"])
-        whole = set(kinds) <= set(record["outputs"]) and all(
-            self.place(kind, one.name).is_file() for kind in kinds if kind in FOLDERS
-        )
-        return None if whole else ""
-
-    def prepare(self, settings: Mapping[str, Any], environment: Mapping[str, Any], names: Collection[str]) -> None:
-        """Make the folder ready, in one process alone: remove what a kill left, and what is to be made again.
+        """Check that the results in the folder were produced with the same settings. Changes nothing.
 
         Args:
-            settings: that the outputs hang on.
-            environment: told beside them.
-            names: of images whose outputs are replaced; all are, where the settings differ from before.
+            settings: the settings that determine the results.
+            overwrite: whether existing results are replaced.
+
+        Raises:
+            ExistingRunError: the results were produced with another checkpoint or other settings
+                (``predictions-of-other-settings``) or by another program (``foreign-output``), or the path is a file
+                (``output-is-a-file``).
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ExistingRunError(
+                f"{self.path} is a file, not a folder. Choose a folder with --output.", code="output-is-a-file"
+            )
+        if overwrite:
+            return
+        previous = self._settings()
+        if previous is None:
+            foreign = [name for name in (PROMPTS, CONTOURS, RECORDS, *FOLDERS.values()) if (self.path / name).exists()]
+            if foreign:
+                raise ExistingRunError(
+                    f"{self.path} contains {', '.join(foreign)}, but no {RUN} with the settings that produced them. "
+                    "Choose another folder with --output, or replace them with --overwrite.",
+                    code="foreign-output",
+                )
+            return
+        names = dict.fromkeys((*settings, *previous))
+        changed = [
+            f"{n} is {_short(settings.get(n))} and was {_short(previous.get(n))}"
+            for n in names
+            if settings.get(n) != previous.get(n)
+        ]
+        if settings.get("checkpoint") != previous.get("checkpoint"):
+            changed.append("training or --tune-postprocess may have rewritten the checkpoint")
+        if changed:
+            raise ExistingRunError(
+                f"{self.path} contains predictions with other settings: {'; '.join(changed)}. Choose another folder "
+                "with --output, or replace all of them with --overwrite.",
+                code="predictions-of-other-settings",
+            )
+
+    def finished(self, inputs: Sequence[Input], kinds: Collection[str]) -> list[bool]:
+        """Whether each image has all outputs of these kinds.
+
+        Raises:
+            ExistingRunError: results of other images with the same names (``name-of-another-image``).
+        """
+        states = [self._state(one, kinds) for one in inputs]
+        conflicts = [
+            f"  {one.path}: {self.image_path('mask', one.name)} belongs to {owner}"
+            for one, (_, owner) in zip(inputs, states, strict=True)
+            if owner is not None
+        ]
+        if conflicts:
+            more = [f"  … and {len(conflicts) - SHOWN} more"] if len(conflicts) > SHOWN else []
+            head = f"{len(conflicts)} images have the names of other images in {self.path}:"
+            tail = "Choose another folder with --output, or replace the results with --overwrite."
+            raise ExistingRunError("\n".join([head, *conflicts[:SHOWN], *more, tail]), code="name-of-another-image")
+        return [finished for finished, _ in states]
+
+    def _state(self, one: Input, kinds: Collection[str]) -> tuple[bool, str | None]:
+        """Whether an image is finished; and the path of another image whose results have its name, if any."""
+        record = self._read(self.path / RECORDS / f"{one.name}.json")
+        if record is None:
+            return False, None
+        if not _is_source(one.path, record["source"]):
+            owner = str(record["source"]["path"])
+            return False, None if owner == str(one.path.resolve()) else owner
+        exist = all(self.image_path(kind, one.name).is_file() for kind in kinds if kind in FOLDERS)
+        return set(kinds) <= set(record["outputs"]) and exist, None
+
+    def prepare(self, settings: Mapping[str, Any], environment: Mapping[str, Any], names: Collection[str]) -> None:
+        """Create the folder, and remove results that are recomputed and leftovers of interruptions.
+
+        Only one process may call this.
+
+        Args:
+            settings: the settings that determine the results.
+            environment: recorded with them.
+            names: images whose results are replaced; all are, if the settings have changed.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path)
         same = self._settings() == dict(settings)
-        for path, record in self._records():  # first the record, so that half a removal is no result
+        for path, record in self._records():  # the record first: files without a record are not a result
             if not same or record["name"] in names:
                 path.unlink()
                 for kind in FOLDERS:
-                    self.place(kind, record["name"]).unlink(missing_ok=True)
+                    self.image_path(kind, record["name"]).unlink(missing_ok=True)
         if not same:
             for name in (PROMPTS, CONTOURS):
                 (self.path / name).unlink(missing_ok=True)
@@ -124,49 +135,56 @@ class PredictionFolder:
                 self.path / RUN, {"format": FORMAT, "settings": dict(settings), "environment": dict(environment)}
             )
 
-    def add(self, one: Input, prompts: ImagePrompts, outputs: Iterable[str], **told: Any) -> None:
-        """Write an image's record, after all its files."""
-        now = one.path.stat()
+    def add(self, one: Input, prompts: ImagePrompts, outputs: Iterable[str], **values: Any) -> None:
+        """Write the record of an image, after all its files.
+
+        Args:
+            one: the image.
+            prompts: the prompts that were used.
+            outputs: kinds of the files that were written.
+            **values: further keys of the record.
+        """
+        status = one.path.stat()
         record = {
             "name": one.name,
             "file": one.name if one.name.endswith(one.path.suffix) else f"{one.name}{one.path.suffix}",
-            **plain_prompts(prompts),
+            **prompts_to_dict(prompts),
             "outputs": sorted(outputs),
             "source": {
                 "path": str(one.path.resolve()),
-                "bytes": now.st_size,
-                "time": now.st_mtime_ns,
+                "bytes": status.st_size,
+                "time": status.st_mtime_ns,
                 "hash": content_hash(one.path),
             },
-            **told,
+            **values,
         }
         write_text(self.path / RECORDS / f"{one.name}.json", json.dumps(record) + "\n")
 
     def join(self, source: str) -> int:
-        """Write prompts.json, and contours.json where there are contours, of all images that are done.
+        """Write prompts.json, and contours.json if there are contours, for all finished images.
 
         Args:
             source: where the prompts come from.
 
         Returns:
-            How many images there are.
+            Number of finished images.
         """
         records = [record for _, record in self._records()]
         if not records:
             return 0
-        images = {r["name"]: from_plain(r) for r in records}
-        beside = {r["name"]: {name: r[name] for name in ("iou", "seconds")} for r in records}
-        write_prompts(self.path / PROMPTS, source, [Draw(None, {"images": images})], beside=beside)
+        images = {r["name"]: prompts_from_dict(r) for r in records}
+        extra = {r["name"]: {name: r[name] for name in ("iou", "seconds")} for r in records}
+        write_prompts(self.path / PROMPTS, source, [Draw(None, {DATASET: images})], extra=extra)
         outlined = [r for r in records if CONTOUR in r["outputs"]]
         if outlined:
             write_text(self.path / CONTOURS, json.dumps(_coco(outlined)) + "\n")
         return len(records)
 
     def _records(self) -> list[tuple[Path, Record]]:
-        """Of all images, in the order of their names."""
+        """The valid records with their paths, sorted by image name."""
         found = [(path, self._read(path)) for path in (self.path / RECORDS).rglob("*.json")]
-        whole = [(path, record) for path, record in found if record is not None]
-        return sorted(whole, key=lambda item: str(item[1]["name"]))
+        valid = [(path, record) for path, record in found if record is not None]
+        return sorted(valid, key=lambda item: str(item[1]["name"]))
 
     def _read(self, path: Path) -> Record | None:
         try:
@@ -182,12 +200,19 @@ class PredictionFolder:
             return None
         return dict(run.get("settings", {})) if isinstance(run, dict) and run.get("format") == FORMAT else None
 
-    def _ours(self) -> list[str]:
-        return [PROMPTS, CONTOURS, RECORDS, *FOLDERS.values()]
+
+def _is_source(path: Path, source: Mapping[str, Any]) -> bool:
+    """Whether a file is the recorded image: the same file, unchanged, or a file with the same content."""
+    if not path.is_file():
+        return False
+    status = path.stat()
+    recorded = (source["path"], source["bytes"], source["time"])
+    unchanged = (str(path.resolve()), status.st_size, status.st_mtime_ns) == recorded
+    return bool(unchanged or content_hash(path) == source["hash"])
 
 
 def _coco(records: Sequence[Record]) -> dict[str, Any]:
-    """COCO's table of images and annotations; images without foreground have none."""
+    """COCO's images and annotations. An image without foreground has no annotation."""
     images = [
         {"id": i, "file_name": r["file"], "width": r["size"][0], "height": r["size"][1]}
         for i, r in enumerate(records, start=1)
@@ -201,6 +226,6 @@ def _coco(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """A setting as a person can compare it: of a SHA-256 the first digits."""
+    """A setting for a message; a SHA-256 is abbreviated."""
     text = str(value)
     return f"{text[:12]}…" if len(text) == 64 and " " not in text else text

@@ -1,4 +1,4 @@
-"""Outlines and prompts drawn on an image; knows no models."""
+"""Outlines and prompts drawn on an image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 
 TRUTH, PREDICTED = (64, 220, 255), (255, 208, 32)  # RGB outlines
 POSITIVE, NEGATIVE = (40, 200, 60), (230, 40, 40)  # RGB dots
-SHORTEST, LONGEST = 512, 768  # limits of a picture's longer side, pixels
+SHORTEST, LONGEST = 512, 768  # limits of the longer side of the drawing, pixels
 
 
 def draw_overlay(
@@ -20,19 +20,19 @@ def draw_overlay(
     box: np.ndarray | None = None,
     caption: str = "",
 ) -> np.ndarray:
-    """Draw the outlines of truth (cyan) and prediction (yellow) and the prompts (green and red dots) on an image.
+    """Draw the outlines of ground truth (cyan) and prediction (yellow), and the prompts (green and red dots).
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        target: (H, W) bool.
-        predicted: (H, W) bool.
+        target: (H, W) bool, the ground truth; without one, a mask without foreground.
+        predicted: (H, W) bool, the prediction.
         xy: (P, 2) prompts in this image's pixels.
-        label: (P,) 1 foreground, 0 background; others are not drawn.
+        label: (P,) 1 foreground, 0 background; points with other labels are not drawn.
         box: (4,) x0, y0, x1, y1 in this image's pixels.
-        caption: a line written above the image.
+        caption: one line of text above the image.
 
     Returns:
-        A picture (h, w, 3) uint8 RGB, its longer side 512 to 768 pixels, under a strip with the caption.
+        (h, w, 3) uint8 RGB with a longer side of 512 to 768 pixels, below a strip with the caption if there is one.
     """
     longer = max(image.shape[:2])
     scale = min(max(longer, SHORTEST), LONGEST) / longer

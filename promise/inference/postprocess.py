@@ -1,4 +1,4 @@
-"""How does a probability map become a mask, and a map another size? Knows no models, files or metrics."""
+"""Postprocessing: from a probability map to a mask, and the resizing of maps."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ Array: TypeAlias = npt.NDArray[Any]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Float32s: TypeAlias = npt.NDArray[np.float32]
 
-PREPARED_SIDE = 1024  # the original's prepared images and masks, in pixels
+PREPARED_SIDE = 1024  # pixels; side of the prepared images and masks of the reference implementation
 _MORPHOLOGY = {"open": cv2.MORPH_OPEN, "close": cv2.MORPH_CLOSE}
 _FORMS = (
-    "'none', 'open:K' or 'close:K' with an odd kernel side K of at least 3, and behind commas 'threshold:T', 'fill', "
-    "'largest', e.g. 'open:5' or 'close:7,threshold:0.45,fill'"
+    "'none', 'open:K' or 'close:K' with an odd kernel side K of at least 3, optionally followed by 'threshold:T', "
+    "'fill' and 'largest', separated by commas, such as 'open:5' or 'close:7,threshold:0.45,fill'"
 )
 
 
 @dataclass(frozen=True)
 class Postprocess:
-    """Threshold a probability map, open or close the mask with a full square kernel, fill holes, keep the largest part.
+    """Threshold a probability map, apply a morphological operation, fill holes and keep the largest component.
 
-    The original's evaluation is ``Postprocess("open", 5)``.
+    The steps are applied in this order. The evaluation of the reference implementation uses ``Postprocess("open", 5)``.
 
     Attributes:
-        operation: ``"open"`` removes specks, ``"close"`` fills small holes, ``"none"`` does neither.
-        kernel: the kernel's side in pixels of the map, odd and at least 3; unused by ``"none"``.
-        threshold: foreground is at or above it, in [0, 1].
-        fill: fill every hole; after the operation.
-        largest: keep the largest component only; last.
+        operation: ``"open"`` removes small components, ``"close"`` fills small holes, ``"none"`` does neither.
+        kernel: side of the square kernel in pixels of the map, odd and at least 3; not used by ``"none"``.
+        threshold: pixels with at least this probability are foreground; in [0, 1].
+        fill: whether all holes are filled.
+        largest: whether only the largest component is kept.
 
     Raises:
-        UserError: for a value outside these.
+        UserError: unknown operation (``unknown-postprocess-operation``), or a value out of range
+            (``invalid-kernel``, ``invalid-threshold``).
     """
 
     operation: Literal["none", "open", "close"] = "none"
@@ -48,20 +49,28 @@ class Postprocess:
 
     def __post_init__(self) -> None:
         if self.operation != "none" and self.operation not in _MORPHOLOGY:
-            raise UserError(f"unknown postprocessing {self.operation!r}. Give {_FORMS}.")
+            raise UserError(
+                f"unknown postprocessing {self.operation!r}. Accepted: {_FORMS}.", code="unknown-postprocess-operation"
+            )
         if self.kernel < 3 or self.kernel % 2 == 0:
-            raise UserError(f"a postprocessing kernel of side {self.kernel} cannot be used. Give {_FORMS}.")
+            raise UserError(
+                f"the side of a postprocessing kernel cannot be {self.kernel}. Accepted: {_FORMS}.",
+                code="invalid-kernel",
+            )
         if not 0 <= self.threshold <= 1:
-            raise UserError(f"the threshold must lie in [0, 1], not at {self.threshold}.")
+            raise UserError(f"the threshold must be in [0, 1], not {self.threshold}.", code="invalid-threshold")
 
     @classmethod
     def parse(cls, text: str) -> Postprocess:
-        """Read ``"none"``, ``"open:5"``, ``"close:7,threshold:0.45,fill,largest"``; ``str()`` gives the same text back.
+        """Read a text such as ``"none"``, ``"open:5"`` or ``"close:7,threshold:0.45,fill,largest"``.
+
+        ``str()`` is the inverse.
 
         Raises:
-            UserError: for anything else; the text lists the accepted forms.
+            UserError: the text cannot be read (``invalid-postprocess``), or contains a setting twice
+                (``duplicate-postprocess-setting``); the message lists the accepted forms.
         """
-        found: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         for word in text.split(","):
             name, colon, value = word.strip().partition(":")
             if name in _MORPHOLOGY and value.isascii() and value.isdigit():
@@ -73,11 +82,16 @@ class Postprocess:
             elif name in ("fill", "largest") and not colon:
                 read = {name: True}
             else:
-                raise UserError(f"cannot read the postprocessing {text!r}. Give {_FORMS}.")
-            if found.keys() & read.keys():
-                raise UserError(f"the postprocessing {text!r} says something twice. Give {_FORMS}.")
-            found |= read
-        return cls(**found)
+                raise UserError(
+                    f"cannot read the postprocessing {text!r}. Accepted: {_FORMS}.", code="invalid-postprocess"
+                )
+            if fields.keys() & read.keys():
+                raise UserError(
+                    f"the postprocessing {text!r} contains a setting twice. Accepted: {_FORMS}.",
+                    code="duplicate-postprocess-setting",
+                )
+            fields |= read
+        return cls(**fields)
 
     def __str__(self) -> str:
         words = [] if self.operation == "none" else [f"{self.operation}:{self.kernel}"]
@@ -86,7 +100,7 @@ class Postprocess:
         return ",".join(words) or "none"
 
     def __call__(self, prob: Array) -> Bools:
-        """The mask of one map.
+        """Convert one probability map to a mask.
 
         Args:
             prob: (H, W) float in [0, 1].
@@ -95,13 +109,13 @@ class Postprocess:
             (H, W) bool.
 
         Raises:
-            ValueError: for another type, range or number of dimensions, or no pixels.
+            ValueError: another type, range or number of dimensions, or no pixels.
         """
         _check_2d("prob", prob)
         if prob.dtype.kind != "f" or not (prob.min() >= 0 and prob.max() <= 1):
             raise ValueError(
                 f"prob must be float in [0, 1], not {prob.dtype} from {prob.min():g} to {prob.max():g}; "
-                "logits need a sigmoid first."
+                "apply a sigmoid to logits first."
             )
         mask = np.asarray(prob >= self.threshold)
         if self.operation != "none":
@@ -112,19 +126,22 @@ class Postprocess:
 
 
 def open_or_close(mask: Bools, operation: Literal["open", "close"], kernel: int) -> Bools:
-    """Open or close a mask (H, W) with a full square of ``kernel`` pixels a side; the border is neutral."""
+    """Open or close a mask (H, W) with a full square of ``kernel`` × ``kernel`` pixels; the border is neutral."""
     square = np.ones((kernel, kernel), np.uint8)
     return np.asarray(cv2.morphologyEx(mask.astype(np.uint8), _MORPHOLOGY[operation], square) > 0)
 
 
 def fill_holes(mask: Bools) -> Bools:
-    """A mask (H, W) with every hole filled: background that no 4-connected path leads out of the picture from."""
+    """Fill all holes of a mask (H, W): background without a 4-connected path to the border of the image."""
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return np.asarray(cv2.drawContours(np.zeros(mask.shape, np.uint8), outlines, -1, 1, cv2.FILLED) > 0)
 
 
 def largest_component(mask: Bools) -> Bools:
-    """The largest 8-connected part of a mask (H, W), the first of equals; a mask without foreground as it is."""
+    """The largest 8-connected component of a mask (H, W); ties go to the first in scan order.
+
+    A mask without foreground is returned unchanged.
+    """
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     if count <= 2:
         return mask
@@ -132,20 +149,20 @@ def largest_component(mask: Bools) -> Bools:
 
 
 def to_size(values: Array, height: int, width: int) -> Float32s:
-    """Resize a map of probabilities or logits bilinearly; no averaging when it shrinks.
+    """Resize a map of probabilities or logits bilinearly, without antialiasing.
 
-    The same as ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False, antialias=False)``.
+    Equivalent to ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False, antialias=False)``.
 
     Args:
         values: (H, W), any real type.
-        height: rows of the result.
-        width: columns of the result.
+        height: number of rows of the result.
+        width: number of columns of the result.
 
     Returns:
-        (height, width) float32; the values themselves when the size is already right.
+        (height, width) float32; if the size does not change, the values are not interpolated.
 
     Raises:
-        ValueError: if the map is not 2-D or empty, or the new size is not positive.
+        ValueError: the map is not 2-D or is empty, or the new size is not positive.
     """
     _check_2d("the map", values)
     if height < 1 or width < 1:
@@ -157,20 +174,20 @@ def to_size(values: Array, height: int, width: int) -> Float32s:
 
 
 def reference_target(mask: Array, side: int = 256) -> Bools:
-    """The ground truth as the original's evaluation sees it: shrunk, and grown by up to a pixel.
+    """The ground truth in the evaluation of the reference implementation: reduced, and dilated by up to one pixel.
 
-    The mask is brought to 1024 × 1024, the side of the original's prepared masks, by nearest neighbour, then
-    resized bilinearly; whatever is touched by foreground counts as foreground.
+    The mask is resized to 1024 × 1024, the size of the prepared masks of the reference implementation, with nearest
+    neighbours, then bilinearly to the result. Every pixel with a positive value is foreground.
 
     Args:
         mask: (H, W) bool.
-        side: rows and columns of the result.
+        side: number of rows and of columns of the result.
 
     Returns:
         (side, side) bool.
 
     Raises:
-        ValueError: if the mask is not bool, not 2-D or empty, or the side is not positive.
+        ValueError: the mask is not bool, not 2-D or is empty, or the side is not positive.
     """
     _check_2d("mask", mask)
     if mask.dtype != np.bool_:
@@ -189,15 +206,24 @@ def _is_decimal(text: str) -> bool:
 def _check_2d(name: str, array: Array) -> None:
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.size == 0:
         found = getattr(array, "shape", type(array).__name__)
-        raise ValueError(f"{name} must be a NumPy array (height, width) with pixels in it, not {found}.")
+        raise ValueError(f"{name} must be a non-empty NumPy array (height, width), not {found}.")
 
 
 def probability_at(logits: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Logits (h, w) of the decoder as a probability map (height, width) float32, as the native protocol cuts it."""
+    """Resize logits (h, w) of the decoder and apply the sigmoid: the probability map of the protocol ``native``.
+
+    Args:
+        logits: (h, w) float.
+        height: number of rows of the result.
+        width: number of columns of the result.
+
+    Returns:
+        (height, width) float32 in [0, 1].
+    """
     return sigmoid(to_size(logits, height, width))
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Probabilities float32 of logits; the one sigmoid outside the losses."""
-    # In double precision, and stable for large negative values; 0 gives exactly one half.
+    """Probabilities (float32) of logits. This is the only sigmoid outside the losses."""
+    # Double precision, numerically stable for large negative values, and exactly 0.5 at 0.
     return (0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The prediction recipe: read, encode, prompt, decode, write, where it was left off; knows no flags and no truths."""
+"""``promise-predict``: read, encode, prompt, decode and write images. Interrupted runs resume."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from promise.inference.config import PredictConfig
 from promise.inference.contours import coco_shape
 from promise.inference.loading import load_net
 from promise.inference.loop import RowPrediction, predict_draws
-from promise.inference.output_folder import CONTOUR, PROMPTS, PredictionFolder
+from promise.inference.output_folder import CONTOUR, DATASET, PROMPTS, PredictionFolder
 from promise.inference.overlay import draw_overlay
 from promise.inference.postprocess import Bools, Float32s, Postprocess
 from promise.inference.segmenter import Segmenter
 from promise.models import checkpoint
 from promise.models.sam.weights import file_sha256
 from promise.prompts.file import ImagePrompts, PromptFile
+from promise.prompts.sampling import AUTO, FILE
 from promise.prompts.source import Prompting, PromptSource
 from promise.runtime.device import resolve_device, resolve_precision
 from promise.runtime.environment import describe_environment
@@ -39,25 +40,28 @@ from promise.runtime.progress import progress_bar
 from promise.runtime.workers import ordered_map
 from promise.types import Batch
 
-IMAGES = "images"  # what the one data set of a prompts file is called
+# Recorded in predict.json and compared by later runs: the value is part of the file format.
+POSTPROCESS_OF_CHECKPOINT = "as the checkpoint says"
 
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What a prediction leaves."""
+    """The result of a run."""
 
     folder: Path
-    images: int  # that were asked for
-    made: int  # in this run, by all processes
-    failed: tuple[tuple[str, str], ...]  # (path, what is wrong with it)
-    speaks: bool = True  # whether this process tells the user
+    images: int  # number of input images
+    made: int  # number of images segmented in this run, by all processes
+    failed: tuple[tuple[str, str], ...]  # (path, message)
+    speaks: bool = True  # whether this is the main process, which reports to the user
 
 
 def predict(config: PredictConfig) -> PredictResult:
-    """Segment images with a checkpoint, and write what is not there yet.
+    """Segment images with a checkpoint, and write the results that do not exist yet.
+
+    Images that cannot be read are listed in the result and do not stop the run.
 
     Raises:
-        UserError: settings, files or weights that cannot be used; nothing has been written then.
+        UserError: settings, files or weights that cannot be used; nothing has been written.
     """
     check_predict(config)
     folder = PredictionFolder(Path(config.output or ""))
@@ -70,11 +74,11 @@ def predict(config: PredictConfig) -> PredictResult:
     settings = _settings(config, device)
     folder.check(settings, overwrite=config.overwrite)
     kinds = _kinds(config)
-    done = [False] * len(inputs) if config.overwrite else folder.done(inputs, kinds)
-    work = _Work(config, folder, inputs, frozenset(i for i, there in enumerate(done) if not there), kinds)
-    if work.anything_readable():
+    finished = [False] * len(inputs) if config.overwrite else folder.finished(inputs, kinds)
+    work = _Work(config, folder, inputs, frozenset(i for i, done in enumerate(finished) if not done), kinds)
+    if work.any_readable():
         work.load(device, file)
-    processes.wait()  # all have looked at the folder
+    processes.wait()  # until every process has inspected the folder
     if processes.index == 0:
         names = {inputs[i].name for i in work.todo} if config.overwrite else set()
         folder.prepare(settings, describe_environment(device), names)
@@ -85,7 +89,9 @@ def predict(config: PredictConfig) -> PredictResult:
         if processes.index == 0:
             folder.join(file.source if file else "auto")
     except OSError as error:
-        raise UserError(f"{folder.path} cannot be written to ({error.strerror or error}).") from error
+        raise UserError(
+            f"cannot write to {folder.path} ({error.strerror or error}).", code="output-not-writable"
+        ) from error
     processes.wait()
     return PredictResult(folder.path, len(inputs), made, tuple(failed), processes.index == 0)
 
@@ -103,39 +109,54 @@ def _inputs(config: PredictConfig, folder: PredictionFolder) -> list[Input]:
 def _prompt_file(config: PredictConfig) -> PromptFile | None:
     file = PromptFile(Path(config.prompts_from)) if config.prompts_from else None
     if file is not None and len(file.seeds) > 1:
-        raise UserError(f"{file.path} holds {len(file.seeds)} draws of prompts; one is wanted.")
+        raise UserError(
+            f"{file.path} contains {len(file.seeds)} draws of prompts; --prompts-from requires a file with one.",
+            code="several-prompt-draws",
+        )
     return file
 
 
 def check_predict(config: PredictConfig) -> None:
-    """Raise one ``UserError`` with all settings that make no sense, before any file is opened."""
-    faults = []
+    """Check the settings before any file is opened.
+
+    Raises:
+        UserError: all invalid settings, together.
+    """
+    errors: list[UserError] = []
+
+    def report(message: str, code: str) -> None:
+        errors.append(UserError(message, code=code))
+
     if not config.images:
-        faults.append("which images? Give files, folders, patterns, CSVs or lists")
+        report("no images. Name files, folders, glob patterns, CSVs or lists", "missing-images")
     if config.ckpt is None:
-        faults.append("--ckpt is missing: a checkpoint, such as runs/polyp/best.safetensors")
+        report("--ckpt is missing: a checkpoint, such as runs/polyp/best.safetensors", "missing-checkpoint-setting")
     if config.output is None:
-        faults.append("--output is missing: a folder for the masks")
+        report("--output is missing: a folder for the masks", "missing-output-setting")
     elif config.prompts_from and Path(config.prompts_from).resolve() == (Path(config.output) / PROMPTS).resolve():
-        faults.append(f"--prompts-from {config.prompts_from} lies in --output, which would replace it: choose another")
+        report(
+            f"--prompts-from {config.prompts_from} is in --output and would be replaced: choose another --output",
+            "prompts-in-output",
+        )
     if config.batch_size < 1 or config.workers < 1:
-        faults.append("--batch-size and --workers must be at least 1")
+        report("--batch-size and --workers must be at least 1", "invalid-count")
     if config.postprocess not in (None, "default"):
         try:
             Postprocess.parse(config.postprocess or "")
         except UserError as error:
-            faults.append(str(error).rstrip("."))
-    if faults:
-        raise UserError("; ".join(faults) + ".")
+            report(str(error).rstrip("."), error.code)
+    if errors:
+        message = "; ".join(str(error) for error in errors) + "."
+        raise UserError(message, code="invalid-settings", errors=errors)
 
 
 def _kinds(config: PredictConfig) -> tuple[str, ...]:
-    wanted = {"mask": True, "probability": config.probability, "overlay": config.overlay, CONTOUR: config.contour}
-    return tuple(kind for kind, asked in wanted.items() if asked)
+    enabled = {"mask": True, "probability": config.probability, "overlay": config.overlay, CONTOUR: config.contour}
+    return tuple(kind for kind, on in enabled.items() if on)
 
 
 def _processes(config: PredictConfig) -> tuple[torch.device, ProcessGroup]:
-    """This process's device, and the processes that share the images."""
+    """The device of this process, and the group of processes among which the images are distributed."""
     device = resolve_device(config.device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device, ALONE
@@ -146,12 +167,12 @@ def _processes(config: PredictConfig) -> tuple[torch.device, ProcessGroup]:
 
 
 def _settings(config: PredictConfig, device: torch.device) -> dict[str, Any]:
-    """What the outputs hang on; weights are told by content, not by name."""
+    """The settings that determine the results. Weights are identified by content, not by name."""
     return {
         "checkpoint": file_sha256(Path(config.ckpt or "")),
         "net": config.net,
         "sam": config.sam,
-        "postprocess": config.postprocess or "as the checkpoint says",
+        "postprocess": config.postprocess or POSTPROCESS_OF_CHECKPOINT,
         "precision": resolve_precision(config.precision, device),
         "prompts": file_sha256(Path(config.prompts_from)) if config.prompts_from else "auto",
         "pixels_version": PIXELS_VERSION,
@@ -159,44 +180,44 @@ def _settings(config: PredictConfig, device: torch.device) -> dict[str, Any]:
 
 
 def _gather(work: _Work, processes: ProcessGroup) -> tuple[int, list[tuple[str, str]]]:
-    """How many images all processes made, and those that could not be used, in the inputs' order."""
-    counts, faults = [work.made], list(work.faults.items())
+    """Number of images segmented by all processes, and the images that failed, in the order of the inputs."""
+    counts, failures = [work.made], list(work.failures.items())
     if processes.count > 1:
         from accelerate.utils import gather_object
 
-        counts, faults = gather_object(counts), gather_object(faults)
-    return sum(counts), [(str(work.inputs[i].path), words) for i, words in sorted(faults)]
+        counts, failures = gather_object(counts), gather_object(failures)
+    return sum(counts), [(str(work.inputs[i].path), message) for i, message in sorted(failures)]
 
 
 @dataclass
 class _Work:
-    """The images while they are segmented."""
+    """The segmentation of the images of one run by one process."""
 
     config: PredictConfig
     folder: PredictionFolder
     inputs: Sequence[Input]
-    todo: frozenset[int]  # places in the inputs
+    todo: frozenset[int]  # indices in the inputs
     kinds: Sequence[str]
-    faults: dict[int, str] = field(default_factory=dict)  # place → what is wrong
-    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)  # place → width, height
+    failures: dict[int, str] = field(default_factory=dict)  # index → message
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)  # index → width, height
     made: int = 0
     segmenter: Segmenter | None = None
     sources: Sequence[PromptSource] = ()
 
-    def anything_readable(self) -> bool:
-        """Whether a net is needed at all: not where nothing is left to do, or nothing that can be read."""
-        for place in sorted(self.todo):
+    def any_readable(self) -> bool:
+        """Whether any unfinished image can be read; otherwise no net is needed."""
+        for index in sorted(self.todo):
             try:
-                read_picture(self.inputs[place].path)
+                read_picture(self.inputs[index].path)
             except UserError as error:
-                self.faults[place] = str(error)
+                self.failures[index] = str(error)
             else:
-                self.faults.clear()  # they are met again
+                self.failures.clear()  # run() records them again
                 return True
         return False
 
     def load(self, device: torch.device, file: PromptFile | None) -> None:
-        """Load the net, and the prompts of all images that it will see."""
+        """Load the net, and the prompts of all images in its batches."""
         config = self.config
         self.segmenter = Segmenter(
             load_net(
@@ -209,80 +230,82 @@ class _Work:
                 device=str(device),
             )
         )
-        if file is None:
-            if self.segmenter.needs_prompts:
-                raise UserError(
-                    f"{self.segmenter.metadata.net} places no prompts of its own: give them by --prompts-from."
-                )
-            prompting = Prompting("auto", (None,))
-        else:
-            prompting = Prompting("file", file.seeds, file=file)
-        wanted = {self.inputs[i].name: size for i, size in self._sizes().items()} if file else {}
-        draws = prompting.draws({IMAGES: wanted}, side=self.segmenter.side)
-        self.sources = prompting.sources(IMAGES, draws, side=self.segmenter.side)
+        if file is None and self.segmenter.needs_prompts:
+            raise UserError(
+                f"{self.segmenter.metadata.net} has no prompter: supply prompts with --prompts-from.",
+                code="net-without-prompter",
+            )
+        prompting = Prompting(FILE, file.seeds, file=file) if file else Prompting(AUTO, (None,))
+        sizes = {self.inputs[i].name: size for i, size in self._sizes().items()} if file else {}
+        side, mask_side = self.segmenter.side, self.segmenter.mask_side
+        draws = prompting.draws({DATASET: sizes}, side=side, mask_side=mask_side)
+        self.sources = prompting.sources(DATASET, draws, side=side)
 
     def run(self, processes: ProcessGroup) -> None:
-        """Segment and write this process's share."""
+        """Segment and write the images of this process."""
         if self.segmenter is None:
             return
         mine = self._batches()[processes.index :: processes.count]
-        total = sum(place in self.todo for places in mine for place in places)
+        total = sum(index in self.todo for indices in mine for index in indices)
         quiet = self.config.quiet or processes.index > 0
         net, device = self.segmenter.net, self.segmenter.device
         bar = progress_bar(total=total, name="predicting", unit="image", quiet=quiet)
         with bar, explain_out_of_memory(self.config.batch_size):
             rows = predict_draws(net, self._load_batches(mine), sources=self.sources, device=device)
-            wanted = (row for row in rows if row.index in self.todo)
-            for _ in ordered_map(self._write, wanted, workers=self.config.workers):
+            unfinished = (row for row in rows if row.index in self.todo)
+            for _ in ordered_map(self._write, unfinished, workers=self.config.workers):
                 self.made += 1
                 bar.update()
 
     def _batches(self) -> list[range]:
-        """Those with something to do. They are cut from all inputs: rounding hangs on which images share a batch, and
-        a run that goes on must give the bits of one that was not stopped."""
+        """The batches with unfinished images.
+
+        All inputs are divided into batches, finished or not: rounding depends on the images that share a batch, and a
+        resumed run must be bit-identical to an uninterrupted one.
+        """
         count, size = len(self.inputs), self.config.batch_size
-        cut = [range(start, min(start + size, count)) for start in range(0, count, size)]
-        return [places for places in cut if not self.todo.isdisjoint(places)]
+        batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        return [indices for indices in batches if not self.todo.isdisjoint(indices)]
 
     def _sizes(self) -> dict[int, tuple[int, int]]:
         found = {}
-        for place in (place for places in self._batches() for place in places):
+        for index in (index for indices in self._batches() for index in indices):
             try:
-                found[place] = picture_size(self.inputs[place].path)
+                found[index] = picture_size(self.inputs[index].path)
             except UserError:
-                continue  # told when it is read
+                continue  # reported when it is read
         return found
 
     def _load_batches(self, mine: Iterable[range]) -> Iterator[Batch]:
         assert self.segmenter is not None
-        loaded = ordered_map(self._load, (i for places in mine for i in places), workers=self.config.workers)
-        for places in mine:
-            readable = [(i, tensor) for i, tensor in islice(loaded, len(places)) if tensor is not None]
+        loaded = ordered_map(self._load, (i for indices in mine for i in indices), workers=self.config.workers)
+        for indices in mine:
+            readable = [(i, tensor) for i, tensor in islice(loaded, len(indices)) if tensor is not None]
             if any(i in self.todo for i, _ in readable):
                 at, tensors = zip(*readable, strict=True)
                 names = [self.inputs[i].name for i in at]
                 yield self.segmenter.batch(torch.stack(tensors), names, torch.tensor(at))
 
-    def _load(self, place: int) -> tuple[int, Tensor | None]:
+    def _load(self, index: int) -> tuple[int, Tensor | None]:
         assert self.segmenter is not None
         try:
-            tensor, self.sizes[place] = self.segmenter.prepare(self.inputs[place].path)
+            tensor, self.sizes[index] = self.segmenter.prepare(self.inputs[index].path)
         except UserError as error:
-            self.faults[place] = str(error)
-            return place, None
-        return place, tensor
+            self.failures[index] = str(error)
+            return index, None
+        return index, tensor
 
     def _write(self, row: RowPrediction) -> None:
         assert self.segmenter is not None
         one, size, folder = self.inputs[row.index], self.sizes[row.index], self.folder
         found = self.segmenter.finish(row, size)
         prompts = ImagePrompts(size, found.points, found.labels, found.box, row.mask_prompt, row.mask_index)
-        told: dict[str, Any] = {"iou": found.iou, "seconds": round(found.seconds, 4), "area": found.area}
+        values: dict[str, Any] = {"iou": found.iou, "seconds": round(found.seconds, 4), "area": found.area}
         for kind in self.kinds:
             if kind == CONTOUR:
-                told[CONTOUR] = coco_shape(found.mask)
+                values[CONTOUR] = coco_shape(found.mask)
             elif kind == "overlay":
-                picture = draw_overlay(
+                overlay = draw_overlay(
                     read_picture(one.path),
                     np.zeros_like(found.mask),
                     found.mask,
@@ -290,14 +313,15 @@ class _Work:
                     label=prompts.label,
                     box=prompts.box,
                 )
-                write_png(folder.place(kind, one.name), picture)
+                write_png(folder.image_path(kind, one.name), overlay)
             else:
-                write_png(folder.place(kind, one.name), _grey(found.mask if kind == "mask" else found.probability))
-        folder.add(one, prompts, self.kinds, **told)
+                pixels = _grey(found.mask if kind == "mask" else found.probability)
+                write_png(folder.image_path(kind, one.name), pixels)
+        folder.add(one, prompts, self.kinds, **values)
 
 
 def _grey(values: Bools | Float32s) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """A mask as 0 and 255, a map of [0, 1] as 0 to 65535."""
+    """Grey levels: 0 and 255 for a mask, 0 to 65535 for a map in [0, 1]."""
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
     return np.rint(values.astype(np.float64) * 65535).astype(np.uint16)

@@ -1,8 +1,10 @@
-"""Prompts drawn from a mask or a rule, with an explicit generator; knows no networks."""
+"""Prompts of a batch: the table of their sources, and points and boxes drawn with an explicit generator."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from promise.types import Batch, Points, Prompts
 
 
 def generator_for(seed: int, name: str, epoch: int = 0) -> np.random.Generator:
-    """A generator that depends on the run's seed, the image's name and the epoch, and on nothing else."""
+    """A generator that depends only on the seed of the run, the name of the image and the epoch."""
     digest = hashlib.blake2b(f"{seed}|{epoch}|{name}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
@@ -21,17 +23,17 @@ def generator_for(seed: int, name: str, epoch: int = 0) -> np.random.Generator:
 def points_from_mask(
     mask: np.ndarray, num_points: int, generator: np.random.Generator, *, positive: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw ground-truth points, as the original does, from an explicit generator.
+    """Draw ground-truth points with the rule of the reference implementation.
 
-    Half of the points from the foreground and the rest from the background, with replacement, shuffled;
-    one point alone is drawn from the foreground. A mask without foreground (or without background) gives
-    points of the other kind only.
+    Half of the points are drawn from the foreground and the others from the background, with replacement, and
+    shuffled. A single point is drawn from the foreground. For a mask without foreground (or without background), all
+    points are of the other kind.
 
     Args:
-        mask: (S, S) bool at input resolution.
-        num_points: how many.
-        generator: where the draw comes from.
-        positive: how many of them from the foreground; default: half.
+        mask: (S, S) bool at the resolution of the net's input.
+        num_points: number of points.
+        generator: random generator of the draw.
+        positive: number of points in the foreground; default: half.
 
     Returns:
         xy (P, 2) float32, x before y, and label (P,) int64.
@@ -54,13 +56,13 @@ def points_from_mask(
 def oracle_points(
     mask: Tensor, num_points: int, generators: list[np.random.Generator], *, positive: int | None = None
 ) -> Points:
-    """Ground-truth points of a batch.
+    """Draw ground-truth points for a batch; see :func:`points_from_mask`.
 
     Args:
         mask: (B, 1, S, S), foreground above 0.5, on the CPU.
-        num_points: how many a picture.
-        generators: one an image.
-        positive: how many of them from the foreground; default: half.
+        num_points: number of points per image.
+        generators: one per image.
+        positive: number of points in the foreground; default: half.
     """
     drawn = [
         points_from_mask(m, num_points, g, positive=positive)
@@ -71,7 +73,7 @@ def oracle_points(
 
 
 def oracle_boxes(mask: Tensor) -> Tensor:
-    """Tight boxes (B, 4) x0, y0, x1, y1 around the foreground of (B, 1, S, S); the whole image where there is none."""
+    """Tight boxes (B, 4) x0, y0, x1, y1 around the foreground of (B, 1, S, S); the whole image if it is empty."""
     boxes = []
     for m in (mask[:, 0] > 0.5).numpy():
         y, x = np.nonzero(m)
@@ -81,13 +83,77 @@ def oracle_boxes(mask: Tensor) -> Tensor:
 
 
 def centre_points(batch: int, image_size: int) -> Points:
-    """One positive point (B, 1, 2) in the middle of each image: the prompt of someone who has not looked."""
+    """One positive point (B, 1, 2) in the middle of each image: a prompt that does not depend on the image."""
     xy = torch.full((batch, 1, 2), (image_size - 1) / 2)
     return Points(xy, torch.ones(batch, 1, dtype=torch.int64))
 
 
-# Where prompts come from, and what results call it.
-ORIGINS = {"auto": "auto", "gt": "oracle", "gt-box": "oracle", "centre": "centre", "none": "none"}
+@dataclass(frozen=True)
+class DrawOptions:
+    """How prompts are drawn from a batch."""
+
+    num_points: int
+    seed: int
+    epoch: int = 0  # drawn points differ between epochs
+    positive: int | None = None  # how many of the points are in the foreground; None: half
+    box: bool = False  # the mask's box in addition to the points
+
+
+@dataclass(frozen=True)
+class Source:
+    """A way to obtain prompts: a row of :data:`SOURCES`."""
+
+    name: str  # as --prompts takes it
+    origin: str  # as results name it
+    reads_ground_truth: bool
+    is_random: bool  # whether the prompts depend on the seed
+    draw: Callable[[Batch, DrawOptions], Prompts | None] | None  # None: the prompts are read from a file
+
+    @property
+    def reads_file(self) -> bool:
+        """Whether the prompts come from a file, whose path follows the name and a colon."""
+        return self.draw is None
+
+    @property
+    def usage(self) -> str:
+        """An example of the setting."""
+        return f"{self.name}:prompts.json" if self.reads_file else self.name
+
+
+def _from_net(_batch: Batch, _options: DrawOptions) -> None:
+    """The net's prompter makes the prompts."""
+
+
+def _points_of_mask(batch: Batch, options: DrawOptions) -> Prompts:
+    generators = [generator_for(options.seed, name, options.epoch) for name in batch.name]
+    points = oracle_points(batch.mask, options.num_points, generators, positive=options.positive)
+    return Prompts(points=points, boxes=oracle_boxes(batch.mask) if options.box else None)
+
+
+def _box_of_mask(batch: Batch, _options: DrawOptions) -> Prompts:
+    return Prompts(boxes=oracle_boxes(batch.mask))
+
+
+def _centre(batch: Batch, _options: DrawOptions) -> Prompts:
+    return Prompts(points=centre_points(len(batch), batch.mask.shape[-1]))
+
+
+def _no_prompt(batch: Batch, _options: DrawOptions) -> Prompts:
+    return Prompts.none(len(batch))
+
+
+AUTO, GROUND_TRUTH, FILE = "auto", "gt", "file"  # rows of SOURCES that settings fall back to or construct
+SOURCES = {
+    source.name: source
+    for source in (
+        Source(AUTO, "auto", reads_ground_truth=False, is_random=False, draw=_from_net),
+        Source(GROUND_TRUTH, "oracle", reads_ground_truth=True, is_random=True, draw=_points_of_mask),
+        Source("gt-box", "oracle", reads_ground_truth=True, is_random=False, draw=_box_of_mask),
+        Source("centre", "centre", reads_ground_truth=False, is_random=False, draw=_centre),
+        Source("none", "none", reads_ground_truth=False, is_random=False, draw=_no_prompt),
+        Source(FILE, "file", reads_ground_truth=False, is_random=False, draw=None),
+    )
+}
 
 
 def prompt_batch(
@@ -100,32 +166,26 @@ def prompt_batch(
     positive: int | None = None,
     box: bool = False,
 ) -> Prompts | None:
-    """Prompts of a batch, the same whatever its order, size or worker.
+    """Prompts of a batch. Those of an image do not depend on the order, the batch size or the worker.
 
     Args:
-        source: ``auto`` (``None``: the net's prompter places them), ``gt`` draws points from the mask, ``gt-box`` takes the mask's
-            box, ``centre`` one positive point in the middle, ``none`` nothing.
+        source: a row of :data:`SOURCES` that does not read a file. ``auto``: the net's prompter makes the prompts;
+            ``gt``: points drawn from the mask; ``gt-box``: the mask's box; ``centre``: one positive point in the
+            middle; ``none``: no prompt.
         batch: images and masks, on the CPU.
-        num_points: how many points are drawn.
-        seed: of the run.
-        epoch: drawn points differ from epoch to epoch.
-        positive: how many of the drawn points lie in the foreground; default: half.
-        box: with ``gt``, the mask's box beside the points.
+        num_points: number of points that ``gt`` draws.
+        seed: seed of the run.
+        epoch: drawn points differ between epochs.
+        positive: with ``gt``, the number of points in the foreground; default: half.
+        box: with ``gt``, the mask's box in addition to the points.
+
+    Returns:
+        Prompts in pixels of the net's input; ``None`` for ``auto``.
 
     Raises:
-        UserError: unknown source.
+        UserError: unknown source (``unknown-prompt-source``).
     """
-    match source:
-        case "auto":
-            return None
-        case "gt":
-            generators = [generator_for(seed, name, epoch) for name in batch.name]
-            points = oracle_points(batch.mask, num_points, generators, positive=positive)
-            return Prompts(points=points, boxes=oracle_boxes(batch.mask) if box else None)
-        case "gt-box":
-            return Prompts(boxes=oracle_boxes(batch.mask))
-        case "centre":
-            return Prompts(points=centre_points(len(batch), batch.mask.shape[-1]))
-        case "none":
-            return Prompts.none(len(batch))
-    raise unknown_name("prompt source", source, ORIGINS)
+    row = SOURCES.get(source)
+    if row is None or row.draw is None:
+        raise unknown_name("prompt source", source, [one.name for one in SOURCES.values() if one.draw is not None])
+    return row.draw(batch, DrawOptions(num_points, seed, epoch, positive, box))

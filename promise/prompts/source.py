@@ -1,4 +1,4 @@
-"""Where the prompts of an evaluation come from: settings → a prompt source per draw; knows no nets, writes nothing."""
+"""Prompt sources of an evaluation: from the settings to one function per draw that supplies the prompts of a batch."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ import numpy as np
 import torch
 
 from promise.prompts.file import Draw, ImagePrompts, PromptFile
-from promise.prompts.sampling import ORIGINS, prompt_batch
+from promise.prompts.sampling import AUTO, FILE, GROUND_TRUTH, SOURCES, Source, prompt_batch
 from promise.runtime.errors import UserError, unknown_name
 from promise.types import Batch, Points, Prompts
-
-FILE = "file:"
 
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """Images of a batch that are prompted alike: with as many points each, with a box or without."""
+    """Images of a batch whose prompts have the same shape: the same number of points, with or without a box."""
 
-    places: Sequence[int]  # in the batch
+    indices: Sequence[int]  # in the batch
     prompts: Prompts | None  # of these images; None: the net's own
     mask_index: int = 0  # which of SAM's three multimask masks
 
@@ -35,9 +33,9 @@ PromptSource = Callable[[Batch], Sequence[PromptGroup]]
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """What the flags say about prompts."""
+    """The prompt settings of a command."""
 
-    source: str | None = None  # a name of ORIGINS, file:PATH, or None: what the net is meant for
+    source: str | None = None  # a name of SOURCES, file:PATH, or None: the net's default
     num_points: int | None = None
     gt_points: str | None = None  # foreground+background points, such as 8+8
     gt_box: bool = False
@@ -46,155 +44,202 @@ class PromptSettings:
 
 @dataclass(frozen=True)
 class Prompting:
-    """Where prompts come from, and how many draws of them there are."""
+    """The source of the prompts and the number of draws."""
 
-    source: str  # auto, gt, gt-box, centre, none or file
+    source: str  # a name of SOURCES
     seeds: tuple[int | None, ...]  # of the draws
-    num_points: int = 0  # drawn from the truth, or placed by the net
-    positive: int | None = None  # of the drawn ones, how many from the foreground; None: half
-    box: bool = False  # the truth's box beside the points
+    num_points: int = 0  # drawn from the ground truth, or predicted by the net
+    positive: int | None = None  # number of drawn points in the foreground; None: half
+    box: bool = False  # the box of the ground truth in addition to the points
     file: PromptFile | None = None
 
     @property
     def origin(self) -> str:
-        """What results call it."""
-        return "file" if self.file else ORIGINS[self.source]
+        """The origin of the prompts as results name it."""
+        return SOURCES[self.source].origin
 
     @property
     def written_source(self) -> str:
-        """What a prompts file says of it."""
+        """The source that a prompts file records."""
         return self.file.source if self.file else self.source
 
     def describe(self) -> dict[str, Any]:
-        """For the summary."""
-        told: dict[str, Any] = {"prompts": self.origin, "prompt_source": self.source}
-        if self.source == "gt":
+        """The entries of the summary."""
+        entries: dict[str, Any] = {"prompts": self.origin, "prompt_source": self.source}
+        if SOURCES[self.source].is_random:
             positive = max(1, self.num_points // 2) if self.positive is None else self.positive
-            told["prompt_points"] = {"positive": positive, "negative": self.num_points - positive}
-            told["prompt_box"] = self.box
+            entries["prompt_points"] = {"positive": positive, "negative": self.num_points - positive}
+            entries["prompt_box"] = self.box
         if self.file:
             digest = hashlib.sha256(self.file.path.read_bytes()).hexdigest()
-            told["prompt_file"] = {"path": str(self.file.path), "sha256": digest, "source": self.file.source}
-        return told
+            entries["prompt_file"] = {"path": str(self.file.path), "sha256": digest, "source": self.file.source}
+        return entries
 
-    def draws(self, wanted: Mapping[str, Mapping[str, tuple[int, int]]], *, side: int) -> Sequence[Draw] | None:
-        """A file's draws for the wanted images; ``None`` without a file. As :meth:`PromptFile.choose`."""
-        return self.file.choose(wanted, side=side) if self.file else None
+    def draws(
+        self, sizes: Mapping[str, Mapping[str, tuple[int, int]]], *, side: int, mask_side: int | None = None
+    ) -> Sequence[Draw] | None:
+        """The draws of a file for these images; ``None`` without a file. See :meth:`PromptFile.select`."""
+        return self.file.select(sizes, side=side, mask_side=mask_side) if self.file else None
 
     def sources(self, dataset: str, draws: Sequence[Draw] | None, *, side: int) -> list[PromptSource]:
-        """A prompt source per draw for the images of a data set; ``draws`` as :meth:`draws` returned them."""
+        """One prompt source per draw for the images of a data set.
+
+        Args:
+            dataset: name of the data set.
+            draws: result of :meth:`draws`.
+            side: side of the net's input.
+        """
         if draws is not None:
             return [partial(_from_file, draw.images[dataset], side) for draw in draws]
         draw = partial(prompt_batch, self.source, num_points=self.num_points, positive=self.positive, box=self.box)
-        return [partial(_whole, partial(draw, seed=seed or 0)) for seed in self.seeds]
+        return [partial(_as_one_group, partial(draw, seed=seed or 0)) for seed in self.seeds]
 
 
-def _whole(draw: Callable[[Batch], Prompts | None], batch: Batch) -> list[PromptGroup]:
+def _as_one_group(draw: Callable[[Batch], Prompts | None], batch: Batch) -> list[PromptGroup]:
     return [PromptGroup(range(len(batch)), draw(batch))]
 
 
 def _from_file(images: Mapping[str, ImagePrompts], side: int, batch: Batch) -> list[PromptGroup]:
-    """Group a batch's images by the shape of their prompts: a padded point would change the result."""
-    given = [images[name] for name in batch.name]
-    kinds: dict[tuple[object, ...], list[int]] = {}
-    for place, one in enumerate(given):
+    """Group the images of a batch by the shape of their prompts: a padded point would change the result."""
+    prompts = [images[name] for name in batch.name]
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, one in enumerate(prompts):
         shape = None if one.mask is None else one.mask.shape
-        kinds.setdefault((len(one.xy), one.box is not None, shape, one.mask_index), []).append(place)
+        groups.setdefault((len(one.xy), one.box is not None, shape, one.mask_index), []).append(index)
     return [
-        PromptGroup(places, stack_prompts([given[i] for i in places], side), given[places[0]].mask_index)
-        for places in kinds.values()
+        PromptGroup(indices, stack_prompts([prompts[i] for i in indices], side), prompts[indices[0]].mask_index)
+        for indices in groups.values()
     ]
 
 
 def stack_prompts(images: Sequence[ImagePrompts], side: int) -> Prompts:
-    """Prompts of images that are prompted alike, in the frame of a net's input of ``side`` pixels."""
+    """Stack prompts of the same shape, in pixels of a net input of ``side`` pixels."""
     first = images[0]
     points = boxes = masks = None
-    brought = [one.at(side) for one in images]
+    converted = [one.at(side) for one in images]
     if len(first.xy) or (first.box is None and first.mask is None):
         points = Points(
-            torch.from_numpy(np.stack([xy for xy, _, _ in brought])),
-            torch.from_numpy(np.stack([label for _, label, _ in brought])),
+            torch.from_numpy(np.stack([xy for xy, _, _ in converted])),
+            torch.from_numpy(np.stack([label for _, label, _ in converted])),
         )
     if first.box is not None:
-        boxes = torch.tensor(np.array([box for _, _, box in brought]))
+        boxes = torch.tensor(np.array([box for _, _, box in converted]))
     if first.mask is not None:
         masks = torch.from_numpy(np.stack([one.mask for one in images if one.mask is not None]))[:, None]
     return Prompts(points, boxes, masks)
 
 
-def check_prompting(settings: PromptSettings) -> list[str]:
-    """What is wrong with the settings of prompts, before any file is opened; a sentence each."""
-    source, faults = settings.source, []
+def parse_source(text: str) -> tuple[Source, str]:
+    """Read a setting such as ``gt`` or ``file:prompts.json``.
+
+    Returns:
+        The row of :data:`SOURCES`, and the path of the file; without a file, an empty text.
+
+    Raises:
+        UserError: unknown source (``unknown-prompts``).
+    """
+    name, colon, path = text.partition(":")
+    source = SOURCES.get(name)
+    if source is None or source.reads_file != bool(colon):
+        raise unknown_name("prompts", text, [one.usage for one in SOURCES.values()])
+    return source, path
+
+
+def find_prompting_errors(settings: PromptSettings) -> list[UserError]:
+    """All faults in the prompt settings, each with a code. Opens no file."""
+    errors: list[UserError] = []
+    source = None
     try:
-        if source is not None and not source.startswith(FILE) and source not in ORIGINS:
-            raise unknown_name("prompts", source, (*ORIGINS, "file:prompts.json"))
+        source = None if settings.source is None else parse_source(settings.source)[0]
+    except UserError as error:
+        errors.append(error)
+    try:
         if settings.gt_points is not None:
             parse_gt_points(settings.gt_points)
     except UserError as error:
-        faults.append(str(error).rstrip("."))
+        errors.append(error)
+
+    def report(message: str, code: str) -> None:
+        errors.append(UserError(message, code=code))
+
     if settings.gt_points is not None and settings.num_points is not None:
-        faults.append("--gt-points and --num-points exclude each other")
-    if (settings.gt_points or settings.gt_box) and source not in (None, "gt"):
-        faults.append("--gt-points and --gt-box go with --prompts gt; gt-box is the box alone")
+        report("--gt-points and --num-points are mutually exclusive", "conflicting-settings")
+    if (settings.gt_points or settings.gt_box) and source is not None and source.name != GROUND_TRUTH:
+        report(
+            "--gt-points and --gt-box require --prompts gt; gt-box uses only the box", "gt-settings-without-gt-prompts"
+        )
     if settings.seeds < 1:
-        faults.append("--prompt-seeds must be at least 1")
-    if settings.seeds > 1 and source is not None and source != "gt":
-        why = "a file brings its own draws" if source.startswith(FILE) else f"nothing of {source} is drawn"
-        faults.append(f"--prompt-seeds {settings.seeds} goes with --prompts gt: {why}")
-    return faults
+        report("--prompt-seeds must be at least 1", "invalid-prompt-seeds")
+    if settings.seeds > 1 and source is not None and not source.is_random:
+        why = "the draws of a file are fixed" if source.reads_file else f"{source.name} is not random"
+        report(f"--prompt-seeds {settings.seeds} requires --prompts gt: {why}", "seeds-without-random-prompts")
+    return errors
+
+
+def check_prompting(settings: PromptSettings) -> list[str]:
+    """The messages of :func:`find_prompting_errors`, without final full stops."""
+    return [str(error).rstrip(".") for error in find_prompting_errors(settings)]
 
 
 def parse_gt_points(text: str) -> tuple[int, int]:
-    """``8+8`` → (8, 8), foreground and background.
+    """Read ``8+8`` as (8, 8), the numbers of foreground and background points.
 
     Raises:
-        UserError: anything else, or no point at all.
+        UserError: another form, or no point at all (``invalid-gt-points``).
     """
     positive, plus, negative = text.replace(" ", "").partition("+")
     whole = all(part.isascii() and part.isdigit() for part in (positive, negative))
     if not plus or not whole or int(positive) + int(negative) == 0:
-        raise UserError(f"--gt-points wants foreground+background points such as 8+8 or 1+0, got {text!r}.")
+        raise UserError(
+            f"--gt-points must be foreground+background points such as 8+8 or 1+0, not {text!r}.",
+            code="invalid-gt-points",
+        )
     return int(positive), int(negative)
 
 
 def resolve_prompting(
     settings: PromptSettings, *, net: str, own_prompts: bool, num_points: int, seed: int
 ) -> Prompting:
-    """Decide where prompts come from.
+    """Resolve the source of the prompts.
 
     Args:
-        settings: of the flags; :func:`check_prompting` found no fault in them.
-        net: its name, for messages.
-        own_prompts: whether the net places prompts of its own.
-        num_points: the checkpoint's.
-        seed: of the first draw.
+        settings: settings without faults; see :func:`find_prompting_errors`.
+        net: name of the net, for messages.
+        own_prompts: whether the net has a prompter.
+        num_points: number of points of the checkpoint.
+        seed: seed of the first draw.
 
     Raises:
         UserError: settings that do not fit the net, or a prompts file that cannot be read.
     """
-    if settings.source is not None and settings.source.startswith(FILE):
-        file = PromptFile(Path(settings.source.removeprefix(FILE)).expanduser())
-        return Prompting("file", file.seeds, file=file)
-    source = settings.source or ("auto" if own_prompts else "gt")
-    if source == "auto" and not own_prompts:
-        raise UserError(f"{net} places no prompts of its own: use --prompts gt, gt-box, centre, none or file:….")
-    if source == "auto":
-        _refuse_beside_auto(settings, net, num_points)
+    source, path = parse_source(settings.source or (AUTO if own_prompts else GROUND_TRUTH))
+    if source.reads_file:
+        file = PromptFile(Path(path).expanduser())
+        return Prompting(FILE, file.seeds, file=file)
+    if source.name == AUTO:
+        if not own_prompts:
+            others = ", ".join(one.usage for one in SOURCES.values() if one.name != AUTO)
+            raise UserError(
+                f"{net} has no prompter. Choose the prompts with --prompts: {others}.", code="net-without-prompter"
+            )
+        _check_beside_auto(settings, net, num_points)
     if settings.gt_points is not None:
         positive, negative = parse_gt_points(settings.gt_points)
-        points, share = positive + negative, positive
+        points, in_foreground = positive + negative, positive
     else:
-        points, share = settings.num_points or num_points, None
-    seeds = tuple(seed + i for i in range(settings.seeds)) if source == "gt" else (None,)
-    return Prompting(source, seeds, points, share, settings.gt_box)
+        points, in_foreground = settings.num_points or num_points, None
+    seeds = tuple(seed + i for i in range(settings.seeds)) if source.is_random else (None,)
+    return Prompting(source.name, seeds, points, in_foreground, settings.gt_box)
 
 
-def _refuse_beside_auto(settings: PromptSettings, net: str, num_points: int) -> None:
+def _check_beside_auto(settings: PromptSettings, net: str, num_points: int) -> None:
     if settings.num_points not in (None, num_points):
-        raise UserError(f"{net} places {num_points} points of its own: drop --num-points {settings.num_points}.")
+        raise UserError(
+            f"the prompter of {net} predicts {num_points} points: remove --num-points {settings.num_points}.",
+            code="num-points-mismatch",
+        )
     if settings.gt_points or settings.gt_box or settings.seeds > 1:
         raise UserError(
-            f"{net} places its own points, the same each time: --gt-points, --gt-box and --prompt-seeds want "
-            "--prompts gt."
+            f"{net} prompts itself, without randomness: --gt-points, --gt-box and --prompt-seeds require --prompts gt.",
+            code="gt-settings-without-gt-prompts",
         )

@@ -1,4 +1,4 @@
-"""A served page with a tiny net behind it, and a real Chromium in front of it."""
+"""A served page with a tiny net, and Chromium to test it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-LIMITS = Limits(megabytes=0.5, megapixels=0.04)  # phantoms of 64 pixels are far below
+LIMITS = Limits(megabytes=0.5, megapixels=0.04)  # far above a synthetic image of 64 pixels
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def ckpt(build: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def segmenter(ckpt: Path) -> Any:
-    """The tiny net, loaded as a user would."""
+    """The tiny net, loaded with the public API."""
     import promise
 
     with warnings.catch_warnings():
@@ -50,7 +50,7 @@ def segmenter(ckpt: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def served(segmenter: Any, phantoms: Path) -> Iterator[tuple[str, Any]]:
-    """The page's address, and the images that the server holds open."""
+    """The address of the page, and the open images of the server."""
     pytest.importorskip("starlette", reason="needs the [app] extra")
     uvicorn = pytest.importorskip("uvicorn", reason="needs the [app] extra")
     from promise.app.open_images import OpenImages
@@ -75,17 +75,17 @@ def served(segmenter: Any, phantoms: Path) -> Iterator[tuple[str, Any]]:
     server.should_exit = True
     thread.join(30)
     listener.close()
-    assert len(images) == 0  # dropped when the server ends
+    assert len(images) == 0  # removed when the server stops
 
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium without a window, on a profile of its own."""
+    """Headless Chromium with a temporary profile."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the [dev] extra")
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no Chromium on this machine; on Debian: apt-get install chromium")
-    with playwright.sync_playwright() as driver:  # launch() makes an empty folder for the profile
+    with playwright.sync_playwright() as driver:  # launch() creates an empty profile
         chromium = driver.chromium.launch(executable_path=program, args=FLAGS)
         yield chromium
         chromium.close()

@@ -1,4 +1,4 @@
-"""Who may use which open image, and for how long."""
+"""Keys of open images, and when images are removed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def image(name: str) -> OpenImage:
     return OpenImage(name, np.zeros((4, 6, 3), np.uint8), session=None)  # type: ignore[arg-type]
 
 
-def test_a_key_opens_its_own_image_alone() -> None:
+def test_a_key_opens_only_its_own_image() -> None:
     images = OpenImages(limit=4, idle_seconds=10)
     a, b = images.add(image("a")), images.add(image("b"))
     assert a != b
@@ -26,7 +26,7 @@ def test_a_key_opens_its_own_image_alone() -> None:
     assert images.get(b).size == (6, 4)
 
 
-def test_the_one_used_longest_ago_goes_first() -> None:
+def test_the_least_recently_used_image_is_removed_first() -> None:
     images = OpenImages(limit=2, idle_seconds=10)
     a, b = images.add(image("a")), images.add(image("b"))
     images.get(a)
@@ -34,21 +34,21 @@ def test_the_one_used_longest_ago_goes_first() -> None:
     assert [images.get(key) and images.get(key).name for key in (a, b, c)] == ["a", None, "c"]
 
 
-def test_idle_images_are_dropped() -> None:
+def test_idle_images_are_removed() -> None:
     now = 0.0
     images = OpenImages(limit=4, idle_seconds=10, clock=lambda: now)
     a, b = images.add(image("a")), images.add(image("b"))
     now = 8
     assert images.get(a) is not None
     now = 12
-    images.drop_idle()
+    images.remove_idle()
     assert len(images) == 1
     assert images.get(b) is None
     now = 30
     assert images.get(a) is None
 
 
-def test_at_the_end_all_are_dropped() -> None:
+def test_clear_removes_all_images() -> None:
     images = OpenImages(limit=4, idle_seconds=10)
     images.add(image("a"))
     images.clear()

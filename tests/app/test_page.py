@@ -1,4 +1,4 @@
-"""The page in a real Chromium: what a person does on it, and what becomes of the mask."""
+"""The page in Chromium: user actions and their effect on the mask."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ READY = "#stage[data-state=ready]"
 
 
 class Page:
-    """A page with words for what a person does on it."""
+    """A page, with methods for the actions of a user."""
 
     def __init__(self, page: Any) -> None:
         self.page = page
@@ -30,22 +30,22 @@ class Page:
     def ready(self) -> None:
         self.page.wait_for_selector(READY)
 
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        """Where a pixel of the image lies in the window."""
-        frame = self.page.locator("#picture").bounding_box()
-        zoom = frame["width"] / self.page.evaluate("document.querySelector('#picture').naturalWidth")
+    def position(self, x: float, y: float) -> tuple[float, float]:
+        """The position of a pixel of the image in the window."""
+        frame = self.page.locator("#image").bounding_box()
+        zoom = frame["width"] / self.page.evaluate("document.querySelector('#image').naturalWidth")
         return frame["x"] + (x + 0.5) * zoom, frame["y"] + (y + 0.5) * zoom
 
     def click(self, x: float, y: float, **options: Any) -> None:
-        self.page.mouse.move(*self.place(x, y))
+        self.page.mouse.move(*self.position(x, y))
         self.page.mouse.down(**options)
         self.page.mouse.up(**options)
         self.ready()
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
-        self.page.mouse.move(*self.place(*start))
+        self.page.mouse.move(*self.position(*start))
         self.page.mouse.down()
-        self.page.mouse.move(*self.place(*end), steps=4)
+        self.page.mouse.move(*self.position(*end), steps=4)
         self.page.mouse.up()
         self.ready()
 
@@ -59,7 +59,7 @@ class Page:
 
     @property
     def mask(self) -> np.ndarray:
-        """What the page shows as foreground, (H, W) bool."""
+        """The mask that the page shows, (H, W) bool."""
         height, width, alpha = self.page.evaluate(
             """() => {
                 const canvas = document.querySelector("#mask");
@@ -71,14 +71,14 @@ class Page:
 
     @property
     def points(self) -> tuple[int, int]:
-        """How many green and red dots there are."""
+        """Number of positive and negative points."""
         return self.page.locator("#marks .positive").count(), self.page.locator("#marks .negative").count()
 
     def text(self, name: str) -> str:
         return self.page.locator(name).inner_text()
 
     def prompts(self) -> dict[str, Any]:
-        """What the page's prompts file holds of its one image."""
+        """The entry of the image in the downloaded prompts file."""
         return next(
             iter(json.loads(self.download("#save-prompts").read_text())["draws"][0]["images"]["images"].values())
         )
@@ -91,31 +91,31 @@ class Page:
 
 
 @pytest.fixture
-def wrong(served: tuple[str, Any]) -> Iterator[list[str]]:
-    """What goes wrong in a page, and what it asks for elsewhere: nothing, when the test is over."""
+def failures(served: tuple[str, Any]) -> Iterator[list[str]]:
+    """Script errors, and requests to other sites; there must be none at the end of a test."""
     found: list[str] = []
     yield found
     assert found == []
 
 
 @pytest.fixture
-def visit(browser: Any, served: tuple[str, Any], wrong: list[str]) -> Iterator[Callable[..., Page]]:
-    """Opens the page for one more visitor."""
+def visit(browser: Any, served: tuple[str, Any], failures: list[str]) -> Iterator[Callable[..., Page]]:
+    """A function that opens the page for another visitor."""
     contexts = []
 
     def visit(**options: Any) -> Page:
         contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}))
-        return arrive(contexts[-1].new_page(), served[0], wrong)
+        return open_page(contexts[-1].new_page(), served[0], failures)
 
     yield visit
     for context in contexts:
         context.close()
 
 
-def arrive(page: Any, address: str, wrong: list[str]) -> Page:
+def open_page(page: Any, address: str, failures: list[str]) -> Page:
     page.set_default_timeout(30_000)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda r: None if r.url.startswith((address, f"blob:{address}")) else wrong.append(r.url))
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.on("request", lambda r: None if r.url.startswith((address, f"blob:{address}")) else failures.append(r.url))
     page.goto(address)
     page.wait_for_selector("#stage[data-state=empty]")
     return Page(page)
@@ -123,40 +123,40 @@ def arrive(page: Any, address: str, wrong: list[str]) -> Page:
 
 @pytest.fixture(scope="module")
 def window(browser: Any) -> Iterator[Any]:
-    """A browser's window that tests share, a tab each: a new one costs a second."""
+    """A browser window that tests share, one tab each: a new window takes a second."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     yield context
     context.close()
 
 
 @pytest.fixture
-def picture(phantoms: Path) -> Path:
+def image(phantoms: Path) -> Path:
     return phantoms.parent / "images/phantom_0002.png"
 
 
 @pytest.fixture
-def page(window: Any, served: tuple[str, Any], wrong: list[str], picture: Path) -> Iterator[Page]:
-    """One visitor with an image open."""
+def page(window: Any, served: tuple[str, Any], failures: list[str], image: Path) -> Iterator[Page]:
+    """A page with an open image."""
     tab = window.new_page()
-    page = arrive(tab, served[0], wrong)
-    page.open(picture)
+    page = open_page(tab, served[0], failures)
+    page.open(image)
     yield page
     tab.close()
 
 
-def test_an_upload_shows_automatic_prompts_and_the_mask_of_predict(page: Page, segmenter: Any, picture: Path) -> None:
-    expected = segmenter.predict(picture)
+def test_an_upload_shows_automatic_prompts_and_the_mask_of_predict(page: Page, segmenter: Any, image: Path) -> None:
+    expected = segmenter.predict(image)
     assert np.array_equal(page.mask, expected.mask)
     assert page.points == (2, 2)
     assert page.text("#area") == f"{expected.area:,}"
-    assert page.text("#share") == f"{expected.share * 100:.2f} %"
+    assert page.text("#fraction") == f"{expected.fraction * 100:.2f} %"
     assert page.text("#iou") == f"{expected.iou:.3f}"
     assert page.text("#counts") == "Automatic prompts: 2 inside, 2 outside"
     assert (page.page.locator("#marks .outline").get_attribute("d") != "") == bool(expected.contours())
 
 
-def test_a_click_changes_the_mask_and_undo_restores_it_bit_for_bit(page: Page, segmenter: Any, picture: Path) -> None:
-    before, auto = page.mask, segmenter.predict(picture)
+def test_a_click_changes_the_mask_and_undo_restores_it_bit_for_bit(page: Page, segmenter: Any, image: Path) -> None:
+    before, auto = page.mask, segmenter.predict(image)
     page.click(20, 44)
     assert page.points == (3, 2)
     after = page.mask
@@ -164,7 +164,7 @@ def test_a_click_changes_the_mask_and_undo_restores_it_bit_for_bit(page: Page, s
     xy = page.prompts()["points"]
     assert xy[:-1] == auto.points.tolist()
     assert xy[-1] == pytest.approx([20, 44], abs=0.1)
-    expected = segmenter.session(picture).predict(xy, [*auto.labels, 1])
+    expected = segmenter.session(image).predict(xy, [*auto.labels, 1])
     assert np.array_equal(after, expected.mask)
 
     page.press("Control+z")
@@ -227,13 +227,13 @@ def test_points_are_removed_by_key_and_by_click(page: Page) -> None:
     assert page.text("#counts") == "No prompts"
 
 
-def test_a_box_is_drawn_changed_and_removed(page: Page, segmenter: Any, picture: Path) -> None:
+def test_a_box_is_drawn_changed_and_removed(page: Page, segmenter: Any, image: Path) -> None:
     page.press("c")
     page.press("b")
     page.drag((12, 14), (50, 44))
     box = page.prompts()["box"]
     assert box == pytest.approx([12, 14, 50, 44], abs=0.1)
-    assert np.array_equal(page.mask, segmenter.session(picture).predict(box=box).mask)
+    assert np.array_equal(page.mask, segmenter.session(image).predict(box=box).mask)
     page.drag((50, 44), (40, 34))  # its corner
     assert page.prompts()["box"] == pytest.approx([12, 14, 40, 34], abs=0.1)
     page.drag((26, 14), (30, 20))  # its edge
@@ -253,21 +253,21 @@ def test_reset_brings_the_automatic_prompts_back(page: Page) -> None:
     assert page.points == (4, 2)
 
 
-def test_one_of_three_masks_is_chosen(page: Page, segmenter: Any, picture: Path) -> None:
-    session = segmenter.session(picture)
+def test_one_of_three_masks_is_selected(page: Page, segmenter: Any, image: Path) -> None:
+    session = segmenter.session(image)
     auto = session.automatic()
-    for key, choice in (("2", 1), ("3", 2)):
+    for key, mask_index in (("2", 1), ("3", 2)):
         page.press(key)
-        expected = session.predict(auto.points, auto.labels, choice=choice)
+        expected = session.predict(auto.points, auto.labels, mask_index=mask_index)
         assert np.array_equal(page.mask, expected.mask)
         assert page.text("#iou") == f"{expected.iou:.3f}"
-        assert page.page.locator(f"[data-choice='{choice}']").get_attribute("aria-checked") == "true"
-    page.button("[data-choice='0']")
+        assert page.page.locator(f"[data-mask-index='{mask_index}']").get_attribute("aria-checked") == "true"
+    page.button("[data-mask-index='0']")
     assert np.array_equal(page.mask, auto.mask)
 
 
-def test_downloads_are_the_mask_the_overlay_and_the_prompts(page: Page, segmenter: Any, picture: Path) -> None:
-    expected = segmenter.predict(picture)
+def test_downloads_are_the_mask_the_overlay_and_the_prompts(page: Page, segmenter: Any, image: Path) -> None:
+    expected = segmenter.predict(image)
     mask = cv2.imread(str(page.download("#save-mask")), cv2.IMREAD_UNCHANGED)
     assert page.name == "phantom_0002.png"
     assert mask.dtype == np.uint8
@@ -277,19 +277,19 @@ def test_downloads_are_the_mask_the_overlay_and_the_prompts(page: Page, segmente
     assert page.name == "phantom_0002_overlay.png"
     assert overlay.shape == (64, 64, 3)
 
-    read = PromptFile(page.download("#save-prompts"))
+    file = PromptFile(page.download("#save-prompts"))
     assert page.name == "phantom_0002_prompts.json"
-    assert read.source == "auto"
-    (draw,) = read.choose({"any": {"phantom_0002": (64, 64)}}, side=64)
+    assert file.source == "auto"
+    (draw,) = file.select({"any": {"phantom_0002": (64, 64)}}, side=64)
     assert draw.images["any"]["phantom_0002"].xy.tolist() == expected.points.tolist()
 
 
-def test_downloads_meet_those_of_the_command(page: Page, ckpt: Path, picture: Path, tmp_path: Path) -> None:
+def test_downloads_equal_the_output_of_promise_predict(page: Page, ckpt: Path, image: Path, tmp_path: Path) -> None:
     from promise.cli.predict import main
 
     def command(folder: str, *more: str) -> bytes:
-        given = ["--ckpt", str(ckpt), "--device", "cpu", "--precision", "fp32", "--quiet", *more]
-        assert main([str(picture), "--output", str(tmp_path / folder), *given]) == 0
+        flags = ["--ckpt", str(ckpt), "--device", "cpu", "--precision", "fp32", "--quiet", *more]
+        assert main([str(image), "--output", str(tmp_path / folder), *flags]) == 0
         return (tmp_path / folder / "masks/phantom_0002.png").read_bytes()
 
     def pixels(content: bytes) -> np.ndarray:
@@ -318,18 +318,18 @@ def test_two_visitors_do_not_see_each_others_image(visit: Callable[..., Page], s
     one.click(20, 20)
     one.press("Control+z")
     assert np.array_equal(one.mask, masks[0])
-    shown = [p.page.locator("#picture").get_attribute("src") for p in (one, two)]
+    shown = [p.page.locator("#image").get_attribute("src") for p in (one, two)]
     assert shown[0] != shown[1]
     assert two.text("#status").startswith("phantom_0004.png")
 
 
-def test_a_visitor_who_leaves_leaves_nothing(
-    visit: Callable[..., Page], served: tuple[str, Any], picture: Path
+def test_images_are_removed_when_the_visitor_leaves(
+    visit: Callable[..., Page], served: tuple[str, Any], image: Path
 ) -> None:
     served[1].clear()
     page = visit()
-    page.open(picture)
-    page.open(picture)  # the first is closed
+    page.open(image)
+    page.open(image)  # closes the first
     assert len(served[1]) == 1
     page.page.goto("about:blank")
     for _ in range(100):
@@ -339,7 +339,7 @@ def test_a_visitor_who_leaves_leaves_nothing(
     assert len(served[1]) == 0
 
 
-def test_an_image_that_the_server_dropped_is_opened_again(page: Page, served: tuple[str, Any]) -> None:
+def test_an_image_that_the_server_removed_is_opened_again(page: Page, served: tuple[str, Any]) -> None:
     served[1].clear()
     before = page.mask
     page.click(20, 44)
@@ -348,27 +348,27 @@ def test_an_image_that_the_server_dropped_is_opened_again(page: Page, served: tu
     assert len(served[1]) == 1
 
 
-def test_what_is_refused_is_said_clearly(visit: Callable[..., Page], picture: Path, tmp_path: Path) -> None:
+def test_rejected_files_are_reported(visit: Callable[..., Page], image: Path, tmp_path: Path) -> None:
     page = visit()
     (tmp_path / "heavy.png").write_bytes(b"x" * 600_000)
     cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((150, 300, 3), np.uint8))
-    (tmp_path / "text.png").write_text("no picture")
-    for name, words in (
-        ("heavy.png", "heavy.png has 0.6 MB; this server takes at most 0.5 MB."),
-        ("wide.png", "The picture has 300 × 150 pixels, more than the 0.04 million"),
-        ("text.png", "text.png: not a picture that can be read"),
+    (tmp_path / "text.png").write_text("no image")
+    for name, facts in (
+        ("heavy.png", ["heavy.png has 0.6 MB", "0.5 MB"]),
+        ("wide.png", ["300 × 150 pixels", "0.04 million"]),
+        ("text.png", ["text.png: "]),
     ):
         page.page.set_input_files("#file", tmp_path / name)
         page.page.wait_for_function(
-            "words => document.querySelector('#notice p').textContent.startsWith(words)", arg=words
+            "facts => facts.every((fact) => document.querySelector('#notice p').textContent.includes(fact))", arg=facts
         )
         assert page.page.locator("#notice").is_visible()
         assert page.page.locator("#busy").is_hidden()
-    page.open(picture)
+    page.open(image)
     assert page.points == (2, 2)
 
 
-def test_an_image_may_be_dropped_and_a_sample_chosen(visit: Callable[..., Page], segmenter: Any, picture: Path) -> None:
+def test_images_can_be_dropped_and_samples_opened(visit: Callable[..., Page], segmenter: Any, image: Path) -> None:
     page = visit()
     page.page.evaluate(
         """bytes => {
@@ -378,22 +378,22 @@ def test_an_image_may_be_dropped_and_a_sample_chosen(visit: Callable[..., Page],
             for (const kind of ["dragenter", "drop"])
                 document.querySelector("#stage").dispatchEvent(new DragEvent(kind, options));
         }""",
-        list(picture.read_bytes()),
+        list(image.read_bytes()),
     )
     page.ready()
-    assert np.array_equal(page.mask, segmenter.predict(picture).mask)
+    assert np.array_equal(page.mask, segmenter.predict(image).mask)
     assert page.text("#status").startswith("dropped.png, 64 × 64 pixels")
 
     other = visit()
     other.page.click("#samples button:nth-child(3)")
     other.ready()
-    assert np.array_equal(other.mask, segmenter.predict(picture).mask)
+    assert np.array_equal(other.mask, segmenter.predict(image).mask)
 
 
-def test_fingers_tap_drag_and_pinch(visit: Callable[..., Page], picture: Path) -> None:
+def test_touch_taps_drags_and_pinches(visit: Callable[..., Page], image: Path) -> None:
     page = visit(viewport={"width": 820, "height": 1180}, has_touch=True, is_mobile=True)
-    page.open(picture)
-    page.page.touchscreen.tap(*page.place(50, 58))
+    page.open(image)
+    page.page.touchscreen.tap(*page.position(50, 58))
     page.ready()
     assert page.points == (3, 2)
 
@@ -403,7 +403,7 @@ def test_fingers_tap_drag_and_pinch(visit: Callable[..., Page], picture: Path) -
         points = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(places)]
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
-    (x, y), end = page.place(50, 58), page.place(40, 50)
+    (x, y), end = page.position(50, 58), page.position(40, 50)
     touch("touchStart", (x, y))
     touch("touchMove", ((x + end[0]) / 2, (y + end[1]) / 2))
     touch("touchMove", end)
@@ -412,18 +412,18 @@ def test_fingers_tap_drag_and_pinch(visit: Callable[..., Page], picture: Path) -
     assert page.points == (3, 2)
     assert page.prompts()["points"][-1] == pytest.approx([40, 50], abs=0.5)
 
-    wide = page.page.locator("#picture").bounding_box()["width"]
-    (x, y) = page.place(32, 32)
+    wide = page.page.locator("#image").bounding_box()["width"]
+    (x, y) = page.position(32, 32)
     touch("touchStart", (x - 40, y), (x + 40, y))
     touch("touchMove", (x - 80, y), (x + 80, y))
     touch("touchEnd")
-    assert page.page.locator("#picture").bounding_box()["width"] == pytest.approx(2 * wide, rel=0.05)
-    assert page.points == (3, 2)  # two fingers place no point
+    assert page.page.locator("#image").bounding_box()["width"] == pytest.approx(2 * wide, rel=0.05)
+    assert page.points == (3, 2)  # two fingers add no point
     sizes = page.page.locator(".tool:visible, .button:visible").evaluate_all("all => all.map(b => b.offsetHeight)")
     assert min(sizes) >= 44
 
 
-def test_opacity_switches_and_the_list_of_keys(page: Page) -> None:
+def test_opacity_switches_and_the_list_of_shortcuts(page: Page) -> None:
     opacity = "getComputedStyle(document.querySelector('#mask')).opacity"
     assert float(page.page.evaluate(opacity)) == pytest.approx(0.4)
     page.press("]")
@@ -455,9 +455,9 @@ def test_light_and_dark(visit: Callable[..., Page]) -> None:
 
 
 @pytest.mark.parametrize("size", [(1280, 800), (820, 1180), (390, 844)])
-def test_nothing_sticks_out(visit: Callable[..., Page], picture: Path, size: tuple[int, int]) -> None:
+def test_nothing_overflows(visit: Callable[..., Page], image: Path, size: tuple[int, int]) -> None:
     page = visit(viewport={"width": size[0], "height": size[1]})
-    page.open(picture)
+    page.open(image)
     outside = page.page.evaluate(
         """() => [...document.querySelectorAll("header *, .tools *, .side *")]
             .filter((e) => e.offsetParent && !e.closest(".unseen")).map((e) => [e, e.getBoundingClientRect()])

@@ -1,47 +1,70 @@
-"""What a page may ask."""
+"""Prompt requests: which bodies are accepted, and the codes of their faults."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from promise.app.prompt_request import read_asked
-from promise.runtime.errors import UserError
+from promise.app.prompt_request import read_prompt_request
 
-GOOD = {"points": [[1, 2], [3.5, 0]], "labels": [1, 0], "box": [0, 0, 5, 3], "choice": 2, "automatic": True}
+VALID = {"points": [[1, 2], [3.5, 0]], "labels": [1, 0], "box": [0, 0, 5, 3], "mask_index": 2, "automatic": True}
 
 
 def test_prompts_are_read() -> None:
-    asked = read_asked(GOOD, (6, 4))
-    assert asked.prompts.size == (6, 4)
-    assert asked.prompts.xy.tolist() == [[1, 2], [3.5, 0]]
-    assert asked.prompts.label.tolist() == [1, 0]
-    assert asked.prompts.box.tolist() == [0, 0, 5, 3]
-    assert (asked.choice, asked.automatic, asked.empty) == (2, True, False)
-    assert read_asked({"points": [], "labels": [], "box": None}, (6, 4)).empty
+    request = read_prompt_request(VALID, (6, 4))
+    assert request.prompts.size == (6, 4)
+    assert request.prompts.xy.tolist() == [[1, 2], [3.5, 0]]
+    assert request.prompts.label.tolist() == [1, 0]
+    assert request.prompts.box.tolist() == [0, 0, 5, 3]
+    assert (request.prompts.mask_index, request.automatic, request.is_empty) == (2, True, False)
+    empty = read_prompt_request({"points": [], "labels": [], "box": None}, (6, 4))
+    assert empty.is_empty
+    assert empty.prompts.mask_index == 0
+
+
+def test_choice_is_the_older_name_of_mask_index() -> None:
+    body = {name: value for name, value in VALID.items() if name != "mask_index"}
+    assert read_prompt_request({**body, "choice": 1}, (6, 4)).prompts.mask_index == 1
+    assert read_prompt_request({**VALID, "choice": 1}, (6, 4)).prompts.mask_index == 2
+
+
+def test_mask_prompts_are_ignored() -> None:
+    assert read_prompt_request({**VALID, "mask": {"shape": [4, 4]}}, (6, 4)).prompts.mask is None
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"),
+    ("changed", "codes"),
     [
-        ({"points": [[1, 2]]}, "1 points and 2 labels"),
-        ({"points": [[1, "2"], [1, 2]]}, "points must be a list"),
-        ({"points": [[99, 2], [1, 2]]}, r"\(99, 2\) lies outside"),
-        ({"labels": [1, 7]}, "labels must be"),
-        ({"box": [5, 3, 0, 0]}, "box must be"),
-        ({"choice": 3}, "choice must be 0, 1 or 2, not 3"),
-        ({"choice": True}, "choice must be"),
-        ({"points": [[1, 1]] * 1000}, "1000 points; at most 512"),
-        ({"labels": [7, 7], "choice": "a"}, "labels must be .*; choice must be"),  # all at once
+        ({"points": [[1, 2]]}, ["label-count-mismatch"]),
+        ({"points": [[1, "2"], [1, 2]]}, ["invalid-points"]),
+        ({"points": [[99, 2], [1, 2]]}, ["prompt-outside-image"]),
+        ({"labels": [1, 7]}, ["invalid-labels"]),
+        ({"box": [5, 3, 0, 0]}, ["invalid-box"]),
+        ({"mask_index": 3}, ["invalid-mask-index"]),
+        ({"mask_index": True}, ["invalid-mask-index"]),
+        ({"points": [[1, 1]] * 1000}, ["too-many-points"]),
+        ({"labels": [7, 7], "mask_index": "a"}, ["invalid-labels", "invalid-mask-index"]),  # all faults together
     ],
 )
-def test_faults_are_told(changed: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        read_asked({**GOOD, **changed}, (6, 4))
+def test_faults_are_reported(changed: dict[str, Any], codes: list[str], user_error: Callable[..., Any]) -> None:
+    with user_error(*codes) as caught:
+        read_prompt_request({**VALID, **changed}, (6, 4))
+    assert list(caught.value.codes) == codes
 
 
-@pytest.mark.parametrize("given", [None, [], "a", 3])
-def test_it_wants_an_object(given: Any) -> None:
-    with pytest.raises(UserError, match="must be an object"):
-        read_asked(given, (6, 4))
+def test_messages_contain_the_rejected_values(user_error: Callable[..., Any]) -> None:
+    with user_error("prompt-outside-image", "invalid-mask-index") as caught:
+        read_prompt_request({**VALID, "points": [[99, 2], [1, 2]], "mask_index": 3}, (6, 4))
+    assert "(99, 2)" in str(caught.value)
+    assert "0, 1 or 2, not 3" in str(caught.value)
+    with user_error("too-many-points") as caught:
+        read_prompt_request({**VALID, "points": [[1, 1]] * 1000}, (6, 4))
+    assert "1000 points; at most 512" in str(caught.value)
+
+
+@pytest.mark.parametrize("body", [None, [], "a", 3])
+def test_the_body_must_be_an_object(body: Any, user_error: Callable[..., Any]) -> None:
+    with user_error("request-not-an-object"):
+        read_prompt_request(body, (6, 4))

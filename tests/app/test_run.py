@@ -1,8 +1,9 @@
-"""What is served, where, and what stops it before it begins."""
+"""Start of the server: settings, port and samples."""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,62 +15,72 @@ from promise.app.run import Serving, bind, is_private, read_samples, serve
 from promise.app.uploads import Limits
 from promise.data.images import read_image
 from promise.data.phantom import make_phantom
-from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.errors import MissingFileError
 
 
 def never(*_: Any) -> Any:
-    pytest.fail("nothing must be loaded or announced")
+    pytest.fail("called before all checks have passed")
 
 
-def test_a_taken_port_is_told_before_anything_is_loaded() -> None:
+def test_a_port_in_use_is_reported_before_the_net_is_loaded(user_error: Callable[..., Any]) -> None:
     pytest.importorskip("starlette", reason="needs the [app] extra")
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"cannot listen on port {port} of 127.0.0.1 .*--port"):
+        with user_error("cannot-listen") as caught:
             serve(never, Serving(port=port), never)
-    with pytest.raises(UserError, match=r"of no\.such\.host\.invalid"):
+        for fact in (str(port), "127.0.0.1", "--port"):
+            assert fact in str(caught.value)
+    with user_error("cannot-listen") as caught:
         bind("no.such.host.invalid", 0)
+    assert "no.such.host.invalid" in str(caught.value)
 
 
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_reported(monkeypatch: pytest.MonkeyPatch, user_error: Callable[..., Any]) -> None:
     monkeypatch.setattr(run, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs starlette and uvicorn.*pip install 'promise-sam\[app\]'"):
+    with user_error("missing-extra") as caught:
         serve(never, Serving(), never)
+    for fact in ("starlette", "uvicorn", "pip install 'promise-sam[app]'"):
+        assert fact in str(caught.value)
 
 
-def test_limits_that_are_none_are_told_at_once() -> None:
+def test_invalid_settings_are_reported_together(user_error: Callable[..., Any]) -> None:
     pytest.importorskip("starlette", reason="needs the [app] extra")
     serving = Serving(limits=Limits(0, -1), images_kept=0, idle_minutes=float("nan"), port=99_999)
-    with pytest.raises(UserError) as caught:
+    with user_error("setting-not-positive", "invalid-port") as caught:
         serve(never, serving, never)
+    assert len(caught.value.codes) == 5
     for flag in ("--max-megabytes", "--max-megapixels", "--images-kept", "--idle-minutes", "--port"):
         assert flag in str(caught.value)
 
 
-def test_samples_are_pictures_of_a_folder_or_synthetic(phantoms: Path, tmp_path: Path) -> None:
+def test_samples_are_the_images_of_a_folder_or_synthetic(
+    phantoms: Path, tmp_path: Path, user_error: Callable[..., Any]
+) -> None:
     pytest.importorskip("starlette", reason="needs the [app] extra")
     samples = read_samples(phantoms.parent / "images")
     assert [sample.name for sample in samples] == [f"phantom_{i:04d}.png" for i in range(12)]
-    assert np.array_equal(samples[3].picture, read_image(phantoms.parent / "images/phantom_0003.png"))
-    drawn = read_samples(None)
-    assert len(drawn) == 4
-    assert np.array_equal(drawn[1].picture, make_phantom(seed=5, index=1, size=(256, 256))[0])
-    with pytest.raises(MissingFileError, match="no folder of samples"):
+    assert np.array_equal(samples[3].pixels, read_image(phantoms.parent / "images/phantom_0003.png"))
+    synthetic = read_samples(None)
+    assert len(synthetic) == 4
+    assert np.array_equal(synthetic[1].pixels, make_phantom(seed=5, index=1, size=(256, 256))[0])
+    with user_error("missing-samples") as caught:
         read_samples(tmp_path / "absent")
-    with pytest.raises(UserError, match="holds no pictures"):
+    assert isinstance(caught.value, MissingFileError)
+    with user_error("no-samples") as caught:
         read_samples(tmp_path)
+    assert str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("host", "private"),
     [("127.0.0.1", True), ("127.0.0.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("a.b", False)],
 )
-def test_who_can_reach_a_host(host: str, private: bool) -> None:
+def test_loopback_hosts_are_private(host: str, private: bool) -> None:
     assert is_private(host) is private
 
 
-def test_the_default_is_this_machine_alone() -> None:
+def test_the_default_host_is_this_machine_only() -> None:
     assert Serving().host == "127.0.0.1"
     with bind(Serving().host, 0) as listener:
         assert listener.family == socket.AF_INET

@@ -1,4 +1,4 @@
-"""Outlines and runs: what they enclose is the mask."""
+"""Outlines and run lengths reproduce the mask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def blob() -> np.ndarray:
 
 
 def decode(shape: dict) -> np.ndarray:
-    """COCO's own reading of uncompressed runs: down the columns, background first."""
+    """Decode uncompressed run lengths as COCO does: column-major order, background first."""
     height, width = shape["size"]
     values = np.repeat(np.arange(len(shape["counts"])) % 2, shape["counts"])
     return values.reshape(width, height).T.astype(bool)
@@ -36,7 +36,7 @@ def test_polygons_enclose_the_mask() -> None:
 
 
 @pytest.mark.parametrize("case", ["hole", "speck", "corner", "column"])
-def test_what_polygons_cannot_tell_becomes_runs(case: str) -> None:
+def test_masks_without_exact_polygons_become_run_lengths(case: str) -> None:
     mask = np.zeros((9, 7), bool)
     mask[{"hole": slice(1, 8), "speck": 4, "corner": 0, "column": slice(0, 9)}[case], 3 if case == "speck" else 0] = (
         True
@@ -49,7 +49,7 @@ def test_what_polygons_cannot_tell_becomes_runs(case: str) -> None:
     assert found["area"] == mask.sum()
 
 
-def test_any_mask_is_told(blob) -> None:
+def test_area_and_bounding_box_of_any_mask(blob) -> None:
     shape = coco_shape(blob)
     assert shape["area"] == blob.sum()
     left, top, width, height = shape["bbox"]

@@ -1,4 +1,4 @@
-"""Do thresholding, morphology and resizing do what they say, and what torch does?"""
+"""Thresholding, morphology and resizing, compared with their definitions, SciPy and torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from scipy import ndimage
 from promise.inference.postprocess import Postprocess, fill_holes, largest_component, reference_target, to_size
 from promise.runtime.errors import UserError
 
-MORE = ["open:5,close:5", "fill:1", "fill,fill", "threshold", "threshold:x", "threshold:1e-1", "open:5,,fill", "none:3"]
+FURTHER = [
+    "open:5,close:5",
+    "fill:1",
+    "fill,fill",
+    "threshold",
+    "threshold:x",
+    "threshold:1e-1",
+    "open:5,,fill",
+    "none:3",
+]
 
 
 def torch_resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -27,7 +36,7 @@ def torch_resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "text", ["none", "open:3", "open:5", "close:7", "threshold:0.45", "open:5,threshold:0.45,fill,largest", "fill"]
 )
-def test_text_comes_back_as_it_went_in(text):
+def test_str_is_the_inverse_of_parse(text):
     assert str(Postprocess.parse(text)) == text
 
 
@@ -40,25 +49,40 @@ def test_parse_reads_operation_and_kernel():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "open", "open:", "open:4", "open:1", "open:-5", "open:5:5", "dilate:5", "None", *MORE]
+    "text", ["", "open", "open:", "open:4", "open:1", "open:-5", "open:5:5", "dilate:5", "None", *FURTHER]
 )
-def test_other_text_is_refused_with_the_accepted_forms(text):
-    with pytest.raises(UserError, match="'none', 'open:K' or 'close:K' with an odd kernel side K of at least 3"):
+def test_invalid_text_is_refused_with_the_accepted_forms(text):
+    with pytest.raises(UserError) as caught:
         Postprocess.parse(text)
+    assert caught.value.code in ("invalid-postprocess", "duplicate-postprocess-setting", "invalid-kernel")
+    assert "'none', 'open:K' or 'close:K' with an odd kernel side K of at least 3" in str(caught.value)
+
+
+def test_texts_have_the_codes_of_their_faults(user_error):
+    for text, code in (
+        ("dilate:5", "invalid-postprocess"),
+        ("open:5,close:5", "duplicate-postprocess-setting"),
+        ("fill,fill", "duplicate-postprocess-setting"),
+        ("open:4", "invalid-kernel"),
+        ("threshold:2", "invalid-threshold"),
+    ):
+        with user_error(code):
+            Postprocess.parse(text)
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "code", "fact"),
     [
-        ({"operation": "erode"}, "unknown postprocessing 'erode'"),
-        ({"operation": "open", "kernel": 4}, "kernel of side 4"),
-        ({"threshold": 1.5}, r"threshold must lie in \[0, 1\], not at 1.5"),
-        ({"threshold": float("nan")}, "not at nan"),
+        ({"operation": "erode"}, "unknown-postprocess-operation", "'erode'"),
+        ({"operation": "open", "kernel": 4}, "invalid-kernel", "4"),
+        ({"threshold": 1.5}, "invalid-threshold", "[0, 1], not 1.5"),
+        ({"threshold": float("nan")}, "invalid-threshold", "not nan"),
     ],
 )
-def test_impossible_settings_are_refused(fields, words):
-    with pytest.raises(UserError, match=words):
+def test_invalid_settings_are_refused(fields, code, fact, user_error):
+    with user_error(code) as caught:
         Postprocess(**fields)
+    assert fact in str(caught.value)
 
 
 def test_settings_cannot_change():
@@ -66,13 +90,13 @@ def test_settings_cannot_change():
         Postprocess().kernel = 7
 
 
-def test_the_threshold_itself_is_foreground():
+def test_the_threshold_is_inclusive():
     prob = np.array([[0.49, 0.5, 0.51]], np.float32)
     assert Postprocess()(prob).tolist() == [[False, True, True]]
     assert Postprocess(threshold=0.51)(prob).tolist() == [[False, False, True]]
 
 
-def test_opening_removes_specks_and_keeps_blocks():
+def test_opening_removes_small_components_and_keeps_large_ones():
     prob = np.zeros((20, 20), np.float32)
     prob[2:6, 2:6] = 1  # 4 × 4: no 5 × 5 square fits
     prob[10:16, 10:15] = 1
@@ -95,7 +119,7 @@ def test_closing_fills_small_holes():
     hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=16)),
     st.sampled_from([3, 5]),
 )
-def test_morphology_is_the_textbook_one_with_a_neutral_border(mask, side):
+def test_morphology_equals_scipys_with_a_neutral_border(mask, side):
     square = np.ones((side, side), bool)
     eroded = ndimage.binary_erosion(mask, square, border_value=1)
     dilated = ndimage.binary_dilation(mask, square)
@@ -109,7 +133,7 @@ def test_morphology_is_the_textbook_one_with_a_neutral_border(mask, side):
 
 
 @given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=14)))
-def test_filling_and_the_largest_part_are_scipys(mask):
+def test_filling_and_the_largest_component_equal_scipys(mask):
     np.testing.assert_array_equal(fill_holes(mask), ndimage.binary_fill_holes(mask))
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     largest = largest_component(mask)
@@ -120,7 +144,7 @@ def test_filling_and_the_largest_part_are_scipys(mask):
     assert (largest == (labels == kept[0] if count else mask)).all()
 
 
-def test_the_steps_come_in_their_order():
+def test_the_order_of_the_steps():
     prob = np.zeros((12, 14), np.float32)
     prob[1:6, 1:6] = 0.6
     prob[2:5, 2:5] = 0  # a ring of 16 pixels, 25 when filled
@@ -136,49 +160,49 @@ def test_the_steps_come_in_their_order():
 
 
 @pytest.mark.parametrize(
-    ("prob", "words"),
+    ("prob", "message"),
     [
-        (np.zeros((1, 4, 4), np.float32), r"prob must be a NumPy array .* not \(1, 4, 4\)"),
+        (np.zeros((1, 4, 4), np.float32), r"prob must be a non-empty NumPy array .* not \(1, 4, 4\)"),
         (np.zeros((0, 4), np.float32), r"not \(0, 4\)"),
         ([[0.5]], "not list"),
         (
             np.full((2, 2), 7.0),
-            "prob must be float in .* not float64 from 7 to 7; logits need a sigmoid first",
+            "prob must be float in .* not float64 from 7 to 7; apply a sigmoid to logits first",
         ),
         (np.full((2, 2), np.nan), "from nan to nan"),
         (np.ones((2, 2), np.uint8), "not uint8 from 1 to 1"),
     ],
 )
-def test_what_is_no_probability_map_is_refused(prob, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_probability_maps_are_refused(prob, message):
+    with pytest.raises(ValueError, match=message):
         Postprocess()(prob)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (100, 37), (24, 32), (7, 90), (1, 1), (48, 64)])
-def test_to_size_is_torchs_bilinear_resize(size):
+def test_to_size_equals_torchs_bilinear_resize(size):
     values = np.random.default_rng(0).standard_normal((48, 64)).astype(np.float32)
     resized = to_size(values, *size)
     assert resized.dtype == np.float32
     np.testing.assert_allclose(resized, torch_resize(values, *size), atol=2e-5)
 
 
-def test_to_size_leaves_the_right_size_alone():
+def test_to_size_keeps_values_at_the_same_size():
     values = np.random.default_rng(0).random((5, 7)).astype(np.float32)
     np.testing.assert_array_equal(to_size(values, 5, 7), values)
     assert to_size(values > 0.5, 5, 7).dtype == np.float32
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, -1)])
-def test_to_size_refuses_an_impossible_size(size):
+def test_to_size_refuses_an_invalid_size(size):
     with pytest.raises(ValueError, match=f"must be at least 1 × 1, not {size[0]} × {size[1]}"):
         to_size(np.zeros((4, 4), np.float32), *size)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_reference_target_is_the_originals(seed):
+def test_reference_target_equals_the_reference_implementation(seed):
     rng = np.random.default_rng(seed)
     mask = ndimage.zoom(rng.random((64, 64)), 16, order=1) > 0.6
-    mask |= rng.random(mask.shape) > 0.999  # single pixels: half of each axis is not looked at
+    mask |= rng.random(mask.shape) > 0.999  # single pixels: half of each axis is not sampled
     expected = torch_resize(mask, 256, 256) > 0
     got = reference_target(mask)
     assert got.dtype == np.bool_
@@ -186,14 +210,14 @@ def test_reference_target_is_the_originals(seed):
     assert got.mean() > mask.mean()
 
 
-def test_reference_target_looks_at_the_middle_of_each_block():
+def test_reference_target_samples_the_middle_of_each_block():
     mask = np.zeros((1024, 1024), bool)
     mask[[4, 13], [9, 18]] = True  # row 4 is the edge of its block of four; row 13, column 18 the middle
     assert np.argwhere(reference_target(mask)).tolist() == [[3, 4]]
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (300, 411), (2048, 1500)])
-def test_reference_target_first_comes_to_the_prepared_size(shape):
+def test_reference_target_is_first_resized_to_the_prepared_size(shape):
     mask = np.random.default_rng(1).random(shape) > 0.7
     tensor = torch.from_numpy(mask.astype(np.float32))[None, None]
     prepared = torch.nn.functional.interpolate(tensor, (1024, 1024), mode="nearest")[0, 0].numpy()
@@ -202,7 +226,7 @@ def test_reference_target_first_comes_to_the_prepared_size(shape):
     np.testing.assert_array_equal(got, torch_resize(prepared, 128, 128) > 0)
 
 
-def test_reference_target_refuses_what_is_no_mask():
+def test_reference_target_refuses_other_arrays():
     with pytest.raises(ValueError, match="mask must be bool, not uint8; threshold it first"):
         reference_target(np.zeros((4, 4), np.uint8))
     with pytest.raises(ValueError, match=r"not \(4,\)"):

@@ -1,8 +1,12 @@
-"""Prompts through a file and back: the same numbers, and every fault told at once."""
+"""Prompts files: exact round trips, both versions of the format, and the codes of all faults."""
 
 from __future__ import annotations
 
+import base64
 import json
+import tracemalloc
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promise.prompts.file import Draw, ImagePrompts, PromptFile, write_prompts
-from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.errors import MissingFileError
 
 SIDE = 64
+SIZES = {"a": {"x": (40, 30)}}
 
 
 @given(
@@ -22,14 +27,14 @@ SIDE = 64
     st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
     st.lists(st.tuples(*[st.floats(0, 1, width=32)] * 2), min_size=1, max_size=8),
 )
-def test_a_coordinate_comes_back_with_every_bit(side, size, shares) -> None:
-    xy = (np.array(shares, np.float32) * np.float32(side)).astype(np.float32)
+def test_coordinates_are_restored_bit_for_bit(side, size, fractions) -> None:
+    xy = (np.array(fractions, np.float32) * np.float32(side)).astype(np.float32)
     prompts = ImagePrompts.of(xy, np.ones(len(xy)), np.array([0, 1, 2, 3], np.float32), side=side, size=size)
     written = json.loads(json.dumps(prompts.xy.tolist()))
     again, _, box = ImagePrompts(size, np.array(written), prompts.label, prompts.box).at(side)
     assert again.dtype == np.float32
-    whole = (xy >= 0.5) | (xy == 0)
-    np.testing.assert_array_equal(again[whole], xy[whole])
+    exact = (xy >= 0.5) | (xy == 0)
+    np.testing.assert_array_equal(again[exact], xy[exact])
     np.testing.assert_allclose(again, xy, atol=1e-9)
     np.testing.assert_array_equal(box, [0, 1, 2, 3])
 
@@ -39,22 +44,22 @@ def test_the_frame_is_that_of_pixel_centres() -> None:
     assert prompts.xy.tolist() == [[0.5, 31.25]]
 
 
-def content(**other: Any) -> dict[str, Any]:
-    one = {"size": [40, 30], "points": [[1, 2], [3.5, 4]], "labels": [1, 0], "box": None}
-    return {"version": 1, "source": "gt", "draws": [{"seed": 3, "images": {"a": {"x": {**one, **other}}}}]}
+def content(**changed: Any) -> dict[str, Any]:
+    entry = {"size": [40, 30], "points": [[1, 2], [3.5, 4]], "labels": [1, 0], "box": None, **changed}
+    return {"version": 1, "source": "gt", "draws": [{"seed": 3, "images": {"a": {"x": entry}}}]}
 
 
-def read(tmp_path: Path, value: Any) -> PromptFile:
+def open_file(tmp_path: Path, value: Any) -> PromptFile:
     path = tmp_path / "prompts.json"
     path.write_text(value if isinstance(value, str) else json.dumps(value))
     return PromptFile(path)
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_written_prompts_are_read(tmp_path: Path) -> None:
     xy, label = np.array([[1.25, 2], [3, 4]]), np.array([1, 0])
     first = {"a": {"x/ü": ImagePrompts((40, 30), xy, label, None)}}
-    none = np.zeros((0, 2)), np.zeros(0, np.int64)
-    second = {"a": {"x/ü": ImagePrompts((40, 30), *none, np.array([1.0, 2, 3, 4]))}}
+    no_points = np.zeros((0, 2)), np.zeros(0, np.int64)
+    second = {"a": {"x/ü": ImagePrompts((40, 30), *no_points, np.array([1.0, 2, 3, 4]))}}
     write_prompts(tmp_path / "prompts.json", "gt", [Draw(3, first), Draw(None, second)])
     written = json.loads((tmp_path / "prompts.json").read_text())
     assert written["version"] == 1
@@ -67,50 +72,166 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     }
     file = PromptFile(tmp_path / "prompts.json")
     assert (file.source, file.seeds) == ("gt", (3, None))
-    a, b = file.choose({"a": {"x/ü": (40, 30)}}, side=SIDE)
+    a, b = file.select({"a": {"x/ü": (40, 30)}}, side=SIDE)
     assert a.images["a"]["x/ü"].xy.tolist() == xy.tolist()
     assert a.images["a"]["x/ü"].label.tolist() == [1, 0]
     assert b.images["a"]["x/ü"].xy.shape == (0, 2)
     assert b.images["a"]["x/ü"].box.tolist() == [1, 2, 3, 4]
 
 
-def test_one_data_set_may_have_another_name(tmp_path: Path) -> None:
-    file = read(tmp_path, content())
-    assert file.choose({"renamed": {"x": (40, 30)}}, side=SIDE)[0].images["renamed"]["x"].size == (40, 30)
-    with pytest.raises(UserError, match=r"data set b is missing \(there are a\)"):
-        file.choose({"a": {"x": (40, 30)}, "b": {"x": (40, 30)}}, side=SIDE)
+def test_mask_prompts_and_mask_index_are_restored_bit_for_bit(tmp_path: Path) -> None:
+    none = np.zeros((0, 2)), np.zeros(0, np.int64)
+    # All kinds of finite float32: subnormal, negative zero, the largest.
+    mask = np.random.default_rng(0).normal(0, 9, (16, 12)).astype(np.float32)
+    mask[0, :4] = [1e-42, -0.0, np.finfo(np.float32).max, np.finfo(np.float32).min]
+    images = {
+        "mask": ImagePrompts((40, 30), *none, None, mask),
+        "index": ImagePrompts((40, 30), np.array([[1.0, 2]]), np.array([1]), mask_index=2),
+        "all": ImagePrompts((40, 30), np.array([[1.0, 2]]), np.array([0]), np.array([1.0, 2, 3, 4]), -mask, 1),
+        "points": ImagePrompts((40, 30), np.array([[1.0, 2]]), np.array([1])),
+    }
+    write_prompts(tmp_path / "prompts.json", "auto", [Draw(None, {"a": images})])
+    written = json.loads((tmp_path / "prompts.json").read_text())
+    assert written["version"] == 2
+    entries = written["draws"][0]["images"]["a"]
+    assert entries["points"].keys() == {"size", "points", "labels", "box"}
+    (draw,) = PromptFile(tmp_path / "prompts.json").select({"a": dict.fromkeys(images, (40, 30))}, side=SIDE)
+    for name, expected in images.items():
+        found = draw.images["a"][name]
+        assert found.mask_index == expected.mask_index
+        assert (found.mask is None) == (expected.mask is None)
+        if expected.mask is not None:
+            assert found.mask.dtype == np.float32
+            assert found.mask.shape == (16, 12)
+            assert found.mask.tobytes() == expected.mask.tobytes()
 
 
 @pytest.mark.parametrize(
-    ("other", "words"),
+    ("changed", "version"), [({}, 1), ({"mask_index": 1}, 2), ({"mask": np.ones((4, 4), np.float32)}, 2)]
+)
+def test_version_2_is_written_only_where_it_is_needed(changed: dict[str, Any], version: int, tmp_path: Path) -> None:
+    plain = ImagePrompts((40, 30), np.array([[1.0, 2]]), np.array([1]))
+    images = {"x": plain, "y": ImagePrompts((40, 30), plain.xy, plain.label, **changed)}
+    write_prompts(tmp_path / "prompts.json", "auto", [Draw(1, {"a": {"x": plain}}), Draw(2, {"a": images})])
+    assert json.loads((tmp_path / "prompts.json").read_text())["version"] == version
+
+
+def test_the_name_of_a_single_data_set_does_not_matter(tmp_path: Path, user_error: Callable[..., Any]) -> None:
+    file = open_file(tmp_path, content())
+    assert file.select({"renamed": {"x": (40, 30)}}, side=SIDE)[0].images["renamed"]["x"].size == (40, 30)
+    with user_error("missing-dataset") as caught:
+        file.select({"a": {"x": (40, 30)}, "b": {"x": (40, 30)}}, side=SIDE)
+    assert "data set b is missing (found: a)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "fact"),
     [
-        ({"size": [30, 40]}, r"a, x: its size is \[30, 40\], the image's \[40, 30\]"),
-        ({"points": [[1, 2]]}, "1 points and 2 labels"),
-        ({"points": [[1, 2, 3], [1, 2, 3]]}, r"points must be a list of \[x, y\]"),
-        ({"points": [["1", 2], [3, 4]]}, r"points must be a list of \[x, y\]"),
-        ({"points": [[1, float("nan")], [3, 4]]}, r"points must be a list of \[x, y\]"),
-        ({"points": None}, r"points must be a list of \[x, y\]"),
-        ({"labels": [1, 2]}, "labels must be a list of 1"),
-        ({"box": [3, 1, 2, 4]}, r"box must be \[x0, y0, x1, y1\] with x0 ≤ x1"),
-        ({"box": [1, 2, 3]}, "box must be"),
-        ({"box": [0, 0, 90, 4]}, r"box corner \(90, 4\) lies outside"),
-        ({"points": [[41, 2], [3, 4]]}, r"point \(41, 2\) lies outside the image of 40 × 30 pixels"),
-        ({"points": [[-1.5, 2], [3, 4]]}, r"point \(-1.5, 2\) lies outside"),
+        ({"size": [30, 40]}, "image-size-mismatch", "a, x: its size is [30, 40], the image's [40, 30]"),
+        ({"points": [[1, 2]]}, "label-count-mismatch", "1 points and 2 labels"),
+        ({"points": [[1, 2, 3], [1, 2, 3]]}, "invalid-points", "a, x: "),
+        ({"points": [["1", 2], [3, 4]]}, "invalid-points", "a, x: "),
+        ({"points": [[1, float("nan")], [3, 4]]}, "invalid-points", "a, x: "),
+        ({"points": None}, "invalid-points", "a, x: "),
+        ({"labels": [1, 2]}, "invalid-labels", "a, x: "),
+        ({"box": [3, 1, 2, 4]}, "invalid-box", "x0 ≤ x1"),
+        ({"box": [1, 2, 3]}, "invalid-box", "a, x: "),
+        ({"box": [0, 0, 90, 4]}, "prompt-outside-image", "box corner (90, 4)"),
+        ({"points": [[41, 2], [3, 4]]}, "prompt-outside-image", "point (41, 2) is outside the image of 40 × 30"),
+        ({"points": [[-1.5, 2], [3, 4]]}, "prompt-outside-image", "point (-1.5, 2)"),
+        ({"mask_index": 3}, "invalid-mask-index", "0, 1 or 2, not 3"),
+        ({"mask_index": True}, "invalid-mask-index", "not True"),
+        ({"mask_index": 1.0}, "invalid-mask-index", "not 1.0"),
     ],
 )
-def test_a_fault_is_told(other: dict[str, Any], words: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=words):
-        read(tmp_path, content(**other)).choose({"a": {"x": (40, 30)}}, side=SIDE)
+def test_a_fault_has_a_code(
+    changed: dict[str, Any], code: str, fact: str, tmp_path: Path, user_error: Callable[..., Any]
+) -> None:
+    with user_error(code) as caught:
+        open_file(tmp_path, content(**changed)).select(SIZES, side=SIDE)
+    assert caught.value.codes == (code,)
+    assert fact in str(caught.value)
+    assert str(tmp_path / "prompts.json") in str(caught.value)
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
-    value = content(labels=[1, 7], box=[5, 5, 1, 1])
+def pack(values: np.ndarray, shape: list[Any] | None = None) -> dict[str, Any]:
+    packed = base64.b64encode(zlib.compress(np.asarray(values, "<f4").tobytes())).decode()
+    return {"shape": list(values.shape) if shape is None else shape, "zlib_base64_float32": packed}
+
+
+ONES = np.ones((4, 4), np.float32)
+TRUNCATED = base64.b64encode(zlib.compress(ONES.tobytes())[:-6]).decode()
+NOT_FINITE = {
+    "nan": np.where(np.eye(4, dtype=bool), np.nan, ONES),
+    "infinite": np.where(np.eye(4, dtype=bool), -np.inf, ONES),
+}
+
+
+@pytest.mark.parametrize(
+    ("mask", "code"),
+    [
+        ([1, 2], "invalid-mask"),
+        ("text", "invalid-mask"),
+        ({"shape": [4, 4]}, "invalid-mask"),
+        ({**pack(ONES), "zlib_base64_float32": 7}, "invalid-mask"),
+        (pack(ONES, [16]), "invalid-mask"),
+        (pack(ONES, [-4, -4]), "invalid-mask"),
+        (pack(ONES, [4.0, 4]), "invalid-mask"),
+        (pack(ONES, ["4", 4]), "invalid-mask"),
+        (pack(ONES, [0, 4]), "invalid-mask"),
+        ({"shape": [4, 4], "zlib_base64_float32": "!" + pack(ONES)["zlib_base64_float32"]}, "invalid-mask-encoding"),
+        ({"shape": [4, 4], "zlib_base64_float32": "ü"}, "invalid-mask-encoding"),
+        ({"shape": [4, 4], "zlib_base64_float32": base64.b64encode(b"no zlib").decode()}, "invalid-mask-encoding"),
+        ({"shape": [4, 4], "zlib_base64_float32": TRUNCATED}, "mask-length-mismatch"),
+        (pack(ONES, [4, 3]), "mask-length-mismatch"),
+        (pack(ONES, [4, 5]), "mask-length-mismatch"),
+        (pack(np.zeros(2**22, np.float32), [4, 4]), "mask-length-mismatch"),  # a zip bomb
+        (pack(ONES, [2**11 + 1, 2**11]), "mask-too-large"),
+        (pack(ONES, [10**30, 10**30]), "mask-too-large"),
+        (pack(NOT_FINITE["nan"]), "mask-not-finite"),
+        (pack(NOT_FINITE["infinite"]), "mask-not-finite"),
+    ],
+)
+def test_a_malformed_mask_is_one_fault(mask: Any, code: str, tmp_path: Path, user_error: Callable[..., Any]) -> None:
+    value = content(mask=mask) | {"version": 2}
+    with user_error(code) as caught:
+        open_file(tmp_path, value).select(SIZES, side=SIDE)
+    assert caught.value.codes == (code,)
+    assert "a, x: mask " in str(caught.value)
+
+
+def test_a_zip_bomb_is_not_decompressed(tmp_path: Path, user_error: Callable[..., Any]) -> None:
+    bomb = content(mask=pack(np.zeros(2**24, np.float32), [4, 4]))  # 64 MiB
+    file = open_file(tmp_path, bomb)
+    tracemalloc.start()
+    try:
+        with user_error("mask-length-mismatch") as caught:
+            file.select(SIZES, side=SIDE)
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+    assert "more than 64 bytes" in str(caught.value)
+
+
+def test_a_mask_must_have_the_shape_that_the_net_requires(tmp_path: Path, user_error: Callable[..., Any]) -> None:
+    file = open_file(tmp_path, content(mask=pack(ONES)))
+    assert file.select(SIZES, side=SIDE, mask_side=4)[0].images["a"]["x"].mask.shape == (4, 4)
+    with user_error("mask-shape-mismatch") as caught:
+        file.select(SIZES, side=SIDE, mask_side=16)
+    assert "[4, 4]" in str(caught.value)
+    assert "[16, 16]" in str(caught.value)
+
+
+def test_all_faults_are_reported_together(tmp_path: Path, user_error: Callable[..., Any]) -> None:
+    value = content(labels=[1, 7], box=[5, 5, 1, 1], mask=pack(ONES, [4, 5]))
     value["draws"].append({"seed": 4, "images": {"a": {}}})
-    with pytest.raises(UserError) as caught:
-        read(tmp_path, value).choose({"a": {"x": (40, 30), "y": (9, 9)}}, side=SIDE)
+    with user_error("invalid-labels", "invalid-box", "mask-length-mismatch", "missing-prompts") as caught:
+        open_file(tmp_path, value).select({"a": {"x": (40, 30), "y": (9, 9)}}, side=SIDE)
+    assert len(caught.value.codes) == 6
     lines = str(caught.value).splitlines()
-    assert lines[0].endswith("prompts.json: 5 faults in the prompts of the scored images:")
+    assert lines[0].startswith(f"{tmp_path / 'prompts.json'}: 6 faults")
     assert [line.split(":")[0].strip() for line in lines[1:]] == [
+        "draw 0, a, x",
         "draw 0, a, x",
         "draw 0, a, x",
         "draw 0, a, y",
@@ -119,26 +240,37 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_the_edge_of_the_image_and_a_little_more_are_inside(tmp_path: Path) -> None:
-    file = read(tmp_path, content(points=[[-0.5, -0.5], [40.1, 29.9]]))
-    assert len(file.choose({"a": {"x": (40, 30)}}, side=SIDE)) == 1
+def test_the_edge_of_the_image_and_one_input_pixel_more_are_inside(tmp_path: Path) -> None:
+    file = open_file(tmp_path, content(points=[[-0.5, -0.5], [40.1, 29.9]]))
+    assert len(file.select(SIZES, side=SIDE)) == 1
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "code"),
     [
-        ("{", "is not JSON"),
-        ("[]", "is no prompts file"),
-        ('{"version": 1, "draws": []}', "is no prompts file"),
-        ('{"version": 1, "draws": [3]}', "is no prompts file"),
-        ('{"version": 2, "draws": [{"images": {}}]}', "has version 2; version 1 is read"),
+        ("{", "invalid-json"),
+        ("[]", "invalid-prompts-file"),
+        ('{"version": 1, "draws": []}', "invalid-prompts-file"),
+        ('{"version": 1, "draws": [3]}', "invalid-prompts-file"),
+        ('{"version": 3, "draws": [{"images": {}}]}', "unsupported-prompts-version"),
+        ('{"version": "1", "draws": [{"images": {}}]}', "unsupported-prompts-version"),
+        ('{"draws": [{"images": {}}]}', "unsupported-prompts-version"),
     ],
 )
-def test_another_file_is_refused(text: str, words: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=words):
-        read(tmp_path, text)
+def test_another_file_is_refused(text: str, code: str, tmp_path: Path, user_error: Callable[..., Any]) -> None:
+    with user_error(code) as caught:
+        open_file(tmp_path, text)
+    assert str(tmp_path / "prompts.json") in str(caught.value)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match=r"no prompts at .*nowhere\.json"):
+@pytest.mark.parametrize("version", [1, 2])
+def test_both_versions_are_read(version: int, tmp_path: Path) -> None:
+    file = open_file(tmp_path, content() | {"version": version})
+    assert file.select(SIZES, side=SIDE)[0].images["a"]["x"].xy.tolist() == [[1, 2], [3.5, 4]]
+
+
+def test_a_missing_file_is_reported(tmp_path: Path, user_error: Callable[..., Any]) -> None:
+    with user_error("missing-prompts-file") as caught:
         PromptFile(tmp_path / "nowhere.json")
+    assert isinstance(caught.value, MissingFileError)
+    assert str(tmp_path / "nowhere.json") in str(caught.value)

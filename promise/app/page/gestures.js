@@ -1,53 +1,53 @@
-// What fingers, pen and mouse mean on the stage; knows no server and no history.
+// Gestures of touch, pen and mouse on the stage.
 //
-// One pointer taps, moves a mark, draws a box or shifts the image; two zoom and shift. What it means is told to `desk`:
-//   step, view, tool          what is there, and what a click does
-//   tap(x, y, negative)       add a point, in image pixels
-//   remove(hit), select(hit)  a mark, as findMark tells it
-//   live(step), commit()      prompts while a mark is dragged, and when it is let go; cancel() as if it had not been
-//   changed()                 the view was zoomed or shifted
+// One pointer adds a point, moves a mark, draws a box or pans the image; two pointers zoom and pan. The `editor` provides:
+//   step, view, tool          the current prompts, the view, and the tool of a click
+//   tap(x, y, negative)       add a point, in pixels of the image
+//   remove(hit), select(hit)  remove or select a mark that findMark returned
+//   live(step), commit()      update the prompts during a drag, and at its end; cancel() discards the drag
+//   changed()                 the view has changed
 
 import { CORNERS, findMark } from "./marks.js";
 
-const SLACK = { mouse: 4, pen: 6, touch: 10 }; // screen pixels until a press is a drag
-const REACH = { mouse: 12, pen: 16, touch: 24 }; // screen pixels around a mark that count as it
+const SLACK = { mouse: 4, pen: 6, touch: 10 }; // screen pixels; a longer movement is a drag
+const REACH = { mouse: 12, pen: 16, touch: 24 }; // screen pixels; radius in which a mark is hit
 const SMALLEST_BOX = 4; // screen pixels
 
-export function listen(stage, desk) {
-  const down = new Map(); // pointer → its last place
-  let action = null; // of a single pointer
+export function listen(stage, editor) {
+  const down = new Map(); // pointer → last position
+  let action = null; // the gesture of a single pointer
   let space = false;
 
-  const place = (event) => {
+  const position = (event) => {
     const frame = stage.getBoundingClientRect();
     return [event.clientX - frame.left - stage.clientLeft, event.clientY - frame.top - stage.clientTop];
   };
 
   stage.addEventListener("pointerdown", (event) => {
-    if (!desk.step || event.target.closest(".welcome") || event.button > 2) return;
+    if (!editor.step || event.target.closest(".welcome") || event.button > 2) return;
     event.preventDefault();
     stage.focus({ preventScroll: true });
     stage.setPointerCapture(event.pointerId);
-    down.set(event.pointerId, place(event));
-    if (down.size === 1) action = begin(desk, event, place(event), space);
+    down.set(event.pointerId, position(event));
+    if (down.size === 1) action = begin(editor, event, position(event), space);
     else {
-      if (action?.dragging) desk.cancel();
+      if (action?.dragging) editor.cancel();
       action = null;
     }
   });
 
   stage.addEventListener("pointermove", (event) => {
-    if (!down.has(event.pointerId)) return hover(stage, desk, event, place(event));
-    const [from, to] = [down.get(event.pointerId), place(event)];
-    if (down.size === 2) pinch(desk, down, event.pointerId, from, to);
+    if (!down.has(event.pointerId)) return hover(stage, editor, event, position(event));
+    const [from, to] = [down.get(event.pointerId), position(event)];
+    if (down.size === 2) pinch(editor, down, event.pointerId, from, to);
     down.set(event.pointerId, to);
-    if (action && down.size === 1) drag(desk, action, from, to);
+    if (action && down.size === 1) drag(editor, action, from, to);
   });
 
   const up = (event) => {
     if (!down.delete(event.pointerId) || !action) return;
-    if (event.type === "pointercancel") desk.cancel();
-    else end(desk, action, place(event));
+    if (event.type === "pointercancel") editor.cancel();
+    else end(editor, action, position(event));
     action = null;
   };
   stage.addEventListener("pointerup", up);
@@ -57,11 +57,11 @@ export function listen(stage, desk) {
   stage.addEventListener(
     "wheel",
     (event) => {
-      if (!desk.step) return;
+      if (!editor.step) return;
       event.preventDefault();
       const lines = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 30 : 1;
-      desk.view.zoomAt(...place(event), Math.exp(-event.deltaY * lines * 0.002));
-      desk.changed();
+      editor.view.zoomAt(...position(event), Math.exp(-event.deltaY * lines * 0.002));
+      editor.changed();
     },
     { passive: false },
   );
@@ -74,79 +74,79 @@ export function listen(stage, desk) {
   addEventListener("keyup", (event) => { if (event.code === "Space") space = false; });
 }
 
-function begin(desk, event, start, space) {
+function begin(editor, event, start, space) {
   const kind = event.pointerType in SLACK ? event.pointerType : "mouse";
   const base = { start, slack: SLACK[kind], negative: event.shiftKey || event.button === 2, dragging: false };
   if (event.button === 1 || space) return { ...base, name: "pan" };
-  const hit = findMark(desk.step, desk.view, ...start, REACH[kind]);
-  const selects = hit && desk.tool !== "remove";
-  if (selects) desk.select(hit);
-  if (hit) return { ...base, name: selects ? "move" : "remove", hit, step: desk.step };
-  return { ...base, name: desk.tool === "box" ? "box" : desk.tool === "remove" ? "pan" : "tap", step: desk.step };
+  const hit = findMark(editor.step, editor.view, ...start, REACH[kind]);
+  const selects = hit && editor.tool !== "remove";
+  if (selects) editor.select(hit);
+  if (hit) return { ...base, name: selects ? "move" : "remove", hit, step: editor.step };
+  return { ...base, name: editor.tool === "box" ? "box" : editor.tool === "remove" ? "pan" : "tap", step: editor.step };
 }
 
-function drag(desk, action, from, to) {
-  const away = Math.hypot(to[0] - action.start[0], to[1] - action.start[1]);
-  if (!action.dragging && away <= action.slack) return;
+function drag(editor, action, from, to) {
+  const distance = Math.hypot(to[0] - action.start[0], to[1] - action.start[1]);
+  if (!action.dragging && distance <= action.slack) return;
   action.dragging = true;
-  if (action.name === "move") desk.live(moved(desk, action, to));
-  else if (action.name === "box") desk.live({ ...action.step, box: boxOf(desk, action.start, to) });
+  if (action.name === "move") editor.live(moved(editor, action, to));
+  else if (action.name === "box") editor.live({ ...action.step, box: boxOf(editor, action.start, to) });
   else {
-    desk.view.shift(to[0] - from[0], to[1] - from[1]);
-    desk.changed();
+    editor.view.pan(to[0] - from[0], to[1] - from[1]);
+    editor.changed();
   }
 }
 
-function end(desk, action, at) {
+function end(editor, action, at) {
   if (!action.dragging) {
-    if (action.name === "tap") desk.tap(...desk.view.toImage(...at), action.negative);
-    else if (action.name === "remove") desk.remove(action.hit);
-    else if (action.name === "pan" || action.name === "box") desk.select(null);
-  } else if (action.name === "box" && isTiny(action.start, at)) desk.cancel();
-  else if (action.name === "box" || action.name === "move") desk.commit();
+    if (action.name === "tap") editor.tap(...editor.view.toImage(...at), action.negative);
+    else if (action.name === "remove") editor.remove(action.hit);
+    else if (action.name === "pan" || action.name === "box") editor.select(null);
+  } else if (action.name === "box" && isTiny(action.start, at)) editor.cancel();
+  else if (action.name === "box" || action.name === "move") editor.commit();
 }
 
-function moved(desk, { step, hit, start }, to) {
-  const [dx, dy] = [(to[0] - start[0]) / desk.view.zoom, (to[1] - start[1]) / desk.view.zoom];
+function moved(editor, { step, hit, start }, to) {
+  const [dx, dy] = [(to[0] - start[0]) / editor.view.zoom, (to[1] - start[1]) / editor.view.zoom];
   if ("point" in hit) {
-    const points = step.points.map((p, i) => (i === hit.point ? desk.clamp({ ...p, x: p.x + dx, y: p.y + dy }) : p));
+    const points = step.points.map((p, i) => (i === hit.point ? editor.clamp({ ...p, x: p.x + dx, y: p.y + dy }) : p));
     return { ...step, points };
   }
   const box = [...step.box];
   for (const i of hit.edge ? [0, 1, 2, 3] : CORNERS[hit.corner]) box[i] += i % 2 ? dy : dx;
-  return { ...step, box: hit.edge ? keptInside(desk, box) : sorted(desk, box) };
+  return { ...step, box: hit.edge ? moveInside(editor, box) : sorted(editor, box) };
 }
 
-function boxOf(desk, from, to) {
-  return sorted(desk, [...desk.view.toImage(...from), ...desk.view.toImage(...to)]);
+function boxOf(editor, from, to) {
+  return sorted(editor, [...editor.view.toImage(...from), ...editor.view.toImage(...to)]);
 }
 
-function sorted(desk, [a, b, c, d]) {
-  const [one, two] = [desk.clamp({ x: a, y: b }), desk.clamp({ x: c, y: d })];
+function sorted(editor, [a, b, c, d]) {
+  const [one, two] = [editor.clamp({ x: a, y: b }), editor.clamp({ x: c, y: d })];
   return [Math.min(one.x, two.x), Math.min(one.y, two.y), Math.max(one.x, two.x), Math.max(one.y, two.y)];
 }
 
-function keptInside(desk, box) {
-  const back = [0, 1].map((i) => {
-    const most = desk.view.image[i] - 1;
-    return box[i] < 0 ? -box[i] : box[i + 2] > most ? Math.max(most - box[i + 2], -box[i]) : 0;
+function moveInside(editor, box) {
+  const shift = [0, 1].map((i) => {
+    const last = editor.view.image[i] - 1;
+    return box[i] < 0 ? -box[i] : box[i + 2] > last ? Math.max(last - box[i + 2], -box[i]) : 0;
   });
-  return box.map((value, i) => value + back[i % 2]);
+  return box.map((value, i) => value + shift[i % 2]);
 }
 
 const isTiny = (a, b) => Math.abs(a[0] - b[0]) < SMALLEST_BOX || Math.abs(a[1] - b[1]) < SMALLEST_BOX;
 
-function pinch(desk, down, moving, from, to) {
+function pinch(editor, down, moving, from, to) {
   const [, other] = [...down].find(([pointer]) => pointer !== moving);
   const span = (a) => Math.hypot(a[0] - other[0], a[1] - other[1]) || 1;
   const middle = [(to[0] + other[0]) / 2, (to[1] + other[1]) / 2];
-  desk.view.zoomAt(...middle, span(to) / span(from));
-  desk.view.shift((to[0] - from[0]) / 2, (to[1] - from[1]) / 2);
-  desk.changed();
+  editor.view.zoomAt(...middle, span(to) / span(from));
+  editor.view.pan((to[0] - from[0]) / 2, (to[1] - from[1]) / 2);
+  editor.changed();
 }
 
-function hover(stage, desk, event, at) {
-  if (!desk.step || event.pointerType === "touch") return;
-  const hit = findMark(desk.step, desk.view, ...at, REACH.mouse);
+function hover(stage, editor, event, at) {
+  if (!editor.step || event.pointerType === "touch") return;
+  const hit = findMark(editor.step, editor.view, ...at, REACH.mouse);
   stage.dataset.over = !hit ? "" : "corner" in hit ? (hit.corner % 2 ? "corner-b" : "corner-a") : "mark";
 }

@@ -1,10 +1,10 @@
-// What was asked and what was answered, step by step; knows no page and no server.
+// The history of prompts and results.
 //
-// A step: {points: [{x, y, label}], box: [x0, y0, x1, y1] | null, choice: 0 | 1 | 2, automatic: bool, answer: … | null}.
-// x and y are pixels of the image, (0, 0) the centre of the first. A step is never changed but for its answer, so that
-// undoing brings back the very answer that was there.
+// A step: {points: [{x, y, label}], box: [x0, y0, x1, y1] | null, maskIndex: 0 | 1 | 2, automatic: bool,
+// result: … | null}. x and y are pixels of the image, (0, 0) is the centre of the first pixel. Only the result of a step
+// is ever changed, so that undo restores exactly the result that was shown.
 
-const MOST_STEPS = 200;
+const MAX_STEPS = 200;
 
 export class History {
   constructor() {
@@ -13,32 +13,32 @@ export class History {
 
   begin(step) {
     this.steps = step ? [step] : [];
-    this.at = this.steps.length - 1;
+    this.index = this.steps.length - 1;
   }
 
-  get now() {
-    return this.steps[this.at] ?? null;
+  get current() {
+    return this.steps[this.index] ?? null;
   }
 
   get canUndo() {
-    return this.at > 0;
+    return this.index > 0;
   }
 
   get canRedo() {
-    return this.at < this.steps.length - 1;
+    return this.index < this.steps.length - 1;
   }
 
   push(step) {
-    this.steps = [...this.steps.slice(0, this.at + 1), step].slice(-MOST_STEPS);
-    this.at = this.steps.length - 1;
+    this.steps = [...this.steps.slice(0, this.index + 1), step].slice(-MAX_STEPS);
+    this.index = this.steps.length - 1;
   }
 
   undo() {
-    this.at -= Number(this.canUndo);
+    this.index -= Number(this.canUndo);
   }
 
   redo() {
-    this.at += Number(this.canRedo);
+    this.index += Number(this.canRedo);
   }
 }
 
@@ -47,6 +47,6 @@ export function isEmpty(step) {
 }
 
 export function isSame(a, b) {
-  const plain = ({ points, box, choice }) => JSON.stringify([points.map((p) => [p.x, p.y, p.label]), box, choice]);
+  const plain = ({ points, box, maskIndex }) => JSON.stringify([points.map((p) => [p.x, p.y, p.label]), box, maskIndex]);
   return plain(a) === plain(b);
 }

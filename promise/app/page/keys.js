@@ -1,36 +1,36 @@
-// Which key does what; knows only the actions it is given. `nudge` and `next` say whether there was something to do.
+// Keyboard shortcuts. `actions.nudge` and `actions.next` return whether they had an effect.
 
 const TOOLS = { p: "add", n: "exclude", b: "box", x: "remove" };
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-export function listenToKeys(stage, act) {
+export function listenToKeys(stage, actions) {
   addEventListener("keydown", (event) => {
     if (event.altKey || document.querySelector("dialog[open]")) return;
     if (event.target.matches("input[type=range]") && event.key in ARROWS) return;
-    const done = event.ctrlKey || event.metaKey ? withControl(event, act) : plain(event, stage, act);
+    const done = event.ctrlKey || event.metaKey ? withControl(event, actions) : plain(event, stage, actions);
     if (done) event.preventDefault();
   });
   addEventListener("keyup", (event) => {
-    if (event.key.toLowerCase() === "h") act.hide(false);
+    if (event.key.toLowerCase() === "h") actions.hide(false);
   });
 }
 
-function withControl(event, act) {
+function withControl(event, actions) {
   const key = event.key.toLowerCase();
-  if (key === "z") (event.shiftKey ? act.redo : act.undo)();
-  else if (key === "y") act.redo();
+  if (key === "z") (event.shiftKey ? actions.redo : actions.undo)();
+  else if (key === "y") actions.redo();
   else return false;
   return true;
 }
 
-function plain(event, stage, act) {
+function plain(event, stage, actions) {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  if (key in ARROWS) return act.nudge(...ARROWS[key].map((d) => d * (event.shiftKey ? 10 : 1)));
-  if (key === "Tab") return event.target === stage && act.next(event.shiftKey ? -1 : 1);
-  if (key in TOOLS) act.tool(TOOLS[key]);
-  else if (/^[123]$/.test(key)) act.choose(Number(key) - 1);
-  else if (key in act.single && !event.repeat) act.single[key]();
-  else if (key in act.repeated) act.repeated[key]();
+  if (key in ARROWS) return actions.nudge(...ARROWS[key].map((d) => d * (event.shiftKey ? 10 : 1)));
+  if (key === "Tab") return event.target === stage && actions.next(event.shiftKey ? -1 : 1);
+  if (key in TOOLS) actions.tool(TOOLS[key]);
+  else if (/^[123]$/.test(key)) actions.setMaskIndex(Number(key) - 1);
+  else if (key in actions.single && !event.repeat) actions.single[key]();
+  else if (key in actions.repeated) actions.repeated[key]();
   else return false;
   return true;
 }

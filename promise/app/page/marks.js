@@ -1,13 +1,13 @@
-// Outline, points and box over the image, as SVG in the stage's own pixels; knows no server and no history.
+// Outline, points and box above the image, as SVG in pixels of the stage.
 
 const NAMESPACE = "http://www.w3.org/2000/svg";
 const RADIUS = matchMedia("(pointer: coarse)").matches ? 9 : 7;
-export const CORNERS = [[0, 1], [2, 1], [2, 3], [0, 3]]; // places of x and y in a box, clockwise
+export const CORNERS = [[0, 1], [2, 1], [2, 3], [0, 3]]; // indices of x and y in a box, clockwise
 
 function element(name, attributes) {
-  const made = document.createElementNS(NAMESPACE, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
+  const created = document.createElementNS(NAMESPACE, name);
+  for (const [key, value] of Object.entries(attributes)) created.setAttribute(key, value);
+  return created;
 }
 
 export class Marks {
@@ -66,20 +66,20 @@ export class Marks {
   }
 }
 
-// What of a step lies under a place of the stage: {point: i}, {corner: i}, {edge: true} or null.
+// The mark of a step at a position of the stage: {point: i}, {corner: i}, {edge: true} or null.
 export function findMark(step, view, x, y, reach) {
   let found = null;
   let nearest = reach;
   step.points.forEach((point, i) => {
     const [left, top] = view.toStage(point.x, point.y);
-    const away = Math.hypot(left - x, top - y);
-    if (away <= nearest) [found, nearest] = [{ point: i }, away];
+    const distance = Math.hypot(left - x, top - y);
+    if (distance <= nearest) [found, nearest] = [{ point: i }, distance];
   });
   if (found || !step.box) return found;
   CORNERS.forEach(([i, j], corner) => {
     const [left, top] = view.toStage(step.box[i], step.box[j]);
-    const away = Math.hypot(left - x, top - y);
-    if (away <= nearest) [found, nearest] = [{ corner }, away];
+    const distance = Math.hypot(left - x, top - y);
+    if (distance <= nearest) [found, nearest] = [{ corner }, distance];
   });
   return found ?? (isOnEdge(step.box, view, x, y, reach / 2) ? { edge: true } : null);
 }

@@ -1,5 +1,5 @@
-// Which colours the page wears, before it is drawn: the system's, or what was chosen here.
+// Set the theme before the page is drawn: the stored one, else the system's.
 (() => {
-  const chosen = (() => { try { return localStorage.getItem("theme"); } catch { return null; } })();
-  if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
+  const stored = (() => { try { return localStorage.getItem("theme"); } catch { return null; } })();
+  if (stored === "light" || stored === "dark") document.documentElement.dataset.theme = stored;
 })();

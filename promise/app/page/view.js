@@ -1,7 +1,7 @@
-// Where a pixel of the image lies on the stage: zoom and shift; knows no prompts and draws nothing.
+// The view: maps pixels of the image to the stage with zoom and pan.
 
-const MOST_ZOOM = 32; // screen pixels an image pixel
-const MARGIN = 12; // around a fitted image
+const MAX_ZOOM = 32; // screen pixels per image pixel
+const MARGIN = 12; // screen pixels around a fitted image
 
 export class View {
   constructor() {
@@ -12,7 +12,7 @@ export class View {
 
   get fitted() {
     const room = (i) => Math.max(this.stage[i] - 2 * MARGIN, 1) / this.image[i];
-    return Math.min(room(0), room(1), MOST_ZOOM);
+    return Math.min(room(0), room(1), MAX_ZOOM);
   }
 
   get isFitted() {
@@ -32,7 +32,7 @@ export class View {
     if (wasFitted) this.fit();
     else {
       const [left, top] = this.toStage(x, y);
-      this.shift(width / 2 - left, height / 2 - top);
+      this.pan(width / 2 - left, height / 2 - top);
     }
   }
 
@@ -46,16 +46,16 @@ export class View {
   }
 
   zoomAt(x, y, factor) {
-    const zoom = Math.min(Math.max(this.zoom * factor, this.fitted), Math.max(MOST_ZOOM, this.fitted));
+    const zoom = Math.min(Math.max(this.zoom * factor, this.fitted), Math.max(MAX_ZOOM, this.fitted));
     this.left = x - ((x - this.left) / this.zoom) * zoom;
     this.top = y - ((y - this.top) / this.zoom) * zoom;
     this.zoom = zoom;
     if (this.isFitted) this.fit();
-    else this.shift(0, 0);
+    else this.pan(0, 0);
   }
 
-  // The image cannot be shifted out of sight.
-  shift(dx, dy) {
+  // At least a part of the image stays visible.
+  pan(dx, dy) {
     const keep = (i, at) => {
       const size = this.image[i] * this.zoom;
       const room = this.stage[i] / 2;

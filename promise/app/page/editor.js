@@ -1,74 +1,74 @@
-// The open image: its prompts, their history and what the server says of them; knows no buttons and no gestures.
+// The editor: the open image, its prompts with their history, and the results of the server.
 //
-// `changed` is called after every change; the page reads `step`, `answer`, `pending` and `selected` and draws itself.
+// `changed` is called after every change. The page then reads `step`, `result`, `pending` and `selected` and redraws.
 
 import { History, isEmpty, isSame } from "./history.js";
 import * as server from "./server.js";
 import { View } from "./view.js";
 
-export class Desk {
+export class Editor {
   constructor({ about, changed, failed }) {
     this.about = about;
     this.changed = changed;
-    this.failed = failed; // told an error
+    this.failed = failed; // called with an error
     this.view = new View();
     this.tool = "add";
     this.history = new History();
-    this.#forget();
+    this.#clearState();
   }
 
-  #forget() {
+  #clearState() {
     this.key = this.name = this.source = null;
-    this.dragged = null; // the step that a drag would make
-    this.answer = null; // the one that is shown
-    this.selected = null; // a point's number, "box" or null
-    this.wanted = this.asking = null; // the step to ask next, and the one that is being asked
-    this.resetting = false; // the net's own prompts are being asked for
+    this.dragged = null; // the step of an unfinished drag
+    this.result = null; // the result on display
+    this.selected = null; // the index of a point, "box" or null
+    this.queued = this.running = null; // the next step to predict, and the one being predicted
+    this.resetting = false; // whether the automatic prompts are being requested
     this.history.begin(null);
   }
 
   get step() {
-    return this.dragged ?? this.history.now;
+    return this.dragged ?? this.history.current;
   }
 
   get pending() {
-    return Boolean(this.resetting || this.asking || this.wanted);
+    return Boolean(this.resetting || this.running || this.queued);
   }
 
   get isEmpty() {
     return !this.step || isEmpty(this.step);
   }
 
-  // --- an image -------------------------------------------------------------------------------------
+  // --- opening --------------------------------------------------------------------------------------
 
-  // `source` opens the image: it gives {key, name, size}, and may be asked again when the server has dropped it.
+  // `source` opens the image and resolves to {key, name, size}. It is called again if the server has closed the image.
   async open(source) {
     const opened = await source();
     if (this.key) server.close(this.key);
-    this.#forget();
+    this.#clearState();
     Object.assign(this, { key: opened.key, name: opened.name, source });
     this.view.image = opened.size;
     this.view.fit();
-    const nothing = { points: [], box: null, choice: 0, automatic: false, answer: null };
-    this.history.begin(this.about.automatic ? await this.#automatic() : nothing);
-    this.#show(this.history.now.answer);
+    const noPrompts = { points: [], box: null, maskIndex: 0, automatic: false, result: null };
+    this.history.begin(this.about.automatic ? await this.#automatic() : noPrompts);
+    this.#show(this.history.current.result);
     return opened;
   }
 
   async #automatic() {
-    const answer = await this.#again((key) => server.automatic(key));
-    const points = answer.points.map(([x, y], i) => ({ x, y, label: answer.labels[i] }));
-    return { points, box: answer.box, choice: answer.choice, automatic: true, answer };
+    const result = await this.#request((key) => server.automatic(key));
+    const points = result.points.map(([x, y], i) => ({ x, y, label: result.labels[i] }));
+    return { points, box: result.box, maskIndex: result.mask_index, automatic: true, result };
   }
 
-  // Ask; where the server has dropped the image, open it once more and ask again.
-  async #again(ask) {
+  // Send a request. If the server has closed the image, open it again and repeat the request.
+  async #request(send) {
     try {
-      return await ask(this.key);
+      return await send(this.key);
     } catch (error) {
       if (error.status !== server.GONE) throw error;
       this.key = (await this.source()).key;
-      return ask(this.key);
+      return send(this.key);
     }
   }
 
@@ -102,8 +102,8 @@ export class Desk {
     return true;
   }
 
-  choose(choice) {
-    this.#push({ ...this.step, choice }, this.selected, this.step.automatic);
+  setMaskIndex(maskIndex) {
+    this.#push({ ...this.step, maskIndex }, this.selected, this.step.automatic);
   }
 
   clear() {
@@ -115,13 +115,13 @@ export class Desk {
     this.changed();
   }
 
-  // Behind the last point there is none, so that the focus can go on.
+  // After the last point nothing is selected, so that the focus can leave the image.
   selectNext(by) {
     const count = this.step?.points.length ?? 0;
     const next = typeof this.selected === "number" ? this.selected + by : by > 0 ? 0 : count - 1;
-    const found = next >= 0 && next < count;
-    this.select(found ? { point: next } : null);
-    return found;
+    const exists = next >= 0 && next < count;
+    this.select(exists ? { point: next } : null);
+    return exists;
   }
 
   async reset() {
@@ -135,11 +135,11 @@ export class Desk {
     } finally {
       if (this.source === source) this.resetting = false;
     }
-    if (this.source !== source) return; // another image was opened meanwhile
-    this.dragged = this.wanted = null;
-    if (!isSame(step, this.history.now)) this.history.push(step);
+    if (this.source !== source) return; // another image has been opened
+    this.dragged = this.queued = null;
+    if (!isSame(step, this.history.current)) this.history.push(step);
     this.selected = null;
-    this.#show(step.answer);
+    this.#show(step.result);
   }
 
   undo() {
@@ -151,8 +151,8 @@ export class Desk {
   }
 
   live(step) {
-    this.dragged = { ...step, automatic: false, answer: null };
-    this.#ask(this.dragged);
+    this.dragged = { ...step, automatic: false, result: null };
+    this.#predict(this.dragged);
   }
 
   commit() {
@@ -177,58 +177,58 @@ export class Desk {
   }
 
   #push(step, selected = null, automatic = false) {
-    if (isSame(step, this.history.now)) return this.cancel();
-    const pushed = { ...step, automatic, answer: null };
+    if (isSame(step, this.history.current)) return this.cancel();
+    const pushed = { ...step, automatic, result: null };
     this.history.push(pushed);
     this.selected = selected;
-    this.#ask(pushed);
+    this.#predict(pushed);
   }
 
   #travel(move) {
     move();
     this.selected = null;
-    const now = this.history.now;
-    if (!now) return;
-    if (now.answer || isEmpty(now)) {
-      this.wanted = null;
-      this.#show(now.answer);
-    } else this.#ask(now);
+    const { current } = this.history;
+    if (!current) return;
+    if (current.result || isEmpty(current)) {
+      this.queued = null;
+      this.#show(current.result);
+    } else this.#predict(current);
   }
 
-  // What the present prompts give, as a file.
+  // The result of the current prompts as a file.
   file(kind, more) {
     const { step } = this;
-    return this.#again((key) => server.file(key, step, kind, more));
+    return this.#request((key) => server.file(key, step, kind, more));
   }
 
-  // --- answers --------------------------------------------------------------------------------------
+  // --- results --------------------------------------------------------------------------------------
 
-  // One question at a time; of those that come meanwhile the last is asked next.
-  async #ask(step) {
-    this.wanted = isEmpty(step) ? null : step;
+  // One request runs at a time. Of the steps that arrive meanwhile, only the last is predicted next.
+  async #predict(step) {
+    this.queued = isEmpty(step) ? null : step;
     if (isEmpty(step)) return this.#show(null);
     this.changed();
-    if (this.asking) return;
-    while (this.wanted) {
-      const asked = (this.asking = this.wanted);
+    if (this.running) return;
+    while (this.queued) {
+      const sent = (this.running = this.queued);
       const { source } = this;
-      this.wanted = null;
+      this.queued = null;
       try {
         const started = performance.now();
-        asked.answer = await this.#again((current) => server.predict(current, asked));
-        asked.answer.roundTrip = performance.now() - started;
+        sent.result = await this.#request((key) => server.predict(key, sent));
+        sent.result.roundTrip = performance.now() - started;
       } catch (error) {
-        if (asked === this.step) this.failed(error);
+        if (sent === this.step) this.failed(error);
       }
-      if (this.source !== source) return; // another image was opened meanwhile
-      this.asking = null;
-      if (asked === this.step || (this.dragged && asked.answer)) this.#show(asked.answer);
+      if (this.source !== source) return; // another image has been opened
+      this.running = null;
+      if (sent === this.step || (this.dragged && sent.result)) this.#show(sent.result);
     }
     this.changed();
   }
 
-  #show(answer) {
-    this.answer = answer;
+  #show(result) {
+    this.result = result;
     this.changed();
   }
 }
