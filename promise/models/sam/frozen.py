@@ -28,10 +28,32 @@ FREEZE: dict[str, frozenset[str]] = {
     "FZ3": frozenset({"image_encoder"}),
     "FZ4": frozenset(),
 }
+# Readable names of the switches; runs and checkpoints store the code.
+FREEZE_ALIASES: dict[str, str] = {
+    "all": "FZ0",
+    "encoder+decoder": "FZ1",
+    "encoders": "FZ2",
+    "encoder": "FZ3",
+    "none": "FZ4",
+}
 
 MULTIMASK = (1, 2, 3)  # the decoder's channels of SAM's three multimask masks
 # Reference parity: the first of the three.
 FIRST_MULTIMASK = (1,)
+
+
+def freeze_code(name: str) -> str:
+    """The code (``FZ0`` … ``FZ4``) of a freeze switch.
+
+    Args:
+        name: a key of :data:`FREEZE_ALIASES`, which names the frozen parts, or a code.
+
+    Raises:
+        UserError: unknown; lists the readable names (code ``unknown-freeze-switch``).
+    """
+    if name not in FREEZE and name not in FREEZE_ALIASES:
+        raise unknown_name("freeze switch", name, FREEZE_ALIASES)
+    return FREEZE_ALIASES.get(name, name)
 
 
 class FrozenSam(nn.Module):
@@ -41,33 +63,32 @@ class FrozenSam(nn.Module):
     prompt_encoder: Any
     mask_decoder: Any
 
-    def __init__(self, sam: Any, backbone: Backbone, *, freeze: str = "FZ0") -> None:
+    def __init__(self, sam: Any, backbone: Backbone, *, freeze: str = "all") -> None:
         """Take over a SAM.
 
         Args:
             sam: a module with ``image_encoder``, ``prompt_encoder`` and ``mask_decoder``.
             backbone: its entry in the table.
-            freeze: ``FZ0`` freezes all of SAM, ``FZ1`` encoder and decoder, ``FZ2`` both encoders, ``FZ3``
-                the image encoder, ``FZ4`` nothing.
+            freeze: which parts stay frozen: ``all`` (``FZ0``), ``encoder+decoder`` (``FZ1``: image encoder and mask
+                decoder), ``encoders`` (``FZ2``: image and prompt encoder), ``encoder`` (``FZ3``: image encoder),
+                ``none`` (``FZ4``).
 
         Raises:
-            UserError: unknown switch.
+            UserError: unknown switch (code ``unknown-freeze-switch``).
         """
         super().__init__()
-        if freeze not in FREEZE:
-            raise unknown_name("freeze switch", freeze, FREEZE)
         self.image_encoder = sam.image_encoder
         self.prompt_encoder = sam.prompt_encoder
         self.mask_decoder = sam.mask_decoder
         self.backbone = backbone
-        self.freeze = freeze
+        self.freeze = freeze_code(freeze)
         # Compute a block's inner values again in the backward pass instead of keeping them.
         self.gradient_checkpointing = False
         self.fuse: Fuse | None = None  # how to arrange the frozen encoder; see promise.models.cpu
         self.compile_encoder = False  # by torch.compile, where it is fused
         self._fused: dict[torch.dtype, tuple[object, Fused]] = {}  # the encoder's state each was made from, and itself
         for name, part in self.named_children():
-            part.requires_grad_(name not in FREEZE[freeze])
+            part.requires_grad_(name not in FREEZE[self.freeze])
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenSam:
