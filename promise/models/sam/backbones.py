@@ -15,6 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from promise.models.sam.adapter import Adapter, Encode, run_block
+from promise.models.sam.hugging_face import (
+    HuggingFace,
+    build_from_config,
+    build_from_sizes,
+    describe,
+    encode_hugging_face,
+)
 from promise.models.sam.lite_medsam import build_lite_medsam, encode_tiny_vit, lite_medsam_file
 from promise.models.sam.segment_anything import SegmentAnything, build_segment_anything, encode_vit
 from promise.models.sam.weights import Weights, find_weights
@@ -22,18 +29,21 @@ from promise.runtime.errors import UserError, unknown_name
 
 __all__ = [
     "BACKBONES",
+    "HUGGING_FACE",
     "SEGMENT_ANYTHING",
     "Backbone",
     "build_sam",
+    "encode_hugging_face",
     "encode_tiny_vit",
     "encode_vit",
     "get_backbone",
+    "hugging_face_backbone",
     "load_sam_state",
     "register",
     "run_block",
 ]
 
-SEGMENT_ANYTHING = SegmentAnything()
+SEGMENT_ANYTHING, HUGGING_FACE = SegmentAnything(), HuggingFace()
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,61 @@ register(
 )
 
 
+# name, model on the hub, width, blocks, heads, global-attention blocks
+_HUGGING_FACE_VITS = (
+    ("hf_vit_b", "facebook/sam-vit-base", 768, 12, 12, (3, 6, 9, 12)),
+    ("hf_vit_l", "facebook/sam-vit-large", 1024, 24, 16, (6, 12, 18, 24)),
+    ("hf_vit_h", "facebook/sam-vit-huge", 1280, 32, 16, (8, 16, 24, 32)),
+)
+for _name, _model, _width, _count, _heads, _global in _HUGGING_FACE_VITS:
+    register(
+        Backbone(
+            name=_name,
+            build=partial(build_from_sizes, width=_width, blocks=_count, heads=_heads, global_blocks=_global),
+            encode=encode_hugging_face,
+            image_size=1024,
+            tap_blocks=_global[-3:],
+            tap_channels=(_width,) * 3,
+            pixels="imagenet",
+            weights=_model,
+            adapter=HUGGING_FACE,
+        )
+    )
+
+
+def hugging_face_backbone(
+    name: str, source: Path | str, *, pixels: str = "imagenet", tap_blocks: tuple[int, ...] | None = None
+) -> Backbone:
+    """Describe a ``SamModel`` of any size by its own configuration; pass the result to :func:`register`.
+
+    Args:
+        name: of the backbone, for ``--sam``.
+        source: a folder written by ``save_pretrained``, or a model's name on the hub. It is also where the weights are
+            read from when no ``--sam-checkpoint`` is given.
+        pixels: normalisation of the input that the weights were trained with, ``imagenet`` or ``minmax``.
+        tap_blocks: blocks to tap, counted from 1, shallow to deep; default: the last three with global attention.
+
+    Raises:
+        MissingFileError: the extra ``[hf]``, the folder or its ``config.json`` is missing.
+        UserError: not the configuration of a supported SAM.
+    """
+    found = describe(source)
+    taps = found.global_blocks[-3:] if tap_blocks is None else tap_blocks
+    return Backbone(
+        name=name,
+        build=partial(build_from_config, found.config),
+        encode=encode_hugging_face,
+        image_size=found.image_size,
+        tap_blocks=taps,
+        tap_channels=(found.width,) * len(taps),
+        pixels=pixels,
+        weights=str(source),
+        embedding_side=found.embedding_side,
+        embedding_channels=found.embedding_channels,
+        adapter=HUGGING_FACE,
+    )
+
+
 def get_backbone(name: str) -> Backbone:
     """Look a backbone up by name; an unknown name is an error with the list and the nearest."""
     if name not in BACKBONES:
@@ -156,7 +221,8 @@ def build_sam(backbone: Backbone, checkpoint: Path | str | None = "auto") -> nn.
     Args:
         backbone: the member of the family.
         checkpoint: ``"auto"`` finds the published weights, ``None`` leaves the weights random (the same
-            ones every time), anything else is read by the backbone's adapter and loaded strictly.
+            ones every time), anything else is read by the backbone's adapter and loaded strictly: a file, or for
+            Hugging Face's SAM a folder or a name on the hub.
 
     Raises:
         UserError: weights that cannot be found, read, or do not fit.
