@@ -112,7 +112,10 @@ def resolve_sam(name: str, sam: str | None) -> str:
     """
     _, spelt = parse_net_name(name)
     if sam is not None and spelt is not None and not sam.endswith(spelt):
-        raise UserError(f"--net {name} names the backbone {spelt}, but --sam says {sam}: drop one of the two.")
+        raise UserError(
+            f"--net {name} names the backbone {spelt}, but --sam says {sam}: drop one of the two.",
+            code="backbone-contradicts-net",
+        )
     return sam or spelt or DEFAULT_SAM
 
 
