@@ -71,7 +71,7 @@ def _write(state: dict[str, Tensor], path: Path, metadata: Metadata) -> None:
 def require(path: Path | str) -> None:
     """Raise ``MissingFileError`` where there is no such file; opens nothing."""
     if not Path(path).is_file():
-        raise MissingFileError(f"no checkpoint at {path}. Is the path right?")
+        raise MissingFileError(f"no checkpoint at {path}. Is the path right?", code="missing-checkpoint")
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -86,10 +86,14 @@ def read_metadata(path: Path) -> Metadata:
         with safe_open(path, framework="pt") as stream:
             labels = stream.metadata() or {}
     except SafetensorError as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}). Was its writing cut off?") from error
+        raise UserError(
+            f"{path} is not a readable safetensors file ({error}). Was its writing cut off?",
+            code="unreadable-checkpoint",
+        ) from error
     if labels.get("format") != FORMAT:
         raise UserError(
-            f"{path} is not a checkpoint of this package (format {labels.get('format')!r}, not {FORMAT!r})."
+            f"{path} is not a checkpoint of this package (format {labels.get('format')!r}, not {FORMAT!r}).",
+            code="not-a-checkpoint",
         )
     values = json.loads(labels["promise"])
     if values["point_labels"] is not None:
@@ -123,7 +127,9 @@ def load(
         return _load_original(path, net_name, sam, precision)
     metadata = read_metadata(path)
     if sam is not None and sam != metadata.sam:
-        raise UserError(f"{path} was trained on {metadata.sam}, but --sam says {sam}: drop --sam.")
+        raise UserError(
+            f"{path} was trained on {metadata.sam}, but --sam says {sam}: drop --sam.", code="another-backbone"
+        )
     wanted = _wanted_net(path, metadata, net_name)
     net = build_net(
         wanted.name,
@@ -139,7 +145,8 @@ def load(
     if found != metadata.sam_sha256:
         raise UserError(
             f"{path} was trained on another {metadata.sam}: its SAM has SHA-256 {metadata.sam_sha256[:12]}…, this "
-            f"one {found[:12]}…. Pass the SAM it was trained on with --sam-checkpoint."
+            f"one {found[:12]}…. Pass the SAM it was trained on with --sam-checkpoint.",
+            code="another-sam",
         )
     load_learned(net, safetensors.torch.load_file(path), origin=f"{path} (net {metadata.net})", target=wanted.name)
     net.eval()
@@ -153,12 +160,15 @@ def _wanted_net(path: Path, metadata: Metadata, net_name: str | None) -> NetSpec
     wanted, spelt = parse_net_name(net_name)
     if spelt is not None and not metadata.sam.endswith(spelt):
         raise UserError(
-            f"{path} was trained on {metadata.sam}, but --net {net_name} names {spelt}: use its short name."
+            f"{path} was trained on {metadata.sam}, but --net {net_name} names {spelt}: use its short name.",
+            code="another-backbone",
         )
     if wanted.name != metadata.net and metadata.net not in wanted.learned_by:
         takers = [spec.name for spec in NETS.values() if metadata.net in spec.learned_by]
         other = f", or use {' or '.join(takers)} for ground-truth points" if takers else ""
-        raise UserError(f"{path} was trained as {metadata.net}, not {wanted.name}: drop --net{other}.")
+        raise UserError(
+            f"{path} was trained as {metadata.net}, not {wanted.name}: drop --net{other}.", code="another-net"
+        )
     return wanted
 
 
@@ -179,7 +189,10 @@ def load_learned(net: Promise, state: dict[str, Tensor], *, origin: str, target:
     wanted = net.learned_state()
     faults = _misfits(wanted, state)
     if faults:
-        raise UserError(f"{origin} does not fit the net {target}: {faults}. Is --net the net it was trained as?")
+        raise UserError(
+            f"{origin} does not fit the net {target}: {faults}. Is --net the net it was trained as?",
+            code="checkpoint-misfit",
+        )
     net.load_state_dict(state, strict=False)
 
 
@@ -223,7 +236,10 @@ def load_reference_state(net: Promise, state_dict: Mapping[str, Tensor]) -> None
             strangers[name] = value
     faults = _misfits(wanted, {**ours, **strangers})
     if faults:
-        raise UserError(f"the original's state dict does not fit this net: {faults}. Is it the right net and backbone?")
+        raise UserError(
+            f"the original's state dict does not fit this net: {faults}. Is it the right net and backbone?",
+            code="checkpoint-misfit",
+        )
     if net.ips is None and any(name.startswith("ips.") for name in map(own_name, unused) if name):
         log.warning("the original's file holds an IPS, which this net has not: it is left aside.")
     net.load_state_dict(ours)
@@ -245,16 +261,22 @@ def _load_original(path: Path, net_name: str | None, sam: str | None, precision:
     if path.is_dir():
         best = path / "best.safetensors"
         hint = f" Did you mean {best}?" if best.is_file() else ""
-        raise UserError(f"{path} is a folder, not a checkpoint.{hint}")
+        raise UserError(f"{path} is a folder, not a checkpoint.{hint}", code="is-a-folder")
     if path.name == "resume.pt":
         raise UserError(
-            f"{path} is what --resume starts from; evaluate best.safetensors or last.safetensors beside it."
+            f"{path} is what --resume starts from; evaluate best.safetensors or last.safetensors beside it.",
+            code="resume-state",
         )
     state = read_state_dict(path)
     if all(name.startswith(SAM_PARTS) for name in state):
-        raise UserError(f"{path} holds SAM's own weights and no learned parts: pass it with --sam-checkpoint.")
+        raise UserError(
+            f"{path} holds SAM's own weights and no learned parts: pass it with --sam-checkpoint.",
+            code="sam-weights-only",
+        )
     if net_name is None:
-        raise UserError(f"{path} does not say which net it holds: name it with --net ({', '.join(NETS)}).")
+        raise UserError(
+            f"{path} does not say which net it holds: name it with --net ({', '.join(NETS)}).", code="net-not-named"
+        )
     spec, spelt = parse_net_name(net_name)
     points = _count_points(state)
     sam_name = sam or spelt or "vit_b"
@@ -264,7 +286,7 @@ def _load_original(path: Path, net_name: str | None, sam: str | None, precision:
     try:
         load_reference_state(net, state)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}", code=error.code) from error
     net.eval()
     metadata = Metadata(spec.name, sam_name, points, net.sam.weights_sha256(), sam_checkpoint=str(path))
     return net, metadata

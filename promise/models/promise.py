@@ -59,7 +59,10 @@ class Promise(nn.Module):
         device = next(self.sam.parameters()).device
         names = (os.environ.get("CXX", "g++"), "c++", "clang++", "cl")
         if device.type == "cpu" and not any(map(shutil.which, names)):
-            raise UserError("--compile needs a C++ compiler on a CPU, such as g++: install one, or drop --compile.")
+            raise UserError(
+                "--compile needs a C++ compiler on a CPU, such as g++: install one, or drop --compile.",
+                code="no-compiler",
+            )
         prompter = None if self.apm is None else self.apm.compiled_part()
         for part in (prompter, self.ips, self.sam.mask_decoder.transformer):
             if part is not None:
@@ -123,7 +126,7 @@ class Promise(nn.Module):
             UserError: the net has no prompter.
         """
         if self.apm is None:
-            raise UserError("this net has no prompter: give it prompts, such as points or boxes.")
+            raise UserError("this net has no prompter: give it prompts, such as points or boxes.", code="no-prompter")
         with self._autocast(encoded.embedding.device):
             prompted: Prompted = self.apm(encoded)
         return prompted

@@ -112,7 +112,10 @@ def resolve_sam(name: str, sam: str | None) -> str:
     """
     _, spelt = parse_net_name(name)
     if sam is not None and spelt is not None and not sam.endswith(spelt):
-        raise UserError(f"--net {name} names the backbone {spelt}, but --sam says {sam}: drop one of the two.")
+        raise UserError(
+            f"--net {name} names the backbone {spelt}, but --sam says {sam}: drop one of the two.",
+            code="backbone-contradicts-net",
+        )
     return sam or spelt or DEFAULT_SAM
 
 
@@ -145,9 +148,10 @@ def build_net(
             else ``lite_medsam``.
         num_points: point prompts an image: 1 or an even number.
         point_labels: labels of automatic prompts, 1 or 0 each; default half positive, half negative.
-        sam_checkpoint: ``"auto"`` finds or fetches the published weights, a path loads that file,
-            ``None`` leaves SAM random, with a warning.
-        freeze: ``FZ0`` … ``FZ4``; see :class:`promise.models.sam.frozen.FrozenSam`.
+        sam_checkpoint: ``"auto"`` finds or fetches the published weights, a path loads that file (for backbones
+            ``hf_…`` a folder or a name on the Hugging Face hub), ``None`` leaves SAM random, with a warning.
+        freeze: which parts of SAM stay frozen: ``all``, ``encoder+decoder``, ``encoders``, ``encoder``, ``none``, or
+            the code ``FZ0`` … ``FZ4``; see :class:`promise.models.sam.frozen.FrozenSam`.
         precision: ``fp32``, ``bf16``, ``fp16``.
         seed: of the learned parts' first weights; ``None`` draws from torch's global generator.
 

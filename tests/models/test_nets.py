@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from promise.models.cpu import optimize_for_cpu
 from promise.models.registry import NETS
-from promise.models.sam.frozen import FREEZE
-from promise.runtime.errors import UserError
-from promise.types import Points
+from promise.models.sam.frozen import FREEZE, FREEZE_ALIASES, freeze_code
+from promise.types import Points, Prompts
 
 LITE_NETS = ("APM_IPS_resnet", "APM_cross", "IPS_GT")  # each part once: a pass takes half a second an image
 CASES = [*((name, "tiny_vit") for name in NETS), *((name, "lite_medsam") for name in LITE_NETS)]
-AUTO = [name for name, spec in NETS.items() if spec.head]
-ORACLE = [name for name, spec in NETS.items() if not spec.head]
+AUTO = [name for name, spec in NETS.items() if spec.prompter]
+ORACLE = [name for name, spec in NETS.items() if not spec.prompter]
 
 
 @pytest.fixture(params=CASES, ids="-".join)
@@ -35,13 +35,23 @@ def images(count: int, net) -> Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(7))
 
 
-def some_points(batch: int, net, count: int = 4) -> Points | None:
+def some_points(batch: int, net, count: int = 4) -> Prompts | None:
     """Drawn points for a net that makes none, ``None`` for one that does."""
     if not net.needs_prompts:
         return None
     generator = torch.Generator().manual_seed(8)
     xy = torch.rand(batch, count, 2, generator=generator) * (net.sam.backbone.image_size - 1)
-    return Points(xy, torch.randint(0, 2, (batch, count), generator=generator))
+    return Prompts(Points(xy, torch.randint(0, 2, (batch, count), generator=generator)))
+
+
+def prompts_of(prompts: Prompts, i: int) -> Prompts:
+    """Those of one image of the batch."""
+    one, points = slice(i, i + 1), prompts.points
+    return Prompts(
+        None if points is None else Points(points.xy[one], points.label[one]),
+        None if prompts.boxes is None else prompts.boxes[one],
+        None if prompts.masks is None else prompts.masks[one],
+    )
 
 
 def warm_up(net, image: Tensor) -> None:
@@ -101,12 +111,10 @@ def test_a_batch_equals_its_images_one_by_one(name, build) -> None:
     image = images(3, net)
     warm_up(net, image)
     net.eval()
-    points = some_points(3, net)
+    prompts = some_points(3, net)
     with torch.no_grad():
-        together = net(image, points)
-        singles = [
-            net(image[i : i + 1], points and Points(points.xy[i : i + 1], points.label[i : i + 1])) for i in range(3)
-        ]
+        together = net(image, prompts)
+        singles = [net(image[i : i + 1], prompts and prompts_of(prompts, i)) for i in range(3)]
     for field in ("mask_logits", "iou"):
         torch.testing.assert_close(
             getattr(together, field), torch.cat([getattr(s, field) for s in singles]), atol=1e-5, rtol=1e-5
@@ -124,10 +132,12 @@ def test_the_predicted_points_given_by_hand_give_the_same_masks(name, build) -> 
     net.eval()
     with torch.no_grad():
         by_itself = net(image)
-        by_hand = net(image, by_itself.points)
-        elsewhere = net(image, Points(by_itself.points.xy.flip(1), by_itself.points.label))
+        by_hand = net(image, by_itself.prompts)
+        in_short = net(image, points=by_itself.points)
+        elsewhere = net(image, points=Points(by_itself.points.xy.flip(1), by_itself.points.label))
     assert torch.equal(by_itself.mask_logits, by_hand.mask_logits)
-    assert by_hand.points is by_itself.points
+    assert torch.equal(by_itself.mask_logits, in_short.mask_logits)
+    assert by_hand.prompts is by_itself.prompts
     assert not torch.allclose(by_itself.mask_logits, elsewhere.mask_logits, atol=1e-4)
 
 
@@ -148,10 +158,10 @@ def test_points_depend_on_the_image_and_stay_between_pixels(name, build) -> None
 def test_bfloat16_is_close_to_float32(name, build) -> None:
     net, net16 = build(name, num_points=4).eval(), build(name, num_points=4, precision="bf16").eval()
     image = images(2, net)
-    points = some_points(2, net)
+    prompts = some_points(2, net)
     with torch.no_grad():
-        points = points or net(image).points
-        full, half = net(image, points), net16(image, points)
+        prompts = prompts or net(image).prompts
+        full, half = net(image, prompts), net16(image, prompts)
     assert half.mask_logits.dtype == half.iou.dtype == torch.float32
     difference = (half.mask_logits - full.mask_logits).abs()
     assert 0 < difference.max() < 0.1 * full.mask_logits.std() + 0.02 * full.mask_logits.abs().max()
@@ -159,10 +169,10 @@ def test_bfloat16_is_close_to_float32(name, build) -> None:
 
 
 @pytest.mark.parametrize("name", ORACLE)
-def test_a_net_without_a_prompter_wants_prompts(name, build) -> None:
+def test_a_net_without_a_prompter_requires_prompts(name, build, user_error) -> None:
     net = build(name)
     assert net.needs_prompts
-    with pytest.raises(UserError, match="give it points or boxes"):
+    with user_error("no-prompter"):
         net(images(1, net))
 
 
@@ -172,8 +182,8 @@ def test_boxes_alone_prompt_every_net(name, build) -> None:
     boxes = torch.tensor([[4.0, 6.0, 40.0, 50.0], [10.0, 10.0, 30.0, 20.0]])
     with torch.no_grad():
         encoded = net.encode(images(2, net))
-        prediction = net.decode(encoded, boxes=boxes)
-        moved = net.decode(encoded, boxes=boxes + 8)
+        prediction = net.decode(encoded, Prompts(boxes=boxes))
+        moved = net.decode(encoded, Prompts(boxes=boxes + 8))
     assert prediction.points is None
     assert torch.equal(prediction.boxes, boxes)
     assert not torch.allclose(prediction.mask_logits, moved.mask_logits, atol=1e-4)
@@ -192,8 +202,8 @@ def test_any_even_number_of_points_or_one(name, count, build) -> None:
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("count", [0, -2, 3, 15])
-def test_an_odd_number_of_points_is_an_error(name, count, build) -> None:
-    with pytest.raises(UserError, match=f"1 or an even number.*got {count}"):
+def test_an_odd_number_of_points_is_an_error(name, count, build, user_error) -> None:
+    with user_error("number-of-points"):
         build(name, num_points=count)
 
 
@@ -204,8 +214,8 @@ def test_point_labels_can_be_chosen(build) -> None:
 
 
 @pytest.mark.parametrize("labels", [(1, 0, 1), (1, 0, 1, 0, 1), (1, 0, 2, 0), (1, 0, -1, 0)])
-def test_point_labels_that_do_not_fit_are_an_error(labels, build) -> None:
-    with pytest.raises(UserError, match="--point-labels wants 4 values of 0 or 1"):
+def test_point_labels_that_do_not_fit_are_an_error(labels, build, user_error) -> None:
+    with user_error("point-labels"):
         build("APM_cross", num_points=4, point_labels=labels)
 
 
@@ -265,9 +275,31 @@ def test_a_freeze_switch_releases_exactly_its_parts(freeze, build) -> None:
     assert inside == set(RELEASED[freeze])
 
 
-def test_an_unknown_freeze_switch_is_an_error(build) -> None:
-    with pytest.raises(UserError, match=r"unknown freeze switch 'FZ5'.*FZ0, FZ1, FZ2, FZ3, FZ4"):
-        build("IPS_GT", freeze="FZ5")
+@pytest.mark.parametrize(("name", "code"), FREEZE_ALIASES.items())
+def test_a_switch_has_a_readable_name_and_the_code_is_kept(name, code, build) -> None:
+    assert freeze_code(name) == freeze_code(code) == code
+    named, coded = build("IPS_GT", freeze=name).sam, build("IPS_GT", freeze=code).sam
+    assert named.freeze == coded.freeze == code
+    assert named.trained_parts == coded.trained_parts
+
+
+def test_the_readable_names_are_those_of_the_frozen_parts() -> None:
+    expected = {
+        "all": {"image_encoder", "prompt_encoder", "mask_decoder"},
+        "encoder+decoder": {"image_encoder", "mask_decoder"},
+        "encoders": {"image_encoder", "prompt_encoder"},
+        "encoder": {"image_encoder"},
+        "none": set(),
+    }
+    assert {name: set(FREEZE[code]) for name, code in FREEZE_ALIASES.items()} == expected
+    assert sorted(FREEZE_ALIASES.values()) == sorted(FREEZE)
+
+
+@pytest.mark.parametrize("name", ["FZ5", "everything", ""])
+def test_an_unknown_freeze_switch_lists_the_readable_names(name, build, user_error) -> None:
+    with user_error("unknown-freeze-switch") as caught:
+        build("IPS_GT", freeze=name)
+    assert all(known in str(caught.value) for known in FREEZE_ALIASES)
 
 
 # --- FrozenSam against the package's own modules --------------------------------------------------
@@ -277,7 +309,7 @@ def test_an_unknown_freeze_switch_is_an_error(build) -> None:
 def test_encode_equals_the_packages_encoder(sam, build, request) -> None:
     if sam == "lite_medsam":
         request.getfixturevalue("lite")
-    net = build("SAM", sam=sam)
+    net = optimize_for_cpu(build("SAM", sam=sam))
     count = 2 if sam == "tiny_vit" else 1
     image = images(count, net)
     with torch.no_grad():
@@ -293,7 +325,7 @@ def test_encode_equals_the_packages_encoder(sam, build, request) -> None:
 
 
 def test_taps_are_the_outputs_of_the_tapped_blocks(build) -> None:
-    net = build("SAM")
+    net = optimize_for_cpu(build("SAM"))
     seen: dict[int, Tensor] = {}
     for number in (2, 4, 6):
         net.sam.image_encoder.blocks[number - 1].register_forward_hook(
@@ -314,7 +346,7 @@ def test_images_of_another_size_are_refused(build) -> None:
             net.sam.encode(torch.zeros(shape))
 
 
-KINDS = [kinds for n in (1, 2, 3) for kinds in itertools.combinations(("points", "boxes", "mask_prompt"), n)]
+KINDS = [kinds for n in (1, 2, 3) for kinds in itertools.combinations(("points", "boxes", "masks"), n)]
 
 
 @pytest.mark.parametrize("kinds", [*KINDS, ("points", "padding")], ids="+".join)
@@ -337,20 +369,14 @@ def test_decode_equals_the_packages_decoder_image_by_image(kinds, sam, build, re
     given = {
         "points": Points(torch.rand(3, 5, 2, generator=generator) * size, label),
         "boxes": torch.cat((corner, corner + size / 3), dim=1),
-        "mask_prompt": torch.randn(3, 1, 4 * side, 4 * side, generator=generator),
+        "masks": torch.randn(3, 1, 4 * side, 4 * side, generator=generator),
     }
-    given = {kind: value for kind, value in given.items() if kind in kinds}
+    prompts = Prompts(**{kind: value for kind, value in given.items() if kind in kinds})
     with torch.no_grad():
-        logits, iou = frozen.decode(encoded, channels=(0, 1, 2, 3), **given)
-        first, first_iou = frozen.decode(encoded, **given)
+        logits, iou = frozen.decode(encoded, prompts, channels=(0, 1, 2, 3))
+        first, first_iou = frozen.decode(encoded, prompts)
     for i in range(3):
-        points = given.get("points")
-        masks, quality = _packages_own(
-            frozen,
-            encoded.embedding[i : i + 1],
-            None if points is None else (points.xy[i : i + 1], points.label[i : i + 1]),
-            *(None if given.get(k) is None else given[k][i : i + 1] for k in ("boxes", "mask_prompt")),
-        )
+        masks, quality = _packages_own(frozen, encoded.embedding[i : i + 1], prompts_of(prompts, i))
         torch.testing.assert_close(logits[i], masks, atol=2e-5, rtol=1e-5)
         torch.testing.assert_close(iou[i], quality, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(first, logits[:, 1:2], atol=1e-5, rtol=1e-5)  # the first multimask mask
@@ -358,8 +384,9 @@ def test_decode_equals_the_packages_decoder_image_by_image(kinds, sam, build, re
 
 
 @torch.no_grad()
-def _packages_own(frozen, embedding, points, boxes, mask) -> tuple[Tensor, Tensor]:
-    sparse, dense = frozen.prompt_encoder(points=points, boxes=boxes, masks=mask)
+def _packages_own(frozen, embedding, prompts) -> tuple[Tensor, Tensor]:
+    points = prompts.points and (prompts.points.xy, prompts.points.label)
+    sparse, dense = frozen.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
     common = {
         "image_embeddings": embedding,
         "image_pe": frozen.prompt_encoder.get_dense_pe(),
@@ -373,13 +400,13 @@ def _packages_own(frozen, embedding, points, boxes, mask) -> tuple[Tensor, Tenso
 def test_the_token_shift_is_added_to_the_mask_tokens(build) -> None:
     net = build("SAM")
     image = images(2, net)
-    points = some_points(2, net)
+    prompts = some_points(2, net)
     shift = torch.randn(4, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         encoded = net.encode(image)
-        ours, _ = net.sam.decode(encoded, points=points, token_shift=shift.expand(2, -1, -1))
+        ours, _ = net.sam.decode(encoded, prompts, token_shift=shift.expand(2, -1, -1))
         net.sam.mask_decoder.mask_tokens.weight.add_(shift)
-        theirs, _ = net.sam.decode(encoded, points=points)
+        theirs, _ = net.sam.decode(encoded, prompts)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 

@@ -9,7 +9,9 @@ from promise.models.cpu.tiny_vit import FusedTinyViT
 from promise.models.cpu.vit import FusedViT
 from promise.models.cpu.winograd import use_winograd
 from promise.models.promise import Promise
-from promise.models.sam.backbones import Encode, Fuse, encode_tiny_vit, encode_vit
+from promise.models.sam.adapter import Encode, Fuse
+from promise.models.sam.lite_medsam import encode_tiny_vit
+from promise.models.sam.segment_anything import encode_vit
 
 # How an encoder is run block by block → how it is arranged for inference.
 FUSED: dict[Encode, Fuse] = {encode_vit: FusedViT, encode_tiny_vit: FusedTinyViT}

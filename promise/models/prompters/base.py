@@ -75,10 +75,14 @@ def fixed_labels(num_points: int, values: tuple[int, ...] | None = None) -> tupl
         if len(values) != num_points or not set(values) <= {0, 1}:
             raise UserError(
                 f"--point-labels needs {num_points} values of 0 or 1, as many as --num-points; got {len(values)}: "
-                f"{'-'.join(map(str, values))}."
+                f"{'-'.join(map(str, values))}.",
+                code="point-labels",
             )
         return tuple(values)
     if num_points != 1 and (num_points < 1 or num_points % 2):
-        raise UserError(f"--num-points must be 1 or an even number (half positive, half negative), got {num_points}.")
+        raise UserError(
+            f"--num-points must be 1 or an even number (half positive, half negative), got {num_points}.",
+            code="number-of-points",
+        )
     positive = max(1, num_points // 2)
     return (1,) * positive + (0,) * (num_points - positive)

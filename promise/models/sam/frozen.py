@@ -1,4 +1,8 @@
-"""A frozen SAM: encode with taps, decode with a token shift, batched; knows no APM, no IPS, no ground truth."""
+"""A frozen SAM: encode with taps, decode with a token shift, batched; knows no APM, no IPS, no ground truth.
+
+Everything that is specific to one implementation of SAM is in the backbone's ``encode`` and ``adapter``; see
+:mod:`promise.models.sam.adapter`.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from promise.models.sam.backbones import Backbone, Fuse, Fused, run_block
+from promise.models.sam.adapter import POINT_LABELS, Fuse, Fused, run_block
+from promise.models.sam.backbones import Backbone
 from promise.models.sam.weights import state_sha256
 from promise.runtime.errors import unknown_name
 from promise.types import Encoded, Points, Prompts, join, to_preferred_memory_format
 
-# The original's switches: which parts of SAM stay frozen.
+# The reference implementation's switches: which parts of SAM stay frozen.
 FREEZE: dict[str, frozenset[str]] = {
     "FZ0": frozenset({"image_encoder", "prompt_encoder", "mask_decoder"}),
     "FZ1": frozenset({"image_encoder", "mask_decoder"}),
@@ -24,10 +28,32 @@ FREEZE: dict[str, frozenset[str]] = {
     "FZ3": frozenset({"image_encoder"}),
     "FZ4": frozenset(),
 }
+# Readable names of the switches; runs and checkpoints store the code.
+FREEZE_ALIASES: dict[str, str] = {
+    "all": "FZ0",
+    "encoder+decoder": "FZ1",
+    "encoders": "FZ2",
+    "encoder": "FZ3",
+    "none": "FZ4",
+}
 
 MULTIMASK = (1, 2, 3)  # the decoder's channels of SAM's three multimask masks
 # Reference parity: the first of the three.
 FIRST_MULTIMASK = (1,)
+
+
+def freeze_code(name: str) -> str:
+    """The code (``FZ0`` … ``FZ4``) of a freeze switch.
+
+    Args:
+        name: a key of :data:`FREEZE_ALIASES`, which names the frozen parts, or a code.
+
+    Raises:
+        UserError: unknown; lists the readable names (code ``unknown-freeze-switch``).
+    """
+    if name not in FREEZE and name not in FREEZE_ALIASES:
+        raise unknown_name("freeze switch", name, FREEZE_ALIASES)
+    return FREEZE_ALIASES.get(name, name)
 
 
 class FrozenSam(nn.Module):
@@ -37,33 +63,32 @@ class FrozenSam(nn.Module):
     prompt_encoder: Any
     mask_decoder: Any
 
-    def __init__(self, sam: Any, backbone: Backbone, *, freeze: str = "FZ0") -> None:
+    def __init__(self, sam: Any, backbone: Backbone, *, freeze: str = "all") -> None:
         """Take over a SAM.
 
         Args:
             sam: a module with ``image_encoder``, ``prompt_encoder`` and ``mask_decoder``.
             backbone: its entry in the table.
-            freeze: ``FZ0`` freezes all of SAM, ``FZ1`` encoder and decoder, ``FZ2`` both encoders, ``FZ3``
-                the image encoder, ``FZ4`` nothing.
+            freeze: which parts stay frozen: ``all`` (``FZ0``), ``encoder+decoder`` (``FZ1``: image encoder and mask
+                decoder), ``encoders`` (``FZ2``: image and prompt encoder), ``encoder`` (``FZ3``: image encoder),
+                ``none`` (``FZ4``).
 
         Raises:
-            UserError: unknown switch.
+            UserError: unknown switch (code ``unknown-freeze-switch``).
         """
         super().__init__()
-        if freeze not in FREEZE:
-            raise unknown_name("freeze switch", freeze, FREEZE)
         self.image_encoder = sam.image_encoder
         self.prompt_encoder = sam.prompt_encoder
         self.mask_decoder = sam.mask_decoder
         self.backbone = backbone
-        self.freeze = freeze
+        self.freeze = freeze_code(freeze)
         # Compute a block's inner values again in the backward pass instead of keeping them.
         self.gradient_checkpointing = False
         self.fuse: Fuse | None = None  # how to arrange the frozen encoder; see promise.models.cpu
         self.compile_encoder = False  # by torch.compile, where it is fused
         self._fused: dict[torch.dtype, tuple[object, Fused]] = {}  # the encoder's state each was made from, and itself
         for name, part in self.named_children():
-            part.requires_grad_(name not in FREEZE[freeze])
+            part.requires_grad_(name not in FREEZE[self.freeze])
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenSam:
@@ -150,22 +175,20 @@ class FrozenSam(nn.Module):
         batch = embedding.shape[0]
         pad = prompts.boxes is None if pad is None else pad
         sparse, dense = self._embed_prompts(prompts, batch, pad)
-        decoder = self.mask_decoder
-        queries = decoder.mask_tokens.weight.expand(batch, -1, -1)
+        adapter, decoder = self.backbone.adapter, self.mask_decoder
+        quality, masks = adapter.tokens(decoder).expand(batch, -1, -1).tensor_split((1,), dim=1)
         if token_shift is not None:
-            queries = queries + token_shift
-        quality = decoder.iou_token.weight.expand(batch, -1, -1)
-        tokens = torch.cat((quality, queries, sparse), dim=1)
+            masks = masks + token_shift
+        tokens = torch.cat((quality, masks, sparse), dim=1)
         with _full_precision(embedding):
-            position = self.prompt_encoder.get_dense_pe().expand(batch, -1, -1, -1)
-        out, source = self._run(decoder.transformer, embedding + dense, position, tokens)
-        source = source.transpose(1, 2).reshape(embedding.shape)
-        upscaled = self._run(partial(_upscale, decoder.output_upscaling), source)  # (B, 32, 4E, 4E)
-        weights = [decoder.output_hypernetworks_mlps[c](out[:, 1 + c]) for c in channels]
+            position = adapter.dense_position(self.prompt_encoder).expand(batch, -1, -1, -1)
+        out, updated = self._run(partial(adapter.transform, decoder), embedding + dense, position, tokens)
+        upscaled = self._run(partial(adapter.upscale, decoder), updated)  # (B, 32, 4E, 4E)
+        weights = [adapter.mask_weights(decoder, channel, out[:, 1 + channel]) for channel in channels]
         # Pixels times channels, as they lie in memory: then no gradient of the upscaling has to be turned around.
         logits = upscaled.permute(0, 2, 3, 1).flatten(1, 2) @ torch.stack(weights, dim=2)
         logits = logits.transpose(1, 2).reshape(batch, len(channels), *upscaled.shape[2:])
-        iou = decoder.iou_prediction_head(out[:, 0])[:, list(channels if estimates is None else estimates)]
+        iou = adapter.quality(decoder, out[:, 0])[:, list(channels if estimates is None else estimates)]
         return logits.float(), iou.float()
 
     def _run(self, block: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -174,48 +197,45 @@ class FrozenSam(nn.Module):
         return block(*inputs)
 
     def _embed_prompts(self, prompts: Prompts, batch: int, pad: bool) -> tuple[Tensor, Tensor]:
-        encoder = self.prompt_encoder
+        """Sparse (B, N, C) and dense (B, C, E, E) embeddings."""
+        adapter, encoder = self.backbone.adapter, self.prompt_encoder
         points, boxes, mask_prompt = prompts.points, prompts.boxes, prompts.masks
         sparse = []
         if points is not None and points.xy.shape[1]:
             sparse.append(self._embed_points(points, pad=pad))
         if boxes is not None:
-            with _full_precision(boxes):
-                sparse.append(encoder._embed_boxes(boxes.float()))
+            sparse.append(self._embed_boxes(boxes))
         if mask_prompt is not None:
-            dense = encoder._embed_masks(mask_prompt)
+            dense = adapter.mask_embedding(encoder, mask_prompt)
         else:
             side = self.backbone.embedding_side
-            dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(batch, -1, side, side)
+            dense = adapter.no_mask_embedding(encoder).reshape(1, -1, 1, 1).expand(batch, -1, side, side)
         if not sparse:
             return dense.new_zeros(batch, 0, dense.shape[1]), dense
         return torch.cat(sparse, dim=1), dense
 
     def _embed_points(self, points: Points, *, pad: bool) -> Tensor:
-        # The same sums as SAM's own _embed_points, by selection instead of boolean indexing, which would make
+        # The same sums as SAM's own prompt encoder, by selection instead of boolean indexing, which would make
         # the host wait for the device; in full precision, since a pixel of 1024 is lost in bfloat16.
-        encoder = self.prompt_encoder
+        adapter, encoder = self.backbone.adapter, self.prompt_encoder
         xy, label = points.xy.float() + 0.5, points.label
         if pad:
             xy = torch.cat((xy, xy.new_zeros(xy.shape[0], 1, 2)), dim=1)
             label = torch.cat((label, label.new_full((label.shape[0], 1), -1)), dim=1)
         with _full_precision(xy):
-            raw = encoder.pe_layer.forward_with_coords(xy, encoder.input_image_size)
+            raw = adapter.position(encoder, xy)
         label = label.unsqueeze(-1)
         where: Tensor = torch.where(label == -1, torch.zeros_like(raw), raw)
-        for value, embed in ((-1, encoder.not_a_point_embed), *enumerate(encoder.point_embeddings)):
-            where = where + (label == value) * embed.weight
+        for value, embedding in zip(POINT_LABELS, adapter.label_embeddings(encoder), strict=True):
+            where = where + (label == value) * embedding
         return where
 
-
-def _upscale(layers: Any, source: Tensor) -> Tensor:
-    """SAM's upscaling; its normalisation over channels by the fused kernel, on which channels-last maps are rows."""
-    first, norm, *rest = layers
-    x: Tensor = first(source).permute(0, 2, 3, 1)
-    x = F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps).permute(0, 3, 1, 2)
-    for layer in rest:
-        x = layer(x)
-    return x
+    def _embed_boxes(self, boxes: Tensor) -> Tensor:
+        """A box (B, 4) is two points with labels of their own: (B, 2, C)."""
+        adapter, encoder = self.backbone.adapter, self.prompt_encoder
+        corners = boxes.float().reshape(-1, 2, 2) + 0.5
+        with _full_precision(boxes):
+            return adapter.position(encoder, corners) + torch.cat(adapter.label_embeddings(encoder)[-2:])
 
 
 def _full_precision(like: Tensor) -> torch.autocast:

@@ -80,7 +80,8 @@ def check_weights(path: Path, weights: Weights) -> None:
     if found != wanted:
         raise UserError(
             f"{path} is not the published {weights.file_name}: its {kind} is {found}, not {wanted}. "
-            "Delete it to have it fetched again, or pass your own file with --sam-checkpoint."
+            "Delete it to have it fetched again, or pass your own file with --sam-checkpoint.",
+            code="not-the-published-weights",
         )
 
 
@@ -89,7 +90,9 @@ def _download(weights: Weights, path: Path) -> None:
     url = f"{mirror.rstrip('/')}/{weights.file_name}" if mirror else weights.url
     advice = f"Fetch {weights.url} by hand and save it as {path}, or pass a file with --sam-checkpoint."
     if url is None:
-        raise MissingFileError(f"{weights.file_name} is not at {path} and has no download address. {advice}")
+        raise MissingFileError(
+            f"{weights.file_name} is not at {path} and has no download address. {advice}", code="missing-weights"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     log.info("downloading %s to %s", url, path)
     try:
@@ -97,7 +100,8 @@ def _download(weights: Weights, path: Path) -> None:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=weights.sha256)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         raise MissingFileError(
-            f"{weights.file_name} is not at {path} and {url} could not be fetched ({error}). {advice}"
+            f"{weights.file_name} is not at {path} and {url} could not be fetched ({error}). {advice}",
+            code="missing-weights",
         ) from error
 
 
@@ -117,19 +121,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         UserError: the file is no state dict, or holds more than tensors.
     """
     if not path.is_file():
-        raise MissingFileError(f"no weight file at {path}. Is the path right?")
+        raise MissingFileError(f"no weight file at {path}. Is the path right?", code="missing-weights")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:
         raise UserError(
             f"{path} cannot be read as PyTorch weights: it is cut off, of another kind, or holds more than tensors, "
-            "which is not loaded since it could run any code."
+            "which is not loaded since it could run any code.",
+            code="unreadable-weights",
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise UserError(f"{path} holds no state dict (a mapping from names to tensors).")
+        raise UserError(f"{path} holds no state dict (a mapping from names to tensors).", code="not-a-state-dict")
     return {str(name).removeprefix("module."): value for name, value in loaded.items()}
 
 

@@ -11,6 +11,7 @@ from promise.models.cpu.vit import FusedViT
 from promise.models.sam.backbones import build_sam, encode_tiny_vit, encode_vit, get_backbone
 from promise.models.sam.frozen import FrozenSam
 from promise.runtime.device import resolve_precision
+from promise.types import Prompts
 
 TAPS = (2, 3, 4)
 
@@ -19,6 +20,13 @@ TAPS = (2, 3, 4)
 def lite_encoder(lite: None) -> nn.Module:
     encoder: nn.Module = build_sam(get_backbone("lite_medsam")).image_encoder
     return encoder.requires_grad_(False)
+
+
+def fused_sam(freeze: str = "all") -> FrozenSam:
+    backbone = get_backbone("lite_medsam")
+    sam = FrozenSam(build_sam(backbone), backbone, freeze=freeze)
+    sam.fuse = FusedTinyViT
+    return sam
 
 
 def image(seed: int = 0, count: int = 1) -> Tensor:
@@ -84,8 +92,7 @@ def test_only_wanted_taps_are_kept(lite_encoder) -> None:
 
 
 def test_a_frozen_sam_fuses_anew_when_its_encoder_changes(lite) -> None:
-    backbone = get_backbone("lite_medsam")
-    sam = FrozenSam(build_sam(backbone), backbone)
+    sam = fused_sam()
     pixels = image()
     before = sam.encode(pixels)
     assert sam.encode(pixels).embedding.equal(before.embedding)
@@ -98,8 +105,7 @@ def test_a_frozen_sam_fuses_anew_when_its_encoder_changes(lite) -> None:
 
 
 def test_an_encoder_fused_in_inference_mode_serves_outside_and_the_mode_changes_nothing(lite) -> None:
-    backbone = get_backbone("lite_medsam")
-    sam = FrozenSam(build_sam(backbone), backbone)
+    sam = fused_sam()
     pixels = image()
     with torch.inference_mode():
         sam.eval()  # TinyViT makes its position biases anew here
@@ -113,8 +119,7 @@ def test_an_encoder_fused_in_inference_mode_serves_outside_and_the_mode_changes_
 
 
 def test_an_unfrozen_encoder_is_not_fused_and_learns(lite) -> None:
-    backbone = get_backbone("lite_medsam")
-    sam = FrozenSam(build_sam(backbone), backbone, freeze="FZ4")
+    sam = fused_sam(freeze="none")
     sam.encode(image()).embedding.square().mean().backward()
     assert sam.image_encoder.patch_embed.seq[0].c.weight.grad.abs().max() > 0
 
@@ -125,9 +130,8 @@ def test_masks_in_bfloat16_agree_with_full_precision(lite, shared) -> None:
     from promise.data.images import read_image, read_mask
     from promise.data.transforms.recipes import build_transform
 
-    backbone = get_backbone("lite_medsam")
-    sam = FrozenSam(build_sam(backbone), backbone)
-    transform = build_transform("basic_color", image_size=256, pixels=backbone.pixels)
+    sam = fused_sam()
+    transform = build_transform("basic_color", image_size=256, pixels=sam.backbone.pixels)
     agreement = []
     for path in sorted((shared / "data/kvasir_seg/images").iterdir())[:12]:
         mask_path = next((shared / "data/kvasir_seg/masks").glob(f"{path.stem}.*"))
@@ -136,9 +140,9 @@ def test_masks_in_bfloat16_agree_with_full_precision(lite, shared) -> None:
         ys, xs = torch.nonzero(mask[0], as_tuple=True)
         box = torch.stack((xs.min(), ys.min(), xs.max(), ys.max())).float()[None]
         with torch.no_grad():
-            full, _ = sam.decode(sam.encode(pixels[None]), boxes=box)
+            full, _ = sam.decode(sam.encode(pixels[None]), Prompts(boxes=box))
             with torch.autocast("cpu", torch.bfloat16):
-                half, _ = sam.decode(sam.encode(pixels[None]), boxes=box)
+                half, _ = sam.decode(sam.encode(pixels[None]), Prompts(boxes=box))
         agreement.append(evaluate_pair((half[0, 0] > 0).numpy(), (full[0, 0] > 0).numpy())["dice"])
     assert min(agreement) > 0.98
     assert sum(agreement) / len(agreement) >= 0.995

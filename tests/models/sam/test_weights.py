@@ -15,7 +15,7 @@ import torch
 
 from promise.models.sam.backbones import build_sam, get_backbone
 from promise.models.sam.weights import Weights, check_weights, find_weights, read_state_dict, state_sha256
-from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.errors import MissingFileError
 
 CONTENT = b"weights " * 999
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -68,17 +68,18 @@ def test_a_download_with_a_wrong_hash_leaves_nothing(server: str, tmp_path: Path
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_download_of_a_wrong_size_is_refused(server: str) -> None:
+def test_a_download_of_a_wrong_size_is_refused(server: str, user_error) -> None:
     find_weights(Weights("sam.pth", f"{server}/sam.pth", size=len(CONTENT)))
-    with pytest.raises(UserError, match=f"its size is {len(CONTENT)}, not 5. Delete it"):
+    with user_error("not-the-published-weights"):
         find_weights(Weights("sam.pth", f"{server}/sam.pth", size=5))
 
 
-def test_a_cached_file_that_is_another_is_refused(server: str, tmp_path: Path) -> None:
+def test_a_cached_file_that_is_another_is_refused(server: str, tmp_path: Path, user_error) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/sam.pth").write_bytes(CONTENT[:-1])
-    with pytest.raises(UserError, match=r"sam\.pth is not the published sam\.pth.*SHA-256.*Delete it.*--sam-checkp"):
+    with user_error("not-the-published-weights") as caught:
         find_weights(Weights("sam.pth", f"{server}/sam.pth", SHA256))
+    assert all(part in str(caught.value) for part in ("sam.pth", SHA256, "--sam-checkpoint"))
     assert Quiet.asked == []
 
 
@@ -96,11 +97,11 @@ def test_offline_the_error_names_address_and_place(mirror: str, server: str, tmp
     assert not (tmp_path / "cache/sam.pth").exists()
 
 
-def test_a_bundled_file_is_checked_too(tmp_path: Path) -> None:
+def test_a_bundled_file_is_checked_too(tmp_path: Path, user_error) -> None:
     (tmp_path / "a.pth").write_bytes(CONTENT)
     bundled = lambda: str(tmp_path / "a.pth")  # noqa: E731
     assert find_weights(Weights("a.pth", sha256=SHA256, bundled=bundled)) == tmp_path / "a.pth"
-    with pytest.raises(UserError, match="is not the published"):
+    with user_error("not-the-published-weights"):
         find_weights(Weights("a.pth", sha256="0" * 64, bundled=bundled))
     check_weights(tmp_path / "a.pth", Weights("a.pth"))  # nothing to check it by
 
@@ -117,17 +118,17 @@ def test_a_state_dict_is_unwrapped(key: str | None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"a": "text"}, {"a": {"b": 1}}], ids=str)
-def test_something_else_is_refused(content: object, tmp_path: Path) -> None:
+def test_something_else_is_refused(content: object, tmp_path: Path, user_error) -> None:
     torch.save(content, tmp_path / "a.pth")
-    with pytest.raises(UserError, match="holds no state dict"):
+    with user_error("not-a-state-dict"):
         read_state_dict(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("kept", [0, 10, -50])
-def test_a_truncated_file_is_refused(kept: int, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(kept: int, tmp_path: Path, user_error) -> None:
     torch.save({"a": torch.zeros(1000)}, tmp_path / "a.pth")
     (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"a\.pth cannot be read as PyTorch weights: it is cut off") as caught:
+    with user_error("unreadable-weights") as caught:
         read_state_dict(tmp_path / "a.pth")
     assert "\n" not in str(caught.value)
 
@@ -142,33 +143,34 @@ class Evil:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_file_is_not_run(zipped: bool, tmp_path: Path) -> None:
+def test_code_in_a_file_is_not_run(zipped: bool, tmp_path: Path, user_error) -> None:
     content = {"a": torch.zeros(1), "b": Evil(str(tmp_path / "was here"))}
     if zipped:
         torch.save(content, tmp_path / "a.pth")
     else:
         (tmp_path / "a.pth").write_bytes(pickle.dumps(content))
-    with pytest.raises(UserError, match="cannot be read as PyTorch weights"):
+    with user_error("unreadable-weights"):
         read_state_dict(tmp_path / "a.pth")
     assert not (tmp_path / "was here").exists()
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="no weight file at"):
+def test_a_missing_file_is_named(tmp_path: Path, user_error) -> None:
+    with user_error("missing-weights"):
         read_state_dict(tmp_path / "a.pth")
 
 
 # --- into a SAM -----------------------------------------------------------------------------------
 
 
-def test_a_file_of_another_architecture_is_refused(tiny_vit: str, tmp_path: Path) -> None:
+def test_a_file_of_another_architecture_is_refused(tiny_vit: str, tmp_path: Path, user_error) -> None:
     backbone = get_backbone(tiny_vit)
     state = backbone.build().state_dict()
     state["stranger"] = state.pop("image_encoder.pos_embed")
     state["prompt_encoder.no_mask_embed.weight"] = torch.zeros(1, 5)
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"1 missing \(image_encoder\.pos_embed\); 1 unknown \(stranger\); 1 of anoth"):
+    with user_error("weights-misfit") as caught:
         build_sam(backbone, tmp_path / "a.pth")
+    assert all(name in str(caught.value) for name in ("image_encoder.pos_embed", "stranger", "no_mask_embed"))
 
 
 def test_a_file_is_loaded_and_random_weights_are_the_same_every_time(tiny_vit: str, tmp_path: Path) -> None:
