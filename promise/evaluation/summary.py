@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from promise.evaluation.config import EMPTY_RULES
 from promise.evaluation.metrics import KINDS, printed_columns, protocols_of
 from promise.runtime.errors import MissingFileError, UserError
 from promise.runtime.text_table import text_table
@@ -64,7 +65,8 @@ def _legend(summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         "soft: probability map, min–max normalised, over 256 thresholds."
     )
     if any(table.get("empty_truths") for table in tables):
-        yield f"Empty masks ({last['empty_masks']}): {last['empty_masks_rule']} (native and soft)."
+        rule = EMPTY_RULES.get(last["empty_masks"], last["empty_masks_rule"])
+        yield f"Empty masks ({last['empty_masks']}): {rule} (native and soft)."
     yield from filter(None, map(_sources, summaries))
     if "statement" in last:
         yield last["statement"]

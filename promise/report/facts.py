@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from promise.evaluation.config import EMPTY_RULES
 from promise.evaluation.notices import OTHER_TUNING, SHARED, TEXTS, Notice, describe, from_text, unique
 from promise.evaluation.reader import Evaluation
 from promise.runtime.errors import MissingFileError, UserError
@@ -23,7 +24,8 @@ _TEXTS = {
     "oracle-prompts": "{title}: the prompts are drawn from the ground truth; this is not automatic segmentation.",
     "external-prompts": "{title}: the prompts do not come from the net.",
     "untrained-net": "{title}: the net is untrained.",
-    "empty-ground-truth": "{dataset}: {images} masks have no foreground; {rule}.",
+    OTHER_TUNING: f"{{title}}: {TEXTS[OTHER_TUNING]}",
+    "empty-ground-truth": "{dataset}: images with an empty ground truth: {images}; {rule}.",
     "sam-changed": "The weights of SAM changed during training: SAM was not frozen.",
     "earlier-version": (
         "An evaluation was made by an earlier version, which recorded no intervals, size classes, misses, calibration "
@@ -109,14 +111,20 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 
 
 def notices(run: Run | None, evaluations: Sequence[Evaluation]) -> list[Message]:
-    """The messages at the top of the page: biased scores first, then other limits of the scores."""
-    found = [notice for evaluation in evaluations for notice in evaluation.notices]
-    found += _origins(evaluations)
+    """The messages at the top of the page, warnings before notes."""
+    found = [*_of_evaluations(evaluations), *_origins(evaluations)]
     if run is not None:
         found += _of_training(run)
     if any("statement" not in e.summary for e in evaluations):
         found.append(Notice("earlier-version", {}))
-    return [Message("note" if n.code in _MINOR else "danger", describe(n, _TEXTS)) for n in unique(found)]
+    messages = [Message("note" if n.code in _MINOR else "danger", describe(n, _TEXTS)) for n in unique(found)]
+    return sorted(messages, key=lambda message: message.level)
+
+
+def _of_evaluations(evaluations: Sequence[Evaluation]) -> Iterator[Notice]:
+    for e in evaluations:
+        for notice in e.notices:
+            yield Notice(notice.code, {"title": e.title, **notice.data}) if notice.code == OTHER_TUNING else notice
 
 
 def _origins(evaluations: Sequence[Evaluation]) -> Iterator[Notice]:
@@ -129,7 +137,7 @@ def _origins(evaluations: Sequence[Evaluation]) -> Iterator[Notice]:
             yield Notice("untrained-net", {"title": e.title})
         for name, table in e.summary["datasets"].items():
             if table.get("empty_truths"):
-                rule = e.summary.get("empty_masks_rule", "")
+                rule = EMPTY_RULES.get(e.summary.get("empty_masks", ""), e.summary.get("empty_masks_rule", ""))
                 yield Notice("empty-ground-truth", {"dataset": name, "images": table["empty_truths"], "rule": rule})
 
 

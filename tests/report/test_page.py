@@ -118,8 +118,12 @@ def test_notices_are_at_the_top_and_once(notices: bool, run: Path) -> None:
             {"code": "scored-images-selected-on", "data": data},
         ]
     path.write_text(json.dumps(summary))
+    summary["datasets"]["etis"] |= {"empty_truths": 2}
+    path.write_text(json.dumps(summary))
     text = read(write_report(run)).text
     assert text.count("the net was selected on") == 1
+    assert "etis: images with an empty ground truth: 2; where the ground truth is empty" in text
+    assert text.rindex("Warning") < text.index("Note ")
     expected = [
         other,
         "etis: the net was selected on 5 of the 12 scored images",
