@@ -32,7 +32,7 @@ class Metric:
     """One metric: its meaning, its formula and its place in results."""
 
     title: str
-    formula: str  # in words
+    formula: str  # as text
     source: str
     low: float = 0.0
     high: float = 1.0  # E-phi divides by N − 1 and may exceed it by 1 / (N − 1)

@@ -14,7 +14,7 @@ from typing import Any
 
 TEXT = "text"  # code of a text that no other code represents
 
-# How a scored image was used before, by split of a checkpoint's record, and the code of the notice.
+# Split of a checkpoint's record → use of its images, and the code of the notice where they are scored again.
 _USES = {
     "train": ("the net was trained on", "scored-images-trained-on"),
     "val": ("the net was selected on", "scored-images-selected-on"),
@@ -47,7 +47,7 @@ _SHARED = re.compile(r"(\d+) of the (\d+) validation images (?:is|are) also (?:t
 class Notice:
     """A fact that limits what scores mean."""
 
-    code: str  # a key of TEXTS, or of the table of whoever shows the notice
+    code: str  # a key of TEXTS, or of the texts of the module that shows the notice
     data: Mapping[str, Any]  # values of JSON
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def from_text(text: str) -> Notice:
     """The notice that an earlier version wrote as a text; an unknown text is kept as it is."""
     if found := _SCORED.fullmatch(text):
         dataset, use, images, total = found.groups()
-        split, code = next((split, code) for split, (words, code) in _USES.items() if words == use)
+        split, code = next((split, code) for split, (known, code) in _USES.items() if known == use)
         return Notice(code, {"dataset": dataset, "split": split, "images": int(images), "of": int(total)})
     if found := _SHARED.fullmatch(text):
         return Notice(SHARED, {"images": int(found[1]), "of": int(found[2])})

@@ -14,7 +14,7 @@ from promise.evaluation.reader import Evaluation
 from promise.evaluation.statistics import MISS, SIZES
 from promise.report import charts
 from promise.report.gallery_images import GalleryImage, embed
-from promise.report.tables import NOTHING, Cell, Table, interval, number
+from promise.report.tables import DASH, Cell, Table, interval, number
 
 BINS = 20  # of the histogram
 COLOURS = {"small": "s3", "medium": "s2", "large": "s1"}  # size class → class of the style sheet
@@ -92,7 +92,7 @@ def _figures(entry: dict[str, Any], images: Any) -> list[tuple[str, str, str]]:
     figures = [
         ("Dice", number(native.get("dice")), interval(bounds.get("dice"))),
         ("IoU", number(native.get("iou")), interval(bounds.get("iou"))),
-        ("images", number(entry.get("images", len(images))), f"split {entry.get('split', NOTHING)}"),
+        ("images", number(entry.get("images", len(images))), f"split {entry.get('split', DASH)}"),
     ]
     if pooled:
         figures.append(("pooled Dice", number(pooled.get("dice")), f"IoU {number(pooled.get('iou'))}"))
@@ -154,4 +154,4 @@ def _calibration_text(calibration: dict[str, Any]) -> str:
 
 
 def _percent(fraction: Any) -> str:
-    return NOTHING if number(fraction) == NOTHING else f"{100 * fraction:.1f} %"
+    return DASH if number(fraction) == DASH else f"{100 * fraction:.1f} %"

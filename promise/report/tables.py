@@ -10,7 +10,7 @@ from typing import Any
 from promise.evaluation.metrics import KINDS, Kind, printed_columns, protocols_of
 from promise.evaluation.reader import Evaluation
 
-NOTHING = "–"  # shown for a missing number
+DASH = "–"  # shown for a missing number
 INTERVAL_COLUMNS = ("dice", "iou", "dice_mean", "iou_mean")  # shown with their interval; summary.json has all intervals
 _TITLES: dict[Kind, str] = {"mask": "masks", "map": "probability maps"}
 _LATEX = {
@@ -78,7 +78,7 @@ class Table:
 def number(value: Any, digits: int = 3) -> str:
     """Format a number; a dash for ``None``, NaN and other types."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        return NOTHING
+        return DASH
     return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
 
 
@@ -93,7 +93,7 @@ def result_tables(evaluations: Sequence[Evaluation], dataset: str) -> list[Table
     """The tables of one data set: scores of masks (reference and native protocol) and of maps (soft protocol)."""
     evaluated = [e for e in evaluations if dataset in e.summary["datasets"]]
     entry = evaluated[0].summary["datasets"][dataset]
-    size = f"{number(entry.get('images'))} images, {entry.get('split', NOTHING)} rows"
+    size = f"{number(entry.get('images'))} images, {entry.get('split', DASH)} rows"
     return [
         Table(
             f"{dataset}: {_TITLES[kind]} ({size})",

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from promise.evaluation.metrics import METRICS, binary_metrics, evaluate_pair, soft_metrics
+from promise.evaluation.metrics import (
+    METRICS,
+    PROTOCOLS,
+    binary_metrics,
+    evaluate_pair,
+    metrics_of,
+    printed_columns,
+    soft_metrics,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 EXPECTED = json.loads((GOLDEN / "metrics.json").read_text())
@@ -277,7 +285,7 @@ MASK = np.zeros((2, 3), bool)
 
 
 @pytest.mark.parametrize(
-    ("pred", "target", "words"),
+    ("pred", "target", "message"),
     [
         (MASK.tolist(), MASK, r"pred must be a NumPy array \(height, width\) with at least one pixel, not list"),
         (MASK[None], MASK, r"pred must be .* not \(1, 2, 3\)"),
@@ -290,12 +298,23 @@ MASK = np.zeros((2, 3), bool)
         (MASK + np.nan, MASK, "pred ranges from nan to nan"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(pred, target, words):
+def test_invalid_arrays_are_refused(pred, target, message):
     for function in (evaluate_pair, soft_metrics, binary_metrics):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             function(pred, target)
 
 
 def test_binary_metrics_refuse_a_map():
     with pytest.raises(ValueError, match="pred must be bool, not float32; give pred"):
         binary_metrics(MASK.astype(np.float32), MASK)
+
+
+def test_columns_keep_their_order():
+    """The order of the columns of per_image.csv is part of the file format."""
+    header = (Path(__file__).parents[1] / "formats/eval/per_image.csv").read_text().splitlines()[0].split(",")
+    written = [f"{protocol}_{name}" for protocol, kind in PROTOCOLS.items() for name in metrics_of(kind)]
+    assert [name for name in header if name in written] == header[header.index("reference_precision") :] == written
+    titles = "Dice IoU MAE Prec Recall S-alpha E-phi F-beta wF"
+    assert list(printed_columns("mask").values()) == titles.split()
+    titles = "mDice maxDice mIoU maxIoU MAE S-alpha mE maxE mF maxF wF"
+    assert list(printed_columns("map").values()) == titles.split()

@@ -66,8 +66,8 @@ def test_the_counts_belong_to_the_native_mask() -> None:
 
 
 def test_the_native_protocol_may_have_its_own_postprocessing() -> None:
-    nothing = Postprocess(threshold=1.0)
-    alone, both = score(SURE, SQUARE, native=nothing), score(SURE, SQUARE, postprocess=nothing)
+    empty = Postprocess(threshold=1.0)
+    alone, both = score(SURE, SQUARE, native=empty), score(SURE, SQUARE, postprocess=empty)
     assert not alone.mask.any()
     assert alone.scores["reference"] == score(SURE, SQUARE).scores["reference"]
     assert both.scores["reference"]["iou"] == both.scores["native"]["iou"] == 0
