@@ -43,7 +43,7 @@ class EvalConfig:
         None, "number of points drawn from the ground truth; default: that of the checkpoint, else 16", group="net"
     )
 
-    split_csv: tuple[str, ...] = option((), "one or more split CSVs; each is a data set", group="data")
+    split_csv: tuple[str, ...] = option((), "one or more split CSVs, each a data set", group="data")
     data_root: str | None = option(None, "folder that the paths in the CSVs are relative to", group="data")
     split: str | None = option(
         None, "rows to score; default: test if there are any, else val", choices=SPLITS, group="data"
