@@ -1,1 +1,1 @@
-"""Scores of a net's masks against the ground truth, and what is made of them."""
+"""Evaluation of masks against the ground truth: metrics, statistics, tuning of the postprocessing, comparison."""

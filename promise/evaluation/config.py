@@ -1,4 +1,4 @@
-"""Settings of an evaluation. Every default is here and nowhere else; imports no torch."""
+"""Settings of an evaluation and their defaults. Imports no torch, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -14,87 +14,106 @@ from promise.runtime.settings import (
     option,
 )
 
+#: Values of ``--empty-masks`` and their effect on overlap metrics (rows of METRICS with ``overlap=True``).
 EMPTY_RULES = {
-    "one": "where the truth is empty, overlap scores are 1 for an empty prediction and 0 otherwise",
-    "skip": "rows whose truth is empty are left out of overlap scores",
-    "zero": "where the truth is empty, overlap scores are 0",
+    "one": "where the ground truth is empty, overlap scores are 1 for an empty prediction and 0 otherwise",
+    "skip": "images with an empty ground truth are excluded from overlap scores",
+    "zero": "where the ground truth is empty, overlap scores are 0",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Everything that decides an evaluation."""
+    """The settings of an evaluation; one field per flag."""
 
     ckpt: str | None = option(
         None,
-        "checkpoint: ours (.safetensors) or the original's (.pt, .pth); none: an untrained net",
+        "checkpoint of this package (.safetensors) or of the reference implementation (.pt, .pth); default: the net is "
+        "untrained",
         group="net",
     )
-    net: str | None = option(None, "net to evaluate as; required for original files and without --ckpt", group="net")
-    sam: str | None = option(None, "backbone, where the checkpoint does not name it", group="net")
-    sam_checkpoint: str | None = option(None, "SAM's weight file, where it is not the published one", group="net")
+    net: str | None = option(
+        None,
+        "net to evaluate; required without --ckpt and for checkpoints of the reference implementation",
+        group="net",
+    )
+    sam: str | None = option(None, "backbone; default: the one stored in the checkpoint", group="net")
+    sam_checkpoint: str | None = option(None, "file with SAM's weights; default: the published weights", group="net")
     num_points: int | None = option(
-        None, "points drawn from the ground truth; default: the checkpoint's, else 16", group="net"
+        None, "number of points drawn from the ground truth; default: that of the checkpoint, else 16", group="net"
     )
 
     split_csv: tuple[str, ...] = option((), "one or more split CSVs, each a data set", group="data")
-    data_root: str | None = option(None, "folder that the CSVs' paths are re-rooted onto", group="data")
+    data_root: str | None = option(None, "folder that the paths in the CSVs are relative to", group="data")
     split: str | None = option(
-        None, "rows to score; default: test where there are any, else val", choices=SPLITS, group="data"
+        None, "rows to score; default: test if there are any, else val", choices=SPLITS, group="data"
     )
-    check: str = option("full", "how far files are opened before scoring", choices=("full", "header"), group="data")
+    check: str = option(
+        "full",
+        "check of the files before scoring: decode them, or read their headers only",
+        choices=("full", "header"),
+        group="data",
+    )
     recipe: str | None = option(
-        None, "pixel recipe, one without augmentation; default: the checkpoint's, else basic_color", group="data"
+        None, "pixel recipe without augmentation; default: that of the checkpoint, else basic_color", group="data"
     )
-    batch_size: int = option(8, "images a step", group="data")
-    workers: int = option(2, "loader processes; 0 loads in the main one", group="data")
+    batch_size: int = option(8, "images per batch", group="data")
+    workers: int = option(2, "loader processes; 0: load in the main process", group="data")
 
     cache: str = option(
-        "eval", "features kept on disk: off; eval: where the disk allows", choices=CACHES[:2], group="features"
+        "eval",
+        "encoder features on disk; eval: reuse them, and store new ones if there is enough disk space",
+        choices=CACHES[:2],
+        group="features",
     )
     cache_dir: str | None = option(None, CACHE_DIR_HELP, group="features")
     cache_dtype: str = option("auto", CACHE_DTYPE_HELP, choices=CACHE_DTYPES, group="features")
 
     prompts: str | None = option(
         None,
-        "auto: the net's own; gt: points from the ground truth; gt-box: its box; centre: the image's middle; none: no "
-        "prompt; file:prompts.json: what an earlier evaluation or somebody else wrote; default: what the net is meant "
-        "for",
+        "auto: prompts of the net; gt: points drawn from the ground truth; gt-box: its bounding box; centre: the "
+        "centre of the image; none: no prompt; file:prompts.json: prompts from a file; default: auto if the net has a "
+        "prompter, else gt",
         group="scoring",
     )
     gt_points: str | None = option(
-        None, "foreground+background points drawn from the ground truth, such as 8+8", group="scoring"
+        None, "numbers of foreground and background points drawn from the ground truth, e.g. 8+8", group="scoring"
     )
-    gt_box: bool = option(False, "the ground truth's box beside the points", group="scoring")
-    prompt_seeds: int = option(1, "draws of the points for the same images, with consecutive seeds", group="scoring")
+    gt_box: bool = option(False, "add the bounding box of the ground truth to the points", group="scoring")
+    prompt_seeds: int = option(1, "number of draws of the points per image, with consecutive seeds", group="scoring")
     postprocess: str | None = option(
         None,
-        "none, open:5, close:7, and behind commas threshold:0.45, fill, largest; the word default: open:5 in the "
-        "reference protocol, none in the native; without this flag also that, but for what was tuned into the "
-        "checkpoint, in the native",
+        "none, open:5 or close:7, optionally followed by threshold:0.45, fill, largest, separated by commas; or "
+        "default: open:5 in the reference protocol and none in the native one. Without this flag: default, but the "
+        "native protocol uses the postprocessing stored in the checkpoint, if any",
         group="scoring",
     )
     tune_postprocess: bool = option(
         False,
-        "score nothing: choose the postprocessing on the val rows and store it in the checkpoint",
+        "instead of scoring, choose the postprocessing on the val rows and store it in the checkpoint",
         group="scoring",
     )
     empty_masks: str = option(
         "one",
-        "native and soft scores where the truth is empty: one (1 for an empty prediction, else 0), skip, zero",
+        "overlap scores (native, soft) of images with an empty ground truth: one (1 for an empty prediction, else 0), "
+        "skip (excluded), zero",
         choices=tuple(EMPTY_RULES),
         group="scoring",
     )
-    seed: int | None = option(None, "of drawn prompts; default: the checkpoint's", group="scoring")
+    seed: int | None = option(None, "seed of drawn prompts; default: that of the checkpoint", group="scoring")
 
     precision: str = option(
-        "auto", "auto: bf16 where the device has instructions for it", choices=PRECISIONS, group="run"
+        "auto", "auto: bf16 if the device has instructions for it, else fp32", choices=PRECISIONS, group="run"
     )
-    compile: bool = option(False, "torch.compile: faster batches after a slow first one", group="run")
+    compile: bool = option(False, "use torch.compile: the first batch is slow, later ones are faster", group="run")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", group="run")
-    output: str | None = option(None, "folder for the results; default: eval beside the checkpoint", group="run")
-    overlays: int = option(0, "pictures a data set, of its first rows", group="run")
-    gallery: int = option(4, "pictures each of the best, median and worst a data set; 0: none", group="run")
-    beside: tuple[str, ...] = option((), "earlier summary.json files to show in the same table", group="run")
+    output: str | None = option(
+        None, "folder for the results; default: eval in the folder of the checkpoint", group="run"
+    )
+    overlays: int = option(0, "number of overlay images per data set, of its first rows", group="run")
+    gallery: int = option(
+        4, "number of overlay images per data set of each of the best, median and worst rows; 0: none", group="run"
+    )
+    beside: tuple[str, ...] = option((), "earlier summary.json files to print in the same table", group="run")
     overwrite: bool = option(False, "replace the results in --output", group="run")
-    quiet: bool = option(False, "no progress bars, warnings only", group="run")
+    quiet: bool = option(False, "no progress bars; log warnings only", group="run")

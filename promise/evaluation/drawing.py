@@ -1,4 +1,4 @@
-"""Overlays of scored rows: ground truth, prediction and prompts on the image, as files."""
+"""Write overlays of scored rows: ground truth, prediction and prompts drawn on the image."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from promise.prompts.file import ImagePrompts
 
 
 def draw_row(path: Path, row: Row, predicted: np.ndarray, prompts: ImagePrompts, caption: str) -> None:
-    """Draw truth, prediction (H, W) and prompts on a row's image, and write the picture."""
-    picture = draw_overlay(
+    """Draw the ground truth, the prediction (H, W) and the prompts on the image of a row; write a PNG file."""
+    overlay = draw_overlay(
         read_image(row.image),
         read_mask(row.mask),
         predicted,
@@ -23,15 +23,15 @@ def draw_row(path: Path, row: Row, predicted: np.ndarray, prompts: ImagePrompts,
         box=prompts.box,
         caption=caption,
     )
-    write_png(path, picture)
+    write_png(path, overlay)
 
 
 def file_name(name: str) -> str:
-    """A row's name as that of a picture."""
+    """The file name of the overlay of a row."""
     return f"{name.replace('/', '_').replace(chr(92), '_')}.png"
 
 
-def remove_pictures(folder: Path) -> None:
-    """Remove the pictures of an earlier evaluation: of other prompts, maybe."""
-    for picture in (*folder.glob("overlays/*/*.png"), *folder.glob("gallery/*/*.png")):
-        picture.unlink()
+def remove_overlays(folder: Path) -> None:
+    """Remove the overlays of an earlier evaluation, which may show other rows or prompts."""
+    for overlay in (*folder.glob("overlays/*/*.png"), *folder.glob("gallery/*/*.png")):
+        overlay.unlink()

@@ -1,4 +1,4 @@
-"""The evaluation recipe: load, predict, score, write; knows no flags."""
+"""Evaluate a net: load it, predict, score and write the results."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promise.data.images import read_mask, read_size
-from promise.data.leaks import count_seen, describe_seen, hash_data, hash_images
+from promise.data.images import read_mask
+from promise.data.leaks import count_seen, hash_data, hash_images
 from promise.data.selection import DataSet, select_rows
 from promise.evaluation.config import EMPTY_RULES, EvalConfig
-from promise.evaluation.drawing import draw_row, file_name, remove_pictures
+from promise.evaluation.drawing import draw_row, file_name, remove_overlays
 from promise.evaluation.gallery import Gallery
+from promise.evaluation.notices import describe, seen_notices, unique
 from promise.evaluation.score_table import ScoreTable
 from promise.evaluation.scoring import Scored, score
 from promise.evaluation.setup import EvaluationSetup, check_eval, evaluation_loader, load_setup
@@ -33,14 +34,14 @@ log = logging.getLogger(__name__)
 
 PROMPTS = "prompts.json"
 STATEMENT = (
-    "All scores are of the foreground alone, image by image; the background is never averaged in. Intervals are "
+    "All scores are of the foreground alone, computed per image; the background is not averaged in. Intervals are "
     "95 % bootstrap intervals of the mean over images."
 )
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation leaves."""
+    """The folder and the summary of an evaluation."""
 
     folder: Path
     summary: dict[str, Any]
@@ -49,8 +50,11 @@ class EvalResult:
 def evaluate(config: EvalConfig) -> EvalResult:
     """Score a checkpoint, or an untrained net, on the rows of one or more split CSVs.
 
+    Returns:
+        The folder with summary.json, per_image.csv, prompts.json and overlays; the content of summary.json.
+
     Raises:
-        UserError: settings, files or weights that cannot be used; nothing has been written then.
+        UserError: invalid settings, files or weights; nothing has been written.
     """
     check_eval(config)
     if config.ckpt is not None:
@@ -62,20 +66,13 @@ def evaluate(config: EvalConfig) -> EvalResult:
     for note in notes:
         log.warning(note)
     setup = load_setup(config)
-    given = setup.prompting.draws(
-        {d.name: {row.name: read_size(row.image)[::-1] for row in d.rows} for d in datasets}
-        if setup.prompting.file
-        else {},
-        side=setup.loaded.side,
-    )
+    draws = setup.read_draws(datasets)
     if config.overwrite:
-        remove_pictures(folder)
+        remove_overlays(folder)
     scored = [
-        _Scoring(config, setup, dataset, folder).run(
-            setup.prompting.sources(dataset.name, given, side=setup.loaded.side)
-        )
-        for dataset in datasets
+        _DataSetScorer(config, setup, dataset, folder).run(setup.prompt_sources(dataset, draws)) for dataset in datasets
     ]
+    notices = unique([*setup.notices, *(notice for one in scored for notice in one.notices)])
     summary = {
         **setup.describe(),
         "checkpoint": config.ckpt,
@@ -85,8 +82,9 @@ def evaluate(config: EvalConfig) -> EvalResult:
         "foreground_only": True,
         "statement": STATEMENT,
         "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "over": "images"},
-        "warnings": [words for one in scored for words in one.warnings],
-        "datasets": {one.dataset.name: one.figures() for one in scored},
+        "warnings": [describe(notice) for notice in notices],
+        "notices": [notice.as_dict() for notice in notices],
+        "datasets": {one.dataset.name: one.summarise() for one in scored},
         "gallery": [entry for one in scored for entry in one.draw_gallery()],
         "prompt_files": [PROMPTS],
         "settings": dataclasses.asdict(config),
@@ -99,12 +97,12 @@ def evaluate(config: EvalConfig) -> EvalResult:
 
 def _folder(config: EvalConfig) -> Path:
     name = "eval" if config.prompts is None else f"eval-{config.prompts.split(':')[0]}"
-    beside_it = Path(config.ckpt).parent if config.ckpt else Path("runs") / f"{config.net}-untrained"
-    return Path(config.output) if config.output else beside_it / name
+    parent = Path(config.ckpt).parent if config.ckpt else Path("runs") / f"{config.net}-untrained"
+    return Path(config.output) if config.output else parent / name
 
 
-class _Scoring:
-    """A data set while it is scored: what stays of each row is its scores, its prompts and a packed mask."""
+class _DataSetScorer:
+    """Scores a data set; stores only the scores, the prompts and a compressed mask of each row."""
 
     def __init__(self, config: EvalConfig, setup: EvaluationSetup, dataset: DataSet, folder: Path) -> None:
         self.config = config
@@ -113,18 +111,19 @@ class _Scoring:
         self.folder = folder
         self.seeds = setup.prompting.seeds
         self.table = ScoreTable(len(dataset.rows), len(self.seeds))
-        self.prompts: list[dict[str, ImagePrompts]] = [{} for _ in self.seeds]  # a draw: name → prompts
+        self.prompts: list[dict[str, ImagePrompts]] = [{} for _ in self.seeds]  # per draw: name → prompts
         self.gallery = Gallery(dataset.rows, config.gallery)
         self.hashes = hash_images(dataset.rows)
         self.seen = count_seen(self.hashes, setup.loaded.metadata.seen)
-        told = self.seen if setup.loaded.postprocess_source == "checkpoint" else {**self.seen, "tune": 0}
-        self.warnings = describe_seen(dataset.name, told, len(dataset.rows))
-        for words in self.warnings:
-            log.warning(words)
+        # Images of the tuning matter only where the tuned postprocessing is used.
+        used = self.seen if setup.loaded.postprocess_source == "checkpoint" else {**self.seen, "tune": 0}
+        self.notices = seen_notices(dataset.name, used, len(dataset.rows))
+        for notice in self.notices:
+            log.warning(describe(notice))
         self.caption = f"{setup.loaded.metadata.net}, {setup.prompting.origin}"
 
-    def run(self, sources: Sequence[PromptSource]) -> _Scoring:
-        """Score every row under every draw; scoring goes on beside the net."""
+    def run(self, sources: Sequence[PromptSource]) -> _DataSetScorer:
+        """Score every row under every draw; scoring runs in threads while the net predicts."""
         config, setup, rows = self.config, self.setup, self.dataset.rows
         loader = evaluation_loader(rows, setup, config)
         total = len(rows) * len(sources)
@@ -132,7 +131,7 @@ class _Scoring:
         with bar, explain_out_of_memory(config.batch_size):
             predicted = predict_draws(setup.loaded.net, loader, sources=sources, device=setup.loaded.device)
             for row, scored in ordered_map(self._score, predicted, workers=default_workers()):
-                self._take(row, scored)
+                self._store(row, scored)
                 bar.update()
         return self
 
@@ -147,7 +146,7 @@ class _Scoring:
         )
         return row, scored
 
-    def _take(self, row: RowPrediction, scored: Scored) -> None:
+    def _store(self, row: RowPrediction, scored: Scored) -> None:
         self.table.add(row, scored)
         height, width = scored.mask.shape
         prompts = ImagePrompts.of(
@@ -168,8 +167,8 @@ class _Scoring:
             caption = f"{self.caption}  Dice {native['dice']:.3f}  IoU {native['iou']:.3f}"
             draw_row(path, self.dataset.rows[row.index], scored.mask, prompts, caption)
 
-    def figures(self) -> dict[str, Any]:
-        """Of the summary."""
+    def summarise(self) -> dict[str, Any]:
+        """The entry of the data set in summary.json."""
         return {
             "split": self.dataset.split,
             **self.table.summarise(self.seeds),
@@ -178,14 +177,14 @@ class _Scoring:
         }
 
     def draw_gallery(self) -> list[dict[str, Any]]:
-        """Draw the best, median and worst rows under the first draw."""
+        """Draw the overlays of the best, median and worst rows under the first draw of prompts."""
         dice, iou = (self.table.column("native", name)[:, 0] for name in ("dice", "iou"))
         return self.gallery.draw(
             self.folder, self.dataset.name, dice=dice, iou=iou, prompts=self.prompts[0], caption=self.caption
         )
 
 
-def _write(folder: Path, summary: Mapping[str, Any], setup: EvaluationSetup, scored: Sequence[_Scoring]) -> None:
+def _write(folder: Path, summary: Mapping[str, Any], setup: EvaluationSetup, scored: Sequence[_DataSetScorer]) -> None:
     prompting = setup.prompting
     write_lines(
         folder / "per_image.csv",

@@ -1,6 +1,6 @@
-"""Pictures of scored rows: overlays of the first ones, the best, the median and the worst; knows no models.
+"""Overlays of the best, median and worst rows of a data set.
 
-Which rows are the median ones is known at the end: until then masks are kept packed, a few kilobytes each.
+The rows are chosen after all of them are scored. Until then the masks are stored compressed, a few kilobytes each.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ KINDS = ("best", "median", "worst")
 def choose_rows(dice: np.ndarray, count: int) -> dict[str, list[int]]:
     """The best, median and worst rows by Dice (N,), up to ``count`` each, none of them twice.
 
-    Of fewer than 3 · count rows each kind gets a third; rows without a Dice are left out.
+    With fewer than 3 · count rows, each kind gets a third. Rows whose Dice is NaN are excluded.
     """
-    # Stable: of equals the earlier row is the better one.
+    # Stable: ties keep the order of the rows.
     order = [int(i) for i in np.argsort(-dice, kind="stable") if not np.isnan(dice[i])]
     each = min(count, max(1, len(order) // 3))
     best, rest = order[:each], order[each:]
@@ -34,7 +34,7 @@ def choose_rows(dice: np.ndarray, count: int) -> dict[str, list[int]]:
 
 
 class Gallery:
-    """The masks of a data set's rows, until it is known which of them are drawn."""
+    """The predicted masks of a data set, stored until the rows to draw are chosen."""
 
     def __init__(self, rows: Sequence[Row], count: int) -> None:
         self._rows = rows
@@ -42,7 +42,7 @@ class Gallery:
         self._masks: dict[int, tuple[tuple[int, int], bytes]] = {}
 
     def keep(self, index: int, mask: np.ndarray) -> None:
-        """Keep the predicted mask (H, W) of a row."""
+        """Store the predicted mask (H, W) of a row."""
         if self._count:
             self._masks[index] = (mask.shape[0], mask.shape[1]), zlib.compress(np.packbits(mask).tobytes(), 1)
 
@@ -59,23 +59,23 @@ class Gallery:
         """Draw the best, median and worst rows.
 
         Args:
-            folder: the evaluation's; pictures go to ``gallery/<dataset>`` in it.
-            dataset: its name.
-            dice: (N,) by which rows are ranked.
-            iou: (N,).
-            prompts: of every row, by name.
-            caption: before the scores.
+            folder: of the evaluation; the overlays are written to ``gallery/<dataset>`` in it.
+            dataset: name of the data set.
+            dice: (N,) scores that rank the rows.
+            iou: (N,) scores for the caption.
+            prompts: name of a row → its prompts.
+            caption: text before the scores.
 
         Returns:
-            An entry a picture for the summary.
+            The entries of summary.json, one per overlay.
         """
         entries = []
         for kind, chosen in choose_rows(dice, self._count).items():
             for rank, index in enumerate(chosen, start=1):
                 row = self._rows[index]
                 path = Path("gallery") / dataset / f"{kind}-{rank}-{file_name(row.name)}"
-                words = f"{kind} {rank}  {caption}  Dice {dice[index]:.3f}  IoU {iou[index]:.3f}"
-                draw_row(folder / path, row, self._mask(index), prompts[row.name], words)
+                text = f"{kind} {rank}  {caption}  Dice {dice[index]:.3f}  IoU {iou[index]:.3f}"
+                draw_row(folder / path, row, self._mask(index), prompts[row.name], text)
                 entries.append(
                     {
                         "dataset": dataset,

@@ -1,4 +1,4 @@
-"""A finished evaluation, read again from its folder: summary and one line an image; knows no models, no pictures."""
+"""Read the results of an evaluation: summary.json and per_image.csv."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 
 import pandas as pd
 
-from promise.evaluation.metrics import METRICS, Metric
-from promise.evaluation.scoring import PROTOCOLS
+from promise.evaluation.metrics import PROTOCOLS, Metric, metrics_of
+from promise.evaluation.notices import Notice, from_json, from_text, seen_notices, unique
 from promise.evaluation.summary import read_summary
 from promise.runtime.errors import MissingFileError, UserError
 
-TEXTS = {"dataset": str, "name": str, "prompts": str, "size_class": str}  # columns that hold no numbers
-KEYS = ["dataset", "name"]  # an image's
+TEXTS = {"dataset": str, "name": str, "prompts": str, "size_class": str}  # columns without numbers
+KEYS = ["dataset", "name"]  # columns that identify an image
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What ``promise-eval`` left in a folder."""
+    """The results of ``promise-eval`` in a folder."""
 
     folder: Path
     summary: dict[str, Any]
-    rows: pd.DataFrame  # per_image.csv: one line an image and draw
-    mark: str = ""  # tells it from another of the same net and prompts
+    rows: pd.DataFrame  # per_image.csv: one line per image and draw
+    mark: str = ""  # distinguishes evaluations of the same net and prompts in titles
 
     @property
     def title(self) -> str:
-        """Net and prompts in a few words."""
+        """Net and prompts, as shown in tables and charts."""
         summary = self.summary
         untrained = ", untrained" if not summary["trained"] and summary["net"] != "SAM" else ""
         box = " (box)" if summary.get("prompt_source") == "gt-box" else ""
@@ -38,17 +38,35 @@ class Evaluation:
 
     @property
     def metrics(self) -> list[str]:
-        """The columns that hold scores, such as ``native_dice``."""
+        """The columns of scores, such as ``native_dice``."""
         return [name for name in map(str, self.rows) if metric_of(name) is not None]
 
     def seen(self, dataset: str) -> dict[str, int]:
-        """How many images of a data set served training, selection or the postprocessing that is used; no zeros."""
+        """Split → number of scored images that training, selection or the postprocessing in use was based on.
+
+        Splits without such images are omitted.
+        """
         counts = self.summary["datasets"][dataset].get("seen") or {}
         tuned = self.summary.get("postprocess_source") == "checkpoint"
         return {split: n for split, n in counts.items() if n and (split != "tune" or tuned)}
 
+    @property
+    def notices(self) -> list[Notice]:
+        """What limits the meaning of the scores; read from the texts in results of earlier versions."""
+        stored = self.summary.get("notices")
+        if isinstance(stored, list):
+            found = [from_json(entry) for entry in stored]
+        else:
+            found = [from_text(str(text)) for text in self.summary.get("warnings") or []]
+        for name, table in self.summary["datasets"].items():
+            found += seen_notices(name, self.seen(name), table.get("images"))
+        return unique(found)
+
     def images(self) -> pd.DataFrame:
-        """One line an image, in the file's order, indexed by data set and name; numbers are means over the draws."""
+        """One line per image, in the order of the file, indexed by data set and name.
+
+        Numbers are means over the draws.
+        """
         groups = self.rows.groupby(KEYS, sort=False)
         numbers = groups.mean(numeric_only=True)
         if "size_class" in self.rows:
@@ -57,29 +75,36 @@ class Evaluation:
 
 
 def metric_of(column: str) -> Metric | None:
-    """What a column of per_image.csv means; ``None`` for one that holds no score."""
+    """The metric of a column of per_image.csv; ``None`` for a column without scores."""
     protocol, _, name = column.partition("_")
-    return METRICS.get(f"soft_{name}" if protocol == "soft" else name) if protocol in PROTOCOLS else None
+    return metrics_of(PROTOCOLS[protocol]).get(name) if protocol in PROTOCOLS else None
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Read an evaluation from its folder, from a run's folder with ``eval`` in it, or from its ``summary.json``.
+    """Read the results of an evaluation.
+
+    Args:
+        path: folder of the evaluation, folder of a run that contains ``eval``, or a ``summary.json``.
 
     Raises:
-        MissingFileError: no results there.
-        UserError: files that are not those of an evaluation.
+        MissingFileError: the path holds no results.
+        UserError: the files are damaged or do not belong to an evaluation.
     """
     folder = _find_folder(path)
     summary = read_summary(folder / "summary.json")
     faults = list(_faults(summary))
     if faults:
-        raise UserError(f"{folder / 'summary.json'} is not whole: {'; '.join(faults)}. Evaluate again.")
+        raise UserError(
+            f"{folder / 'summary.json'} is incomplete: {'; '.join(faults)}. Run promise-eval again.",
+            code="incomplete-summary",
+        )
     rows = _read_rows(folder / "per_image.csv")
     absent = [name for name in summary["datasets"] if name not in set(rows["dataset"])]
     if absent:
         raise UserError(
-            f"{folder}: summary.json tells of {', '.join(absent)}, but per_image.csv has no line of it. Are the two "
-            "files of one evaluation?"
+            f"{folder}: per_image.csv has no line of {', '.join(absent)}, a data set of summary.json. Do both files "
+            "belong to the same evaluation?",
+            code="mixed-evaluations",
         )
     return Evaluation(folder, summary, rows)
 
@@ -88,17 +113,22 @@ def _find_folder(path: Path) -> Path:
     if path.name == "summary.json":
         return path.parent
     if not path.is_dir():
-        raise MissingFileError(f"no results at {path}. Give the folder that promise-eval wrote, or its summary.json.")
+        raise MissingFileError(
+            f"no results at {path}. Name a folder that promise-eval wrote, or its summary.json.",
+            code="missing-results",
+        )
     for folder in (path, path / "eval"):
         if (folder / "summary.json").is_file():
             return folder
-    inside = [found.parent.name for found in sorted(path.glob("*/summary.json"))]
-    hint = f" Did you mean one of {', '.join(str(path / name) for name in inside)}?" if inside else ""
-    raise MissingFileError(f"neither {path} nor {path / 'eval'} holds a summary.json of promise-eval.{hint}")
+    nested = [found.parent.name for found in sorted(path.glob("*/summary.json"))]
+    hint = f" Did you mean one of {', '.join(str(path / name) for name in nested)}?" if nested else ""
+    raise MissingFileError(
+        f"neither {path} nor {path / 'eval'} contains a summary.json of promise-eval.{hint}", code="missing-results"
+    )
 
 
 def find_evaluations(run: Path) -> list[Path]:
-    """The folders with results in a run's folder, and it itself where it holds results; ``eval`` comes first."""
+    """The folders with results in the folder of a run, ``eval`` first; the folder itself if it holds results."""
     if (run / "summary.json").is_file():
         return [run]
     return sorted((found.parent for found in run.glob("*/summary.json")), key=lambda f: (f.name != "eval", f.name))
@@ -107,7 +137,7 @@ def find_evaluations(run: Path) -> list[Path]:
 def _faults(summary: dict[str, Any]) -> Iterator[str]:
     datasets = summary["datasets"]
     if not isinstance(datasets, dict) or not datasets:
-        yield "it holds no data set"
+        yield "it contains no data set"
         return
     for name, table in datasets.items():
         means = table.get("means") if isinstance(table, dict) else None
@@ -117,19 +147,28 @@ def _faults(summary: dict[str, Any]) -> Iterator[str]:
 
 def _read_rows(path: Path) -> pd.DataFrame:
     if not path.is_file():
-        raise MissingFileError(f"{path} is not there; it holds the scores image by image. Evaluate again.")
+        raise MissingFileError(
+            f"{path}, the file with the scores of each image, does not exist. Run promise-eval again.",
+            code="missing-scores",
+        )
     try:
         rows = pd.read_csv(path, dtype=TEXTS, keep_default_na=False, na_values=["", "nan"], encoding="utf-8")
     except (ValueError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
-        raise UserError(f"{path} cannot be read ({error}). Evaluate again.") from error
+        raise UserError(f"{path} cannot be read ({error}). Run promise-eval again.", code="invalid-scores") from error
     absent = [name for name in (*KEYS, "native_dice") if name not in rows]
     if absent:
-        raise UserError(f"{path} lacks the column {', '.join(absent)}. Is it the per_image.csv of promise-eval?")
+        raise UserError(
+            f"{path} lacks the column {', '.join(absent)}. Is it a per_image.csv of promise-eval?",
+            code="missing-column",
+        )
     if rows.empty:
-        raise UserError(f"{path} has no line of scores. Evaluate again.")
-    words = [str(name) for name in rows if name not in TEXTS and not pd.api.types.is_numeric_dtype(rows[name])]
-    if words:
-        raise UserError(f"{path}: the column {', '.join(words)} holds something other than numbers. Evaluate again.")
-    # An image may be called "nan" or have no name that pandas would keep: it stays a text.
-    texts = [name for name in TEXTS if name in rows]
-    return rows.assign(**{name: rows[name].fillna("nan" if name == "name" else "") for name in texts})
+        raise UserError(f"{path} contains no scores. Run promise-eval again.", code="no-scores")
+    texts = [str(name) for name in rows if name not in TEXTS and not pd.api.types.is_numeric_dtype(rows[name])]
+    if texts:
+        raise UserError(
+            f"{path}: the column {', '.join(texts)} must contain numbers only. Run promise-eval again.",
+            code="invalid-scores",
+        )
+    # The name of an image may be "nan", which pandas reads as a missing value.
+    present = [name for name in TEXTS if name in rows]
+    return rows.assign(**{name: rows[name].fillna("nan" if name == "name" else "") for name in present})

@@ -1,6 +1,6 @@
-"""The scores of a data set's images under one draw of prompts or several: rows in, figures and CSV lines out.
+"""The scores of all images of a data set, under one or several draws of prompts: their summary and their CSV lines.
 
-Held as arrays, so that ten thousand images are a few megabytes; knows no files, models or pictures.
+Scores are stored in arrays, so that ten thousand images take a few megabytes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from promise.evaluation.scoring import PROTOCOLS, Scored
+from promise.evaluation.metrics import PROTOCOLS
+from promise.evaluation.scoring import Scored
 from promise.evaluation.statistics import (
     bootstrap,
     calibration,
@@ -23,24 +24,24 @@ from promise.evaluation.statistics import (
 )
 from promise.inference.loop import RowPrediction
 
-Figures = dict[str, dict[str, Any]]  # protocol → metric → figure
+Nested = dict[str, dict[str, Any]]  # protocol → metric → value
 
 
 class ScoreTable:
-    """N images under D draws, K scores each."""
+    """K scores of N images under D draws."""
 
     def __init__(self, images: int, draws: int) -> None:
         self.names = [""] * images
-        self.columns: list[tuple[str, str]] = []  # (protocol, metric), K of them, known with the first row
+        self.columns: list[tuple[str, str]] = []  # K pairs (protocol, metric), set by the first row
         self._values = np.zeros((images, draws, 0))
         self._predicted_iou = np.full((images, draws), np.nan)
         self._intersection = np.zeros((images, draws), np.int64)
         self._predicted = np.zeros((images, draws), np.int64)
-        self._truth = np.zeros(images, np.int64)
+        self._target = np.zeros(images, np.int64)
         self._pixels = np.ones(images, np.int64)
 
     def add(self, row: RowPrediction, scored: Scored) -> None:
-        """Take in a row under one draw."""
+        """Store the scores of a row under one draw."""
         if not self.columns:
             self.columns = [(protocol, name) for protocol in PROTOCOLS for name in scored.scores[protocol]]
             self._values = np.full((*self._predicted_iou.shape, len(self.columns)), np.nan)
@@ -49,15 +50,20 @@ class ScoreTable:
         self._values[at] = [scored.scores[protocol][name] for protocol, name in self.columns]
         self._predicted_iou[at] = row.iou
         self._intersection[at], self._predicted[at] = scored.intersection, scored.predicted_pixels
-        self._truth[row.index], self._pixels[row.index] = scored.truth_pixels, scored.mask.size
+        self._target[row.index], self._pixels[row.index] = scored.target_pixels, scored.mask.size
 
     def column(self, protocol: str, name: str) -> np.ndarray:
-        """One score (N, D)."""
+        """The values (N, D) of one score; NaN where an image has none."""
         return np.asarray(self._values[:, :, self.columns.index((protocol, name))])
 
     def lines(self, dataset: str, origin: str) -> Iterator[dict[str, Any]]:
-        """The lines of per_image.csv: image by image, draw by draw."""
-        shares = self._truth / self._pixels
+        """The lines of per_image.csv, one per image and draw; the draws of an image are adjacent.
+
+        Args:
+            dataset: name of the data set.
+            origin: of the prompts: ``auto``, ``oracle``, …
+        """
+        fractions = self._target / self._pixels
         for i, name in enumerate(self.names):
             for draw in range(self._predicted_iou.shape[1]):
                 yield {
@@ -65,10 +71,10 @@ class ScoreTable:
                     "name": name,
                     "prompts": origin,
                     "draw": draw,
-                    "empty_truth": int(self._truth[i] == 0),
-                    "foreground_share": float(shares[i]),
-                    "size_class": size_class(shares[i]),
-                    "truth_pixels": int(self._truth[i]),
+                    "empty_truth": int(self._target[i] == 0),
+                    "foreground_share": float(fractions[i]),
+                    "size_class": size_class(fractions[i]),
+                    "truth_pixels": int(self._target[i]),
                     "native_intersection": int(self._intersection[i, draw]),
                     "native_predicted_pixels": int(self._predicted[i, draw]),
                     "predicted_iou": float(self._predicted_iou[i, draw]),
@@ -76,9 +82,9 @@ class ScoreTable:
                 }
 
     def summarise(self, seeds: Sequence[int | None]) -> dict[str, Any]:
-        """The figures of a data set.
+        """The entry of a data set in summary.json.
 
-        Means are over images, of each image's mean over the draws; what is not a number is left out.
+        Scores are averaged over the draws of an image, then over images; NaN is excluded.
 
         Args:
             seeds: of the D draws.
@@ -88,13 +94,13 @@ class ScoreTable:
         dice, iou = (images[:, self.columns.index(("native", name))] for name in ("dice", "iou"))
         return {
             "images": len(self.names),
-            "empty_truths": int((self._truth == 0).sum()),
+            "empty_truths": int((self._target == 0).sum()),
             "mean_predicted_iou": float(self._predicted_iou.mean()),
             "means": self._nested(column_means(images).tolist()),
             "intervals": self._nested(bootstrap(images).tolist()),
-            "pooled": pooled_overlap(self._intersection[:, 0], self._predicted[:, 0], self._truth),
+            "pooled": pooled_overlap(self._intersection[:, 0], self._predicted[:, 0], self._target),
             "misses": count_misses(dice),
-            "by_size": stratify(self._truth / self._pixels, dice, iou),
+            "by_size": stratify(self._target / self._pixels, dice, iou),
             "calibration": calibration(self._predicted_iou[:, 0], self.column("native", "iou")[:, 0]),
             "draws": {
                 "count": len(seeds),
@@ -103,8 +109,8 @@ class ScoreTable:
             },
         }
 
-    def _nested(self, figures: Sequence[Any]) -> Figures:
-        nested: Figures = {protocol: {} for protocol in PROTOCOLS}
-        for (protocol, name), figure in zip(self.columns, figures, strict=True):
-            nested[protocol][name] = figure
+    def _nested(self, values: Sequence[Any]) -> Nested:
+        nested: Nested = {protocol: {} for protocol in PROTOCOLS}
+        for (protocol, name), value in zip(self.columns, values, strict=True):
+            nested[protocol][name] = value
         return nested

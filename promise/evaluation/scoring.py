@@ -1,7 +1,7 @@
-"""One prediction against one truth, under three protocols in one pass; knows no models, files or tables.
+"""Score one prediction against its ground truth under the three protocols, in one pass.
 
-``reference``: 256 pixels, as the original's script; ``native``: the truth's own size, untouched; ``soft``: the
-field's measures on the probability map at the truth's own size.
+``reference``: at 256 pixels, as the script of the reference implementation. ``native``: at the size of the ground
+truth, without postprocessing by default. ``soft``: metrics of the probability map at the size of the ground truth.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from promise.evaluation.metrics import binary_metrics, soft_metrics
+from promise.evaluation.metrics import PROTOCOLS, Kind, binary_metrics, metrics_of, soft_metrics
 from promise.inference.postprocess import Postprocess, probability_at, reference_target, sigmoid, to_size
 
-PROTOCOLS = ("reference", "native", "soft")
 REFERENCE_SIDE = 256
 REFERENCE_POSTPROCESS = Postprocess("open", 5)
 NATIVE_POSTPROCESS = Postprocess("none")
-# Scores that are 0/0 or 0 by construction where the truth is empty.
-_OVERLAP = ("dice", "iou", "precision", "recall", "f_beta", "weighted_f", "f_")
+_EMPTY_RULE_PROTOCOLS = ("native", "soft")  # the reference protocol has a rule of its own
 
 
 @dataclass(frozen=True)
@@ -27,15 +25,15 @@ class Scored:
     """Scores of one row and the mask that the native protocol scored."""
 
     scores: dict[str, dict[str, float]]  # protocol → metric → value
-    mask: np.ndarray  # (H, W) bool, the truth's size
-    truth_pixels: int  # foreground
-    intersection: int  # pixels in mask and truth
-    predicted_pixels: int  # in the mask
+    mask: np.ndarray  # (H, W) bool, at the size of the ground truth
+    target_pixels: int  # foreground of the ground truth
+    intersection: int  # pixels in both mask and ground truth
+    predicted_pixels: int  # foreground of the mask
 
     @property
-    def empty_truth(self) -> bool:
-        """Whether the truth has no foreground."""
-        return self.truth_pixels == 0
+    def empty_target(self) -> bool:
+        """Whether the ground truth has no foreground."""
+        return self.target_pixels == 0
 
 
 def score(
@@ -49,14 +47,14 @@ def score(
     """Score one prediction.
 
     Args:
-        logits: (h, w) float32 of the decoder.
-        target: (H, W) bool, the truth at its own size.
+        logits: (h, w) float32, output of the decoder.
+        target: (H, W) bool, the ground truth at its own size.
         postprocess: of both binary protocols, each at its own size; default: a 5 × 5 opening in the reference
             protocol, none in the native one.
         native: of the native protocol, where it differs.
-        empty_rule: what the native and soft protocols say of a truth without foreground; see
-            :data:`promise.evaluation.config.EMPTY_RULES`. The reference protocol keeps the original's: IoU 0, and Dice left out where the
-            prediction is empty too.
+        empty_rule: how the native and soft protocols score an empty ground truth; see
+            :data:`promise.evaluation.config.EMPTY_RULES`. The reference protocol follows the reference
+            implementation: IoU is 0, and Dice is NaN where the prediction is empty too.
     """
     small = sigmoid(to_size(logits, REFERENCE_SIDE, REFERENCE_SIDE))
     reference = (postprocess or REFERENCE_POSTPROCESS)(small)
@@ -67,18 +65,25 @@ def score(
         "native": binary_metrics(mask, target),
         "soft": soft_metrics(probability, target),
     }
-    truth, predicted = int(np.count_nonzero(target)), int(np.count_nonzero(mask))
-    if truth == 0:
-        for protocol in ("native", "soft"):
-            scores[protocol] = _apply_rule(scores[protocol], empty_rule, predicted=predicted > 0)
-    return Scored(scores, mask, truth, int(np.count_nonzero(mask & target)), predicted)
+    target_pixels, predicted = int(np.count_nonzero(target)), int(np.count_nonzero(mask))
+    if target_pixels == 0:
+        for protocol in _EMPTY_RULE_PROTOCOLS:
+            value = dice_of_empty(empty_rule, predicted=predicted > 0)
+            scores[protocol] = _replace_overlap(scores[protocol], PROTOCOLS[protocol], value)
+    return Scored(scores, mask, target_pixels, int(np.count_nonzero(mask & target)), predicted)
 
 
 def dice_of_empty(rule: str, *, predicted: bool) -> float:
-    """The native Dice where the truth is empty."""
+    """The native Dice where the ground truth is empty.
+
+    Args:
+        rule: ``one``, ``skip`` or ``zero``; see :data:`promise.evaluation.config.EMPTY_RULES`.
+        predicted: whether the prediction has foreground.
+    """
     return {"one": 0.0 if predicted else 1.0, "skip": float("nan"), "zero": 0.0}[rule]
 
 
-def _apply_rule(values: Mapping[str, float], rule: str, *, predicted: bool) -> dict[str, float]:
-    value = dice_of_empty(rule, predicted=predicted)
-    return {name: value if name.startswith(_OVERLAP) else given for name, given in values.items()}
+def _replace_overlap(scores: Mapping[str, float], kind: Kind, value: float) -> dict[str, float]:
+    """The scores with ``value`` for every overlap metric."""
+    overlap = {name for name, metric in metrics_of(kind).items() if metric.overlap}
+    return {name: value if name in overlap else score for name, score in scores.items()}

@@ -1,18 +1,18 @@
-"""What an evaluation scores: a net with its prompts and its postprocessing, as the settings say.
-
-Reads checkpoints and prompts files; writes nothing and scores nothing.
-"""
+"""Check the settings of an evaluation and load what they name: net, prompts and postprocessing."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from promise.data.images import read_size
+from promise.data.selection import DataSet
 from promise.data.table import Row
 from promise.data.transforms.recipes import build_transform
 from promise.evaluation.config import EvalConfig
+from promise.evaluation.notices import OTHER_TUNING, Notice, describe
 from promise.evaluation.scoring import REFERENCE_POSTPROCESS
 from promise.features.loader import CacheOptions, LoaderOptions, row_loader
 from promise.features.store import cache_folder
@@ -20,30 +20,49 @@ from promise.inference.loading import LoadedNet, load_net
 from promise.inference.postprocess import Postprocess
 from promise.models.prompters.base import fixed_labels
 from promise.models.registry import parse_net_name
-from promise.prompts.source import Prompting, PromptSettings, check_prompting, resolve_prompting
-from promise.runtime.errors import UserError
+from promise.prompts.file import Draw
+from promise.prompts.source import Prompting, PromptSettings, PromptSource, check_prompting, resolve_prompting
+from promise.runtime.errors import UserError, raise_all
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 log = logging.getLogger(__name__)
 
+Draws: TypeAlias = Sequence[Draw] | None
+
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """A loaded net and everything else that decides its scores."""
+    """A loaded net with its prompts and its postprocessing."""
 
     loaded: LoadedNet
     prompting: Prompting
     reference: Postprocess  # of the reference protocol
+    notices: tuple[Notice, ...] = ()
 
     @property
     def native(self) -> Postprocess:
         """Postprocessing of the native protocol."""
         return self.loaded.postprocess
 
+    def read_draws(self, datasets: Sequence[DataSet]) -> Draws:
+        """The draws of a prompts file for the images of the data sets; ``None`` where prompts come from no file.
+
+        Raises:
+            UserError: the file does not hold valid prompts of every image.
+        """
+        if self.prompting.file is None:
+            return None
+        sizes = {d.name: {row.name: read_size(row.image)[::-1] for row in d.rows} for d in datasets}
+        return self.prompting.draws(sizes, side=self.loaded.side)
+
+    def prompt_sources(self, dataset: DataSet, draws: Draws) -> list[PromptSource]:
+        """A prompt source per draw for the images of a data set; ``draws`` as returned by :meth:`read_draws`."""
+        return self.prompting.sources(dataset.name, draws, side=self.loaded.side)
+
     def describe(self) -> dict[str, Any]:
-        """For the summary."""
+        """The entries of summary.json."""
         loaded, metadata = self.loaded, self.loaded.metadata
         return {
             "net": metadata.net,
@@ -61,7 +80,7 @@ class EvaluationSetup:
 
 
 def prompt_settings(config: EvalConfig) -> PromptSettings:
-    """The settings of prompts alone."""
+    """The settings of prompts in the settings of an evaluation."""
     return PromptSettings(
         source=config.prompts,
         num_points=config.num_points,
@@ -72,22 +91,36 @@ def prompt_settings(config: EvalConfig) -> PromptSettings:
 
 
 def check_eval(config: EvalConfig) -> None:
-    """Raise one ``UserError`` with all settings that make no sense, before any file is opened."""
-    faults = []
-    if not config.split_csv:
-        faults.append("--split-csv is missing: which images? (data_format/README.md shows the format)")
-    if config.ckpt is None and config.net is None:
-        faults.append("give a --ckpt, or an untrained --net")
-    if config.batch_size < 1 or config.workers < 0 or config.overlays < 0 or config.gallery < 0:
-        faults.append("--batch-size must be at least 1, --workers, --overlays and --gallery at least 0")
+    """Check the settings before any file is opened.
+
+    Raises:
+        UserError: invalid settings; all faults are reported together.
+    """
+    errors = [*_check_required(config), *_check_numbers(config)]
     for check in (_check_net, _check_points, _check_postprocess, _check_recipe):
         try:
             check(config)
         except UserError as error:
-            faults.append(str(error).rstrip("."))
-    faults += check_prompting(prompt_settings(config))
-    if faults:
-        raise UserError("; ".join(faults) + ".")
+            errors.append(error)
+    errors += [UserError(f"{text}.", code="prompt-settings") for text in check_prompting(prompt_settings(config))]
+    raise_all(errors)
+
+
+def _check_required(config: EvalConfig) -> Iterator[UserError]:
+    if not config.split_csv:
+        yield UserError(
+            "--split-csv is missing: name the CSV files of the data sets (format: data_format/README.md).",
+            code="missing-split-csv",
+        )
+    if config.ckpt is None and config.net is None:
+        yield UserError("--ckpt is missing; to score an untrained net, use --net.", code="missing-net")
+
+
+def _check_numbers(config: EvalConfig) -> Iterator[UserError]:
+    for name, least in (("batch_size", 1), ("workers", 0), ("overlays", 0), ("gallery", 0)):
+        if getattr(config, name) < least:
+            flag = name.replace("_", "-")
+            yield UserError(f"--{flag} must be at least {least}, not {getattr(config, name)}.", code="number-too-small")
 
 
 def _check_net(config: EvalConfig) -> None:
@@ -107,14 +140,17 @@ def _check_postprocess(config: EvalConfig) -> None:
 
 def _check_recipe(config: EvalConfig) -> None:
     if config.recipe and not build_transform(config.recipe, image_size=64, pixels="imagenet").deterministic:
-        raise UserError(f"--recipe {config.recipe} augments; evaluation needs one that does not, such as none.")
+        raise UserError(
+            f"--recipe {config.recipe} draws augmentations; evaluation requires a recipe without, e.g. none.",
+            code="augmenting-recipe",
+        )
 
 
 def load_setup(config: EvalConfig) -> EvaluationSetup:
-    """Load what is scored.
+    """Load the net, its prompts and its postprocessing.
 
     Raises:
-        UserError: weights, prompts or a device that cannot be used.
+        UserError: invalid weights, prompts or device.
     """
     loaded = load_net(
         config.ckpt,
@@ -137,14 +173,16 @@ def load_setup(config: EvalConfig) -> EvaluationSetup:
         num_points=metadata.num_points,
         seed=loaded.seed,
     )
-    _warn_of_other_tuning(loaded, prompting)
-    # What was tuned was chosen on masks of their own size; the reference protocol stays the reference's whatever the net.
+    notices = _tuning_notices(loaded, prompting)
+    for notice in notices:
+        log.warning(describe(notice))
+    # Postprocessing is tuned at the size of the ground truth; it does not apply to the reference protocol.
     reference = loaded.postprocess if loaded.postprocess_source == "flag" else REFERENCE_POSTPROCESS
-    return EvaluationSetup(loaded, prompting, reference)
+    return EvaluationSetup(loaded, prompting, reference, notices)
 
 
 def evaluation_loader(rows: Sequence[Row], setup: EvaluationSetup, config: EvalConfig) -> DataLoader[Any]:
-    """The rows of a data set as batches for the net, from stored features where the settings allow it."""
+    """A loader of batches for the net, from features on disk if the settings allow it."""
     cache = CacheOptions(
         config.cache,
         cache_folder(config.cache_dir),
@@ -165,12 +203,10 @@ def evaluation_loader(rows: Sequence[Row], setup: EvaluationSetup, config: EvalC
     )
 
 
-def _warn_of_other_tuning(loaded: LoadedNet, prompting: Prompting) -> None:
+def _tuning_notices(loaded: LoadedNet, prompting: Prompting) -> tuple[Notice, ...]:
+    """A notice where the stored postprocessing was chosen with prompts of another source."""
     tuned = loaded.metadata.tuning.get("prompt_source", prompting.source)
-    if loaded.postprocess_source == "checkpoint" and tuned != prompting.source:
-        log.warning(
-            "the checkpoint's postprocessing, %s, was chosen with prompts %s, not %s; --postprocess none leaves it out.",
-            loaded.metadata.postprocess,
-            tuned,
-            prompting.source,
-        )
+    if loaded.postprocess_source != "checkpoint" or tuned == prompting.source:
+        return ()
+    data = {"postprocess": loaded.metadata.postprocess, "tuned": tuned, "source": prompting.source}
+    return (Notice(OTHER_TUNING, data),)

@@ -1,6 +1,6 @@
-"""What do scores of many images amount to, and how sure is that? On arrays; knows no files, models or names.
+"""Means, bootstrap intervals, strata, misses and calibration of the scores of many images.
 
-Rows are images, columns are metrics; not-a-number marks a score that an image does not have.
+Rows are images and columns are metrics; NaN marks a score that an image does not have.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 2000
 LEVEL = 0.95
-SEED = 0  # of the bootstrap: the same scores always have the same interval
-MISS = 0.1  # a Dice below it is a miss
-SIZES = {"small": 0.02, "medium": 0.10, "large": 1.0}  # foreground below this share of the pixels; large: the rest
-BINS = 10  # of the calibration
-_BLOCK = 2**22  # picks drawn at once: 32 MiB
+SEED = 0  # of the bootstrap, so that intervals are reproducible
+MISS = 0.1  # an image with a Dice below it is a miss
+SIZES = {"small": 0.02, "medium": 0.10, "large": 1.0}  # size class: foreground below this fraction of the pixels
+BINS = 10  # of the calibration plot
+_BLOCK = 2**22  # indices drawn per block: 32 MiB
 
 
 def bootstrap(values: npt.ArrayLike, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = SEED) -> Floats:
     """Percentile bootstrap intervals of the columns' means, over images (Efron 1979).
 
     Args:
-        values: (N, K) scores; those that are not a number are left out of their column.
-        resamples: how often N images are drawn from the N, with replacement; the same images for every column.
-        level: share of the resampled means inside the interval.
-        seed: of the draws.
+        values: (N, K) scores; NaN is excluded from its column.
+        resamples: number of resamples of N images, with replacement; all columns use the same images.
+        level: fraction of the resampled means inside the interval.
+        seed: of the resampling.
 
     Returns:
-        (K, 2) low and high; not-a-number for a column without a score.
+        (K, 2) low and high; NaN for a column without a score.
     """
     scores = np.asarray(values, np.float64)
     count, columns = scores.shape
     if count == 0:
         return np.full((columns, 2), np.nan)
-    there = ~np.isnan(scores)
-    # Sums and numbers of scores in one matrix product each block: how often an image was drawn × its scores.
-    both = np.concatenate((np.where(there, scores, 0.0), there.astype(np.float64)), axis=1)
+    valid = ~np.isnan(scores)
+    # One matrix product per block yields sums and numbers of scores: (times an image was drawn) × (its scores).
+    both = np.concatenate((np.where(valid, scores, 0.0), valid.astype(np.float64)), axis=1)
     generator = np.random.default_rng(seed)
     means, block = [], max(1, _BLOCK // count)
     for start in range(0, resamples, block):
@@ -50,56 +50,59 @@ def bootstrap(values: npt.ArrayLike, *, resamples: int = RESAMPLES, level: float
         means.append(np.divide(sums, numbers, out=np.full_like(sums, np.nan), where=numbers > 0))
     table = np.concatenate(means)
     intervals, tail = np.full((columns, 2), np.nan), (1 - level) / 2
-    for column in np.flatnonzero(there.any(axis=0)):
+    for column in np.flatnonzero(valid.any(axis=0)):
         intervals[column] = np.nanquantile(table[:, column], (tail, 1 - tail))
     return intervals
 
 
 def column_means(values: npt.ArrayLike, axis: int = 0) -> Floats:
-    """Means along an axis of the scores that are there; not-a-number where there is none."""
+    """Means along an axis; NaN is excluded, and the mean of no score is NaN."""
     scores = np.asarray(values, np.float64)
-    there = ~np.isnan(scores)
-    sums, numbers = np.where(there, scores, 0.0).sum(axis), there.sum(axis)
+    valid = ~np.isnan(scores)
+    sums, numbers = np.where(valid, scores, 0.0).sum(axis), valid.sum(axis)
     return np.asarray(np.divide(sums, numbers, out=np.full(sums.shape, np.nan), where=numbers > 0))
 
 
-def pooled_overlap(intersection: npt.ArrayLike, predicted: npt.ArrayLike, truth: npt.ArrayLike) -> dict[str, float]:
-    """Dice and IoU of all pixels of all images together: large foregrounds count for more than small ones.
+def pooled_overlap(intersection: npt.ArrayLike, predicted: npt.ArrayLike, target: npt.ArrayLike) -> dict[str, float]:
+    """Dice and IoU over the pixels of all images: a large foreground weighs more than a small one.
 
     Args:
         intersection: (N,) pixels in both masks.
         predicted: (N,) pixels in the prediction.
-        truth: (N,) pixels in the truth.
+        target: (N,) pixels in the ground truth.
+
+    Returns:
+        ``dice`` and ``iou``; NaN where no mask has foreground.
     """
-    both, either = int(np.sum(intersection)), int(np.sum(predicted)) + int(np.sum(truth))
-    if either == 0:
+    shared, total = int(np.sum(intersection)), int(np.sum(predicted)) + int(np.sum(target))
+    if total == 0:
         return {"dice": float("nan"), "iou": float("nan")}
-    return {"dice": 2 * both / either, "iou": both / (either - both)}
+    return {"dice": 2 * shared / total, "iou": shared / (total - shared)}
 
 
 def count_misses(dice: npt.ArrayLike, below: float = MISS) -> dict[str, Any]:
-    """How many of the images (N,) have a Dice below a bound, and their share of those that have one."""
+    """Number of images with a Dice (N,) below a bound, and their fraction of the images with a Dice (``share``)."""
     values = np.asarray(dice, np.float64)
     images, scored = int((values < below).sum()), int((~np.isnan(values)).sum())
     return {"below": below, "images": images, "share": images / scored if scored else float("nan")}
 
 
-def size_class(share: float) -> str:
-    """``small``, ``medium`` or ``large`` by the foreground's share of the pixels; empty where there is none."""
-    if share <= 0:
+def size_class(fraction: float) -> str:
+    """``small``, ``medium`` or ``large`` by the fraction of foreground pixels; an empty string for 0."""
+    if fraction <= 0:
         return ""
-    return next((name for name, below in SIZES.items() if share < below), "large")
+    return next((name for name, below in SIZES.items() if fraction < below), "large")
 
 
-def stratify(shares: npt.ArrayLike, dice: npt.ArrayLike, iou: npt.ArrayLike) -> dict[str, dict[str, Any]]:
-    """Means by size class, with the interval of the Dice.
+def stratify(fractions: npt.ArrayLike, dice: npt.ArrayLike, iou: npt.ArrayLike) -> dict[str, dict[str, Any]]:
+    """Mean Dice and IoU by size class, with the bootstrap interval of the Dice.
 
     Args:
-        shares: (N,) the truth's foreground as a share of its pixels; an empty truth has no class.
-        dice: (N,).
-        iou: (N,).
+        fractions: (N,) foreground pixels of the ground truth / all pixels; an image with 0 is in no class.
+        dice: (N,) scores.
+        iou: (N,) scores.
     """
-    classes = np.array([size_class(share) for share in np.asarray(shares, np.float64)])
+    classes = np.array([size_class(fraction) for fraction in np.asarray(fractions, np.float64)])
     scores = np.stack((np.asarray(dice, np.float64), np.asarray(iou, np.float64)), axis=1)
     found = {}
     for name in SIZES:
@@ -115,34 +118,34 @@ def stratify(shares: npt.ArrayLike, dice: npt.ArrayLike, iou: npt.ArrayLike) -> 
 
 
 def calibration(predicted: npt.ArrayLike, true: npt.ArrayLike, bins: int = BINS) -> dict[str, Any]:
-    """How far an estimate of the IoU is from the IoU.
+    """Error of a predicted IoU.
 
     Args:
-        predicted: (N,) estimates; those outside [0, 1] count in the outermost bins.
-        true: (N,) IoU; rows without one are left out.
-        bins: of the estimate, of equal width over [0, 1].
+        predicted: (N,) predicted IoU; values outside [0, 1] are counted in the outermost bins.
+        true: (N,) true IoU; images with NaN are excluded.
+        bins: number of bins of the predicted IoU, of equal width over [0, 1].
 
     Returns:
-        ``error`` mean absolute difference, ``bias`` mean of predicted − true, ``correlation`` Pearson's (not a
-        number where one of the two does not vary), ``bins`` with their images and means.
+        ``error``: mean absolute difference; ``bias``: mean of predicted − true; ``correlation``: Pearson's, NaN where
+        one of the two is constant; ``bins``: limits, number of images and means of each bin.
     """
-    estimate, truth = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
-    there = ~(np.isnan(estimate) | np.isnan(truth))
-    estimate, truth = estimate[there], truth[there]
-    where = np.clip((estimate * bins).astype(np.int64), 0, bins - 1)
-    varied = len(truth) > 1 and np.ptp(estimate) > 0 and np.ptp(truth) > 0
-    nothing = float("nan")
+    estimate, measured = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
+    valid = ~(np.isnan(estimate) | np.isnan(measured))
+    estimate, measured = estimate[valid], measured[valid]
+    bin_of = np.clip((estimate * bins).astype(np.int64), 0, bins - 1)
+    varies = len(measured) > 1 and np.ptp(estimate) > 0 and np.ptp(measured) > 0
+    nan = float("nan")
     return {
-        "error": float(np.abs(estimate - truth).mean()) if len(truth) else nothing,
-        "bias": float((estimate - truth).mean()) if len(truth) else nothing,
-        "correlation": float(np.corrcoef(estimate, truth)[0, 1]) if varied else nothing,
+        "error": float(np.abs(estimate - measured).mean()) if len(measured) else nan,
+        "bias": float((estimate - measured).mean()) if len(measured) else nan,
+        "correlation": float(np.corrcoef(estimate, measured)[0, 1]) if varies else nan,
         "bins": [
             {
                 "low": i / bins,
                 "high": (i + 1) / bins,
-                "images": int((where == i).sum()),
-                "predicted": float(estimate[where == i].mean()) if (where == i).any() else nothing,
-                "true": float(truth[where == i].mean()) if (where == i).any() else nothing,
+                "images": int((bin_of == i).sum()),
+                "predicted": float(estimate[bin_of == i].mean()) if (bin_of == i).any() else nan,
+                "true": float(measured[bin_of == i].mean()) if (bin_of == i).any() else nan,
             }
             for i in range(bins)
         ],

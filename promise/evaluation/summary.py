@@ -1,41 +1,21 @@
-"""An evaluation's summary as a text, and read again from its file; knows no models and computes nothing."""
+"""Format the summary of an evaluation as text; read summary.json."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from promise.evaluation.config import EMPTY_RULES
+from promise.evaluation.metrics import KINDS, printed_columns, protocols_of
 from promise.runtime.errors import MissingFileError, UserError
 from promise.runtime.text_table import text_table
 
-BINARY_COLUMNS = {
-    "dice": "Dice",
-    "iou": "IoU",
-    "mae": "MAE",
-    "precision": "Prec",
-    "recall": "Recall",
-    "s_alpha": "S-alpha",
-    "e_phi": "E-phi",
-    "f_beta": "F-beta",
-    "weighted_f": "wF",
-}
-SOFT_COLUMNS = {
-    "dice_mean": "mDice",
-    "dice_max": "maxDice",
-    "iou_mean": "mIoU",
-    "iou_max": "maxIoU",
-    "mae": "MAE",
-    "s_alpha": "S-alpha",
-    "e_mean": "mE",
-    "e_max": "maxE",
-    "f_mean": "mF",
-    "f_max": "maxF",
-    "weighted_f": "wF",
-}
-FEW = 20  # images; a bootstrap interval over fewer covers less than it says
+BINARY_COLUMNS = printed_columns("mask")
+SOFT_COLUMNS = printed_columns("map")
+FEW = 20  # images; a bootstrap interval over fewer covers the mean less often than 95 %
 CERTAINTY = (
     "Dice ± draws [95 %]",
     "IoU ± draws [95 %]",
@@ -47,44 +27,49 @@ CERTAINTY = (
 
 
 def results_text(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """One block a data set with a row for each result and protocol; every row says where its prompts came from."""
-    blocks = []
-    names = list(dict.fromkeys(name for s in summaries for name in s["datasets"]))
-    for name in names:
-        holding = [s for s in summaries if name in s["datasets"]]
-        first = holding[-1]["datasets"][name]
-        blocks.append(f"Data set {name}: {first['images']} images, {first['split']} rows")
-        binary = [
-            [
-                _title(s),
-                s["prompts"],
-                protocol,
-                *_cells(s["datasets"][name]["means"][protocol], BINARY_COLUMNS),
-            ]
-            for s in holding
-            for protocol in ("reference", "native")
+    """The results as text: one block per data set, with one row per evaluation and protocol.
+
+    Args:
+        summaries: contents of summary.json files, the newest last.
+    """
+    names = dict.fromkeys(name for s in summaries for name in s["datasets"])
+    return "\n\n".join([*(block for name in names for block in _blocks(summaries, name)), *_legend(summaries)])
+
+
+def _blocks(summaries: Sequence[Mapping[str, Any]], dataset: str) -> Iterator[str]:
+    """The heading and the tables of a data set."""
+    evaluated = [(s, s["datasets"][dataset]) for s in summaries if dataset in s["datasets"]]
+    table = evaluated[-1][1]
+    yield f"Data set {dataset}: {table['images']} images, {table['split']} rows"
+    for kind in KINDS:
+        columns = printed_columns(kind)
+        rows = [
+            [_title(s), s["prompts"], protocol, *_cells(table["means"][protocol], columns)]
+            for s, table in evaluated
+            for protocol in protocols_of(kind)
         ]
-        soft = [
-            [_title(s), s["prompts"], "soft", *_cells(s["datasets"][name]["means"]["soft"], SOFT_COLUMNS)]
-            for s in holding
-        ]
-        blocks.append(text_table(["net", "prompts", "protocol", *BINARY_COLUMNS.values()], binary))
-        blocks.append(text_table(["net", "prompts", "protocol", *SOFT_COLUMNS.values()], soft))
-        sure = [["native", _title(s), s["prompts"], *_certainty(s["datasets"][name])] for s in holding]
-        blocks.append(text_table(["protocol", "net", "prompts", *CERTAINTY], sure))
+        yield text_table(["net", "prompts", "protocol", *columns.values()], rows)
+    rows = [["native", _title(s), s["prompts"], *_certainty(table)] for s, table in evaluated]
+    yield text_table(["protocol", "net", "prompts", *CERTAINTY], rows)
+
+
+def _legend(summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The explanations below the tables."""
     last = summaries[-1]
-    if any(table["images"] < FEW and "intervals" in table for s in summaries for table in s["datasets"].values()):
-        blocks.append(f"Intervals over fewer than {FEW} images are rough, and as a rule too narrow.")
-    blocks.append(
-        f"reference: 256 px, {last['postprocess']['reference']}, truth grown as the original does; native: the mask's "
-        f"own size, {last['postprocess']['native']}; soft: probability map, min-max normalised, over 256 thresholds."
+    tables = [table for s in summaries for table in s["datasets"].values()]
+    if any(table["images"] < FEW and "intervals" in table for table in tables):
+        yield f"Intervals over fewer than {FEW} images are rough and usually too narrow."
+    yield (
+        f"reference: 256 pixels, postprocessing {last['postprocess']['reference']}, ground truth dilated as in the "
+        f"reference implementation; native: size of the ground truth, postprocessing {last['postprocess']['native']}; "
+        "soft: probability map, min–max normalised, over 256 thresholds."
     )
-    if any(table.get("empty_truths") for summary in summaries for table in summary["datasets"].values()):
-        blocks.append(f"Empty masks ({last['empty_masks']}): {last['empty_masks_rule']} (native and soft).")
-    blocks += [words for words in (_sources(s) for s in summaries) if words]
+    if any(table.get("empty_truths") for table in tables):
+        rule = EMPTY_RULES.get(last["empty_masks"], last["empty_masks_rule"])
+        yield f"Empty masks ({last['empty_masks']}): {rule} (native and soft)."
+    yield from filter(None, map(_sources, summaries))
     if "statement" in last:
-        blocks.append(last["statement"])
-    return "\n\n".join(blocks)
+        yield last["statement"]
 
 
 def _title(summary: Mapping[str, Any]) -> str:
@@ -94,18 +79,18 @@ def _title(summary: Mapping[str, Any]) -> str:
 
 
 def _sources(summary: Mapping[str, Any]) -> str:
-    """Where prompts and postprocessing came from, where that is not plain from the table."""
-    words = []
+    """The sources of prompts and postprocessing that the table does not show."""
+    parts = []
     if "prompt_file" in summary:
         file = summary["prompt_file"]
-        words.append(f"prompts from {file['path']}, written as {file['source']}.")
+        parts.append(f"prompts from {file['path']} (source: {file['source']}).")
     if summary.get("postprocess_source") == "checkpoint":
-        words.append(f"native postprocessing {summary['postprocess']['native']}, chosen on validation rows.")
-    return f"{_title(summary)}: {' '.join(words)}" if words else ""
+        parts.append(f"native postprocessing {summary['postprocess']['native']}, chosen on val rows.")
+    return f"{_title(summary)}: {' '.join(parts)}" if parts else ""
 
 
 def _certainty(table: Mapping[str, Any]) -> list[str]:
-    """Means with their intervals and the deviation between draws, misses, Dice by size; ``-`` in older results."""
+    """The cells of :data:`CERTAINTY`; ``-`` for results of versions that did not record them."""
     if "intervals" not in table:
         return ["-"] * len(CERTAINTY)
     between = table["draws"]["deviation"]
@@ -129,34 +114,37 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 
 def _cells(means: Mapping[str, float | None], columns: Mapping[str, str]) -> list[str]:
-    return [_number(means[name]) for name in columns]
+    return [_number(means[name]) if name in means else "-" for name in columns]
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """An earlier ``summary.json``.
+    """Read a ``summary.json``.
 
     Raises:
-        MissingFileError: no such file.
-        UserError: something else.
+        MissingFileError: the file does not exist.
+        UserError: the file is not a summary of ``promise-eval``.
     """
     if not path.is_file():
-        raise MissingFileError(f"no results at {path}. Is the path right?")
+        raise MissingFileError(f"no results at {path}. Is the path correct?", code="missing-results")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         found["datasets"], found["net"], found["prompts"], found["postprocess"], found["trained"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no summary.json of promise-eval.") from error
+        raise UserError(
+            f"{path} is not a summary.json of promise-eval: it is damaged or lacks required keys.",
+            code="invalid-summary",
+        ) from error
     return dict(found)
 
 
 def tuning_text(ranked: Sequence[tuple[str, float]], *, images: int, ckpt: Path, shown: int = 8) -> str:
-    """The best candidates of a search, the winner first, and the plain cut beside them.
+    """The best candidates of a search, the winner first, and the Dice without postprocessing.
 
     Args:
-        ranked: postprocessing → mean Dice, the whole grid, the winner first.
-        images: how many it was tried on.
-        ckpt: where the winner is stored.
-        shown: candidates in the table.
+        ranked: (postprocessing, mean Dice) of the whole grid, the winner first.
+        images: number of images that the candidates were scored on.
+        ckpt: checkpoint that stores the winner.
+        shown: number of candidates in the table.
     """
     rows = [[name, f"{dice:.4f}"] for name, dice in ranked[:shown]]
     plain = next(f"{dice:.4f}" for name, dice in ranked if name == "none")
@@ -165,6 +153,5 @@ def tuning_text(ranked: Sequence[tuple[str, float]], *, images: int, ckpt: Path,
     return (
         f"{len(ranked)} candidates on {images} val images, mean native Dice:\n\n"
         f"{text_table(['postprocess', 'Dice'], rows)}\n\n"
-        f"{ranked[0][0]} is stored in {ckpt}; promise-eval uses it in the native protocol unless --postprocess says "
-        "otherwise."
+        f"{ranked[0][0]} is stored in {ckpt}. promise-eval uses it in the native protocol by default."
     )

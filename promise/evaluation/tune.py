@@ -1,6 +1,6 @@
-"""Which postprocessing suits a net best? Tries a grid on validation rows and stores the winner in the checkpoint.
+"""Tune the postprocessing of a net: a grid search on the val rows, whose winner is stored in the checkpoint.
 
-Opens the files of val rows and of no others; knows no flags.
+Only files of val rows are opened.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from promise.data.images import read_mask, read_size
-from promise.data.leaks import count_seen, describe_seen, hash_images
+from promise.data.images import read_mask
+from promise.data.leaks import count_seen, hash_images
 from promise.data.selection import DataSet, select_rows
 from promise.evaluation.config import EvalConfig
+from promise.evaluation.notices import describe, seen_notices
 from promise.evaluation.scoring import dice_of_empty
-from promise.evaluation.setup import EvaluationSetup, check_eval, evaluation_loader, load_setup
+from promise.evaluation.setup import Draws, EvaluationSetup, check_eval, evaluation_loader, load_setup
 from promise.evaluation.statistics import column_means
 from promise.inference.loop import RowPrediction, predict_draws
 from promise.inference.postprocess import Postprocess, fill_holes, largest_component, open_or_close, probability_at
 from promise.models import checkpoint
-from promise.runtime.errors import UserError
+from promise.runtime.errors import UserError, all_of, raise_all
 from promise.runtime.files import check_output_dir, write_lines
 from promise.runtime.memory import explain_out_of_memory
 from promise.runtime.progress import progress_bar
@@ -33,18 +34,18 @@ from promise.runtime.workers import default_workers, ordered_map
 
 log = logging.getLogger(__name__)
 
-FEW = 20  # images, below which a choice is doubted
+FEW = 20  # images; a choice on fewer is reported as uncertain
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(2, 19))  # 0.1 … 0.9
 KERNELS = (3, 5, 7, 9, 11)
-TIE = 5e-5  # means that agree to the fourth digit are equal
+TIE = 5e-5  # means that differ by less are equal to four digits
 _OPERATIONS: tuple[tuple[Literal["none", "open", "close"], int], ...] = (
     ("none", 5),
     *(("open", kernel) for kernel in KERNELS),
     *(("close", kernel) for kernel in KERNELS),
 )
 _PARTS = tuple(itertools.product((False, True), repeat=2))  # fill, largest
-# In the order in which dice_of_grid computes it.
+# In the order in which dice_of_grid computes the scores.
 GRID = tuple(
     Postprocess(operation, kernel, threshold, fill, largest)
     for threshold in THRESHOLDS
@@ -55,13 +56,13 @@ GRID = tuple(
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a search leaves."""
+    """The result of a search."""
 
     folder: Path
     ckpt: Path
     images: int
     winner: Postprocess
-    ranked: tuple[tuple[Postprocess, float], ...]  # the whole grid with its mean Dice, the winner first
+    ranked: tuple[tuple[Postprocess, float], ...]  # the grid with its mean Dice, the winner first
 
     @property
     def plain(self) -> float:
@@ -72,10 +73,11 @@ class TuneResult:
 def tune(config: EvalConfig) -> TuneResult:
     """Choose the postprocessing with the best mean native Dice on the val rows, and store it in the checkpoint.
 
-    Of equals the simplest wins. The net sees each image once; every cut and operation is tried on its probability map.
+    Ties go to the simplest candidate. The net predicts each image once; every candidate is applied to the same
+    probability map.
 
     Raises:
-        UserError: settings, files or weights that cannot be used; nothing has been written then.
+        UserError: invalid settings, files or weights; nothing has been written.
     """
     _check(config)
     ckpt = Path(config.ckpt or "")
@@ -90,15 +92,10 @@ def tune(config: EvalConfig) -> TuneResult:
         log.warning(note)
     setup = load_setup(dataclasses.replace(config, postprocess="default"))
     hashes = _hash(datasets, stored)
-    draws = setup.prompting.draws(
-        {d.name: {row.name: read_size(row.image)[::-1] for row in d.rows} for d in datasets}
-        if setup.prompting.file
-        else {},
-        side=setup.loaded.side,
-    )
+    draws = setup.read_draws(datasets)
     scores = np.concatenate([_dice(config, setup, dataset, draws) for dataset in datasets])
     if len(scores) < FEW:
-        log.warning("only %d images to choose on: the best of %d candidates may be luck.", len(scores), len(GRID))
+        log.warning("only %d images to choose on: the best of %d candidates may win by chance.", len(scores), len(GRID))
     ranked = rank(column_means(scores))
     winner, dice = ranked[0]
     result = TuneResult(folder, ckpt, len(scores), winner, tuple(ranked))
@@ -113,7 +110,7 @@ def tune(config: EvalConfig) -> TuneResult:
         "candidates": len(GRID),
     }
     if stored.postprocess is not None:
-        log.info("%s held %s until now.", ckpt, stored.postprocess)
+        log.info("%s: the stored postprocessing %s is replaced.", ckpt, stored.postprocess)
     checkpoint.rewrite_metadata(
         ckpt,
         dataclasses.replace(
@@ -124,36 +121,41 @@ def tune(config: EvalConfig) -> TuneResult:
 
 
 def _check(config: EvalConfig) -> None:
-    check_eval(config)
-    faults = []
+    all_of(lambda: check_eval(config), lambda: raise_all(list(_faults(config))))
+
+
+def _faults(config: EvalConfig) -> Iterator[UserError]:
+    """Settings that do not go with ``--tune-postprocess``."""
+    flag = "--tune-postprocess"
     if config.ckpt is None or Path(config.ckpt).suffix != ".safetensors":
-        faults.append("--tune-postprocess stores its choice in a checkpoint of ours: give one with --ckpt")
+        yield UserError(
+            f"{flag} stores the result in a checkpoint of this package (.safetensors); name it with --ckpt.",
+            code="tuning-without-checkpoint",
+        )
     if config.split not in (None, "val"):
-        faults.append(f"--tune-postprocess looks at val rows only: drop --split {config.split}")
+        yield UserError(f"{flag} uses val rows only; remove --split {config.split}.", code="tuning-split")
     if config.postprocess is not None:
-        faults.append("--tune-postprocess and --postprocess exclude each other")
+        yield UserError(f"{flag} and --postprocess exclude each other.", code="tuning-with-postprocess")
     if config.prompt_seeds > 1:
-        faults.append("--tune-postprocess looks at one draw of prompts: drop --prompt-seeds")
-    if faults:
-        raise UserError("; ".join(faults) + ".")
+        yield UserError(f"{flag} uses one draw of prompts; remove --prompt-seeds.", code="tuning-with-draws")
 
 
 def _hash(datasets: Sequence[DataSet], stored: checkpoint.Metadata) -> list[str]:
-    """Content hashes of all images; a warning where the net was trained on them."""
+    """Content hashes of all images; warns about images that the net was trained on."""
     hashes = [digest for dataset in datasets for digest in hash_images(dataset.rows)]
     seen = count_seen(hashes, {"train": stored.seen.get("train", ())})
-    for words in describe_seen("validation rows", seen, len(hashes)):
-        log.warning(words)
+    for notice in seen_notices("validation rows", seen, len(hashes)):
+        log.warning(describe(notice))
     return hashes
 
 
-def _dice(config: EvalConfig, setup: EvaluationSetup, dataset: DataSet, draws: Any) -> np.ndarray:
-    """(N, G) native Dice of N images under every postprocessing of the grid."""
+def _dice(config: EvalConfig, setup: EvaluationSetup, dataset: DataSet, draws: Draws) -> np.ndarray:
+    """Native Dice (N, G) of N images under the G candidates of the grid."""
     loader = evaluation_loader(dataset.rows, setup, config)
-    sources = setup.prompting.sources(dataset.name, draws, side=setup.loaded.side)[:1]
+    sources = setup.prompt_sources(dataset, draws)[:1]
     scores = np.full((len(dataset.rows), len(GRID)), np.nan, np.float32)
 
-    def work(row: RowPrediction) -> tuple[int, np.ndarray]:
+    def score_grid(row: RowPrediction) -> tuple[int, np.ndarray]:
         target = read_mask(dataset.rows[row.index].mask)
         probability = probability_at(row.logits, *target.shape)
         return row.index, dice_of_grid(probability, target, empty_rule=config.empty_masks)
@@ -161,42 +163,42 @@ def _dice(config: EvalConfig, setup: EvaluationSetup, dataset: DataSet, draws: A
     bar = progress_bar(total=len(dataset.rows), name=f"tuning on {dataset.name}", unit="image", quiet=config.quiet)
     with bar, explain_out_of_memory(config.batch_size):
         predicted = predict_draws(setup.loaded.net, loader, sources=sources, device=setup.loaded.device)
-        for index, dice in ordered_map(work, predicted, workers=default_workers()):
+        for index, dice in ordered_map(score_grid, predicted, workers=default_workers()):
             scores[index] = dice
             bar.update()
     return scores
 
 
 def dice_of_grid(probability: np.ndarray, target: np.ndarray, *, empty_rule: str = "one") -> np.ndarray:
-    """The Dice of one image under every postprocessing of :data:`GRID`.
+    """The Dice of one image under every candidate of :data:`GRID`.
 
     Args:
         probability: (H, W) float in [0, 1].
         target: (H, W) bool.
-        empty_rule: where the truth is empty; see :data:`promise.evaluation.config.EMPTY_RULES`.
+        empty_rule: the Dice where the ground truth is empty; see :data:`promise.evaluation.config.EMPTY_RULES`.
 
     Returns:
-        (G,) float64, in the grid's order.
+        (G,) float64, in the order of the grid.
     """
     window = _window((probability >= THRESHOLDS[0]) | target)
-    truth = target[window]
-    positives = int(np.count_nonzero(truth))
-    found = []
+    target = target[window]
+    positives = int(np.count_nonzero(target))
+    dice = []
     for mask in _masks(probability[window]):
         predicted = int(np.count_nonzero(mask))
         if positives == 0:
-            found.append(dice_of_empty(empty_rule, predicted=predicted > 0))
+            dice.append(dice_of_empty(empty_rule, predicted=predicted > 0))
         else:
-            found.append(2 * int(np.count_nonzero(mask & truth)) / (predicted + positives))
-    return np.array(found)
+            dice.append(2 * int(np.count_nonzero(mask & target)) / (predicted + positives))
+    return np.array(dice)
 
 
 def _masks(probability: np.ndarray) -> Iterator[np.ndarray]:
-    """The masks of the grid, each step taken once."""
+    """The masks of the grid, in its order; no step is computed twice."""
     for threshold in THRESHOLDS:
-        cut = np.asarray(probability >= threshold)
+        thresholded = np.asarray(probability >= threshold)
         for operation, kernel in _OPERATIONS:
-            mask = cut if operation == "none" else open_or_close(cut, operation, kernel)
+            mask = thresholded if operation == "none" else open_or_close(thresholded, operation, kernel)
             filled = fill_holes(mask)
             yield mask
             yield largest_component(mask)
@@ -204,27 +206,27 @@ def _masks(probability: np.ndarray) -> Iterator[np.ndarray]:
             yield largest_component(filled)
 
 
-def _window(occupied: np.ndarray) -> tuple[slice, slice]:
-    """The box of what is occupied, wider by more than the largest kernel: nothing outside it ever changes."""
+def _window(foreground: np.ndarray) -> tuple[slice, slice]:
+    """The bounding box of the foreground, widened by more than the largest kernel: pixels outside it never change."""
     margin = KERNELS[-1] + 1
     sides = []
     for axis in (1, 0):
-        lines = np.flatnonzero(occupied.any(axis=axis))
+        lines = np.flatnonzero(foreground.any(axis=axis))
         first, last = (int(lines[0]), int(lines[-1])) if lines.size else (0, 0)
         sides.append(slice(max(0, first - margin), last + margin + 1))
     return sides[0], sides[1]
 
 
 def rank(dice: np.ndarray) -> list[tuple[Postprocess, float]]:
-    """The grid by mean Dice (G,), the winner first: the simplest of those that equal the best to four digits."""
-    order = sorted(range(len(GRID)), key=lambda i: (-dice[i], _effort(GRID[i])))
+    """The grid sorted by mean Dice (G,), the winner first: the simplest candidate within :data:`TIE` of the best."""
+    order = sorted(range(len(GRID)), key=lambda i: (-dice[i], _complexity(GRID[i])))
     ties = [i for i in order if dice[i] >= dice[order[0]] - TIE]
-    winner = min(ties, key=lambda i: (*_effort(GRID[i]), -dice[i])) if ties else order[0]
+    winner = min(ties, key=lambda i: (*_complexity(GRID[i]), -dice[i])) if ties else order[0]
     return [(GRID[i], float(dice[i])) for i in (winner, *(i for i in order if i != winner))]
 
 
-def _effort(postprocess: Postprocess) -> tuple[float, ...]:
-    """How much a postprocessing does: steps first, then the kernel, then how far its cut is from one half."""
+def _complexity(postprocess: Postprocess) -> tuple[float, ...]:
+    """Sort key: number of steps, then size of the kernel, then distance of the threshold from one half."""
     acts = postprocess.operation != "none"
     steps = acts + postprocess.fill + postprocess.largest + (postprocess.threshold != 0.5)
     return steps, postprocess.kernel if acts else 0, abs(postprocess.threshold - 0.5), postprocess.threshold

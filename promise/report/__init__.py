@@ -1,1 +1,1 @@
-"""One self-contained HTML page of a run and its evaluations; the parts are strangers, ``page`` joins them."""
+"""The HTML report of a run and its evaluations, in one self-contained file."""

@@ -1,6 +1,6 @@
-"""Charts as SVG inside a page, in the page's own colours and sizes; knows no files and no results.
+"""Charts as inline SVG.
 
-Every chart is 360 × 220 units, so that its words stay readable on a telephone; colours are classes of the style.
+Charts are 360 × 220 units, so that their text is readable on a phone. Colours are classes of the style sheet.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 40, 350, 28, 184  # the frame
-ONE_LINE = 30  # characters of a name that leave room for a number beside it
+ONE_LINE = 30  # characters; a longer name leaves no room for a number on the same line
 
 
 @dataclass(frozen=True)
 class Axis:
-    """From values to units along one axis."""
+    """Maps values to units along one axis."""
 
     low: float
     high: float
@@ -25,7 +25,7 @@ class Axis:
     stop: float
 
     def at(self, value: float) -> float:
-        """Where a value lies."""
+        """The position of a value."""
         span = self.high - self.low or 1.0
         return self.start + (value - self.low) / span * (self.stop - self.start)
 
@@ -35,7 +35,7 @@ UNIT_X, UNIT_Y = Axis(0, 1, LEFT, RIGHT), Axis(0, 1, BOTTOM, TOP)
 
 @dataclass(frozen=True)
 class Series:
-    """One line, or one colour of bars."""
+    """One line of a chart."""
 
     name: str
     values: Sequence[tuple[float, float]]  # (x, y) of a line
@@ -46,13 +46,13 @@ def histogram(counts: Sequence[tuple[str, str, Sequence[int]]], *, title: str, x
     """Stacked bars over [0, 1].
 
     Args:
-        counts: (name, class, how many in each bin) of each colour, from the ground up.
-        title: what a reader without eyes is told.
-        x: the axis' name.
+        counts: (name, class, number of images in each bin) of each colour, from bottom to top.
+        title: for screen readers.
+        x: label of the x axis.
     """
     bins = len(counts[0][2])
     totals = [sum(part[2][i] for part in counts) for i in range(bins)]
-    y = Axis(0, -(-max(*totals, 1) // 4) * 4, BOTTOM, TOP)  # four ticks of whole images
+    y = Axis(0, -(-max(*totals, 1) // 4) * 4, BOTTOM, TOP)  # the four ticks are integers
     width = (RIGHT - LEFT) / bins
     bars = []
     for i in range(bins):
@@ -60,10 +60,10 @@ def histogram(counts: Sequence[tuple[str, str, Sequence[int]]], *, title: str, x
         for name, style, values in counts:
             if values[i]:
                 top, bottom = y.at(base + values[i]), y.at(base)
-                told = f"{i / bins:.2f} to {(i + 1) / bins:.2f}: {values[i]} {name}"
+                tooltip = f"{i / bins:.2f} to {(i + 1) / bins:.2f}: {values[i]} {name}"
                 bars.append(
                     f'<rect class="{style}" x="{LEFT + i * width + 0.75:.1f}" y="{top:.1f}" width="{width - 1.5:.1f}" '
-                    f'height="{bottom - top:.1f}"><title>{escape(told)}</title></rect>'
+                    f'height="{bottom - top:.1f}"><title>{escape(tooltip)}</title></rect>'
                 )
             base += values[i]
     legend = [(name, style) for name, style, _ in counts if name]
@@ -71,7 +71,10 @@ def histogram(counts: Sequence[tuple[str, str, Sequence[int]]], *, title: str, x
 
 
 def boxes(groups: Sequence[tuple[str, str, Sequence[float]]], *, title: str, x: str) -> Markup:
-    """For each (name, class, values in [0, 1]): 5th to 95th percentile, quartiles, median, and the mean as a dot."""
+    """Box plots of groups (name, class, values in [0, 1]).
+
+    Whiskers: 5th and 95th percentile; box: quartiles; line: median; dot: mean.
+    """
     step = (BOTTOM - TOP) / max(len(groups), 1)
     parts = [_frame(UNIT_X, Axis(0, 1, BOTTOM, TOP), x=x, y_name="", y_ticks=False, left=82)]
     axis = Axis(0, 1, 82, RIGHT)
@@ -95,45 +98,50 @@ def _box(axis: Axis, y: float, style: str, values: Sequence[float]) -> Iterable[
 
 
 def _quantile(ordered: Sequence[float], q: float) -> float:
-    place = q * (len(ordered) - 1)
-    below = int(place)
+    position = q * (len(ordered) - 1)
+    below = int(position)
     above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
 
 
 def calibration(bins: Sequence[tuple[float, float, int]], *, title: str) -> Markup:
-    """Dots at (estimated, true), their area by the images in the bin, and the diagonal on which they should lie."""
+    """Calibration plot: dots at (predicted, true) with an area by the number of images, and the diagonal.
+
+    Args:
+        bins: (mean predicted IoU, mean true IoU, number of images) of each bin.
+        title: for screen readers.
+    """
     most = max((images for _, _, images in bins), default=1)
     x = Axis(0, 1, 108, 108 + BOTTOM - TOP)  # square
     parts = [
-        _frame(x, UNIT_Y, x="SAM's estimate of IoU", y_name="true IoU", left=108, right=108 + BOTTOM - TOP),
+        _frame(x, UNIT_Y, x="IoU predicted by SAM", y_name="true IoU", left=108, right=108 + BOTTOM - TOP),
         f'<line class="guide" x1="{x.at(0)}" y1="{BOTTOM}" x2="{x.at(1)}" y2="{TOP}"/>',
     ]
-    for estimated, true, images in bins:
-        told = f"estimated {estimated:.3f}, true {true:.3f}, images {images}"
+    for predicted, true, images in bins:
+        tooltip = f"predicted {predicted:.3f}, true {true:.3f}, {images} images"
         parts.append(
-            f'<circle class="s1 dot" cx="{x.at(estimated):.1f}" cy="{UNIT_Y.at(true):.1f}" '
-            f'r="{3 + 8 * (images / most) ** 0.5:.1f}"><title>{told}</title></circle>'
+            f'<circle class="s1 dot" cx="{x.at(predicted):.1f}" cy="{UNIT_Y.at(true):.1f}" '
+            f'r="{3 + 8 * (images / most) ** 0.5:.1f}"><title>{tooltip}</title></circle>'
         )
     return _svg(title, parts)
 
 
 def lines(series: Sequence[Series], *, title: str, x: str, unit: bool = False, mark: float | None = None) -> Markup:
-    """Lines over the epochs.
+    """Lines over epochs.
 
     Args:
-        series: at least one with a point.
-        title: of the chart.
-        x: the axis' name.
-        unit: the values lie in [0, 1].
-        mark: an epoch to point out.
+        series: at least one, with at least one point.
+        title: for screen readers.
+        x: label of the x axis.
+        unit: whether the y axis is [0, 1].
+        mark: an epoch that is marked as the best.
     """
-    across = [point[0] for one in series for point in one.values]
-    up = [point[1] for one in series for point in one.values]
-    low, high = (0.0, 1.0) if unit else (min(0.0, *up), _nice(max(up)))
-    x_axis, y_axis = Axis(min(across), max(across), LEFT + 4, RIGHT - 4), Axis(low, high, BOTTOM, TOP)
+    xs = [point[0] for one in series for point in one.values]
+    ys = [point[1] for one in series for point in one.values]
+    low, high = (0.0, 1.0) if unit else (min(0.0, *ys), _nice(max(ys)))
+    x_axis, y_axis = Axis(min(xs), max(xs), LEFT + 4, RIGHT - 4), Axis(low, high, BOTTOM, TOP)
     parts = [_frame(x_axis, y_axis, x=x, y_name="")]
-    if mark is not None and min(across) <= mark <= max(across):
+    if mark is not None and min(xs) <= mark <= max(xs):
         at = x_axis.at(mark)
         parts.append(f'<line class="guide" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{BOTTOM}"/>')
         anchor = "end" if at > (LEFT + RIGHT) / 2 else "start"
@@ -151,8 +159,8 @@ def lines(series: Sequence[Series], *, title: str, x: str, unit: bool = False, m
 
 
 def intervals(rows: Sequence[tuple[str, str, float, tuple[float, float] | None]], *, title: str, x: str) -> Markup:
-    """For each (name, words, mean, 95 % interval): a dot with its interval, one under another."""
-    above = 14 if any(len(name) > ONE_LINE for name, *_ in rows) else 0  # a long name has a line of its own
+    """Rows of (name, text, mean, 95 % interval): a dot with its interval."""
+    above = 14 if any(len(name) > ONE_LINE for name, *_ in rows) else 0  # a long name is on its own line
     step = 40 + above
     height = step * len(rows) + 32
     axis = Axis(0, 1, 8, WIDTH - 8)
@@ -161,7 +169,7 @@ def intervals(rows: Sequence[tuple[str, str, float, tuple[float, float] | None]]
         for t, anchor in ((0, "start"), (0.25, "middle"), (0.5, "middle"), (0.75, "middle"), (1, "end"))
     ]
     parts.append(f'<text class="tick" x="{WIDTH / 2}" y="{height - 4}" text-anchor="middle">{escape(x)}</text>')
-    for i, (name, words, mean, bounds) in enumerate(rows):
+    for i, (name, text, mean, bounds) in enumerate(rows):
         y = step * i + 26 + above
         parts.append(f'<line class="grid" x1="8" x2="{WIDTH - 8}" y1="{y}" y2="{y}"/>')
         parts += [
@@ -169,7 +177,7 @@ def intervals(rows: Sequence[tuple[str, str, float, tuple[float, float] | None]]
             for t in range(5)
         ]
         parts.append(f'<text x="8" y="{y - 10 - above}">{escape(_cut(name))}</text>')
-        parts.append(f'<text x="{WIDTH - 8}" y="{y - 10}" text-anchor="end">{escape(words)}</text>')
+        parts.append(f'<text x="{WIDTH - 8}" y="{y - 10}" text-anchor="end">{escape(text)}</text>')
         if bounds is not None:
             low, high = (axis.at(v) for v in bounds)
             parts.append(f'<line class="s1 line" x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>')
@@ -178,13 +186,13 @@ def intervals(rows: Sequence[tuple[str, str, float, tuple[float, float] | None]]
 
 
 def _cut(text: str, length: int = 54) -> str:
-    """A text without its middle, where it is too long for a line."""
+    """The text, its middle replaced by … where it is too long for a line."""
     head = length * 2 // 3
     return text if len(text) <= length else f"{text[:head]}…{text[head + 1 - length :]}"
 
 
 def _nice(value: float) -> float:
-    """The next round number whose quarters have two digits at most."""
+    """The next round number whose quarters have at most two digits."""
     if value <= 0:
         return 1.0
     power = 10.0
@@ -205,7 +213,7 @@ def _frame(
     left: float = LEFT,
     right: float = RIGHT,
 ) -> str:
-    """Grid, ticks and names; no tick stands between two whole epochs."""
+    """Grid, ticks and labels; the ticks of epochs are integers."""
     parts = []
     if y_ticks:
         for i in range(5):
@@ -247,7 +255,7 @@ def _legend(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def _svg(title: str, parts: Iterable[str], *, height: float = HEIGHT) -> Markup:
-    # Every text in the parts was escaped where it was put in.
+    # All texts in the parts are escaped already.
     return Markup(
         f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg>"

@@ -1,4 +1,4 @@
-"""What a run and its evaluations say of themselves: where they come from, and what a reader must be warned of."""
+"""Facts of a run and its evaluations: provenance, and messages for the top of the page."""
 
 from __future__ import annotations
 
@@ -11,22 +11,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from promise.evaluation.config import EMPTY_RULES
+from promise.evaluation.notices import OTHER_TUNING, SHARED, TEXTS, Notice, describe, from_text, unique
 from promise.evaluation.reader import Evaluation
 from promise.runtime.errors import MissingFileError, UserError
 
 Facts = list[tuple[str, str]]
 
-# What a net owes to the rows of a split, in the words of the evaluation's own warnings: each is told once.
-SERVED = {
-    "train": "the net was trained on",
-    "val": "the net was selected on",
-    "tune": "the postprocessing was chosen on",
+# Texts of the notices that only the report makes; those of an evaluation have theirs in promise.evaluation.notices.
+_TEXTS = {
+    **TEXTS,
+    "oracle-prompts": "{title}: the prompts are drawn from the ground truth; this is not automatic segmentation.",
+    "external-prompts": "{title}: the prompts do not come from the net.",
+    "untrained-net": "{title}: the net is untrained.",
+    OTHER_TUNING: f"{{title}}: {TEXTS[OTHER_TUNING]}",
+    "empty-ground-truth": "{dataset}: images with an empty ground truth: {images}; {rule}.",
+    "sam-changed": "The weights of SAM changed during training: SAM was not frozen.",
+    "earlier-version": (
+        "An evaluation was made by an earlier version, which recorded no intervals, size classes, misses, calibration "
+        "or gallery; these are omitted. Run promise-eval again to add them."
+    ),
 }
+# Codes of notices that do not put the scores in doubt.
+_MINOR = {"external-prompts", "empty-ground-truth", "sam-changed", "earlier-version", OTHER_TUNING}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run's folder, as far as it is there."""
+    """The folder of a training run; fields of missing files are empty."""
 
     folder: Path
     config: str = ""
@@ -36,22 +48,24 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Notice:
-    """Something that a reader must know before the numbers."""
+class Message:
+    """A message at the top of the page."""
 
     level: str  # danger or note
     text: str
 
 
 def read_run(folder: Path) -> Run | None:
-    """A training run's record; ``None`` where the folder holds none, as that of an evaluation.
+    """Read the files of a training run; ``None`` where the folder is not that of a training run.
 
     Raises:
-        MissingFileError: no such folder.
-        UserError: a file of the run that cannot be read.
+        MissingFileError: the folder does not exist.
+        UserError: a file of the run cannot be read.
     """
     if not folder.is_dir():
-        raise MissingFileError(f"no folder at {folder}. Give the --output of promise-train or promise-eval.")
+        raise MissingFileError(
+            f"no folder at {folder}. Name the output folder of promise-train or promise-eval.", code="missing-folder"
+        )
     if not any((folder / name).is_file() for name in ("environment.json", "log.csv", "best.safetensors")):
         return None
     config = folder / "config.yaml"
@@ -70,7 +84,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is no JSON of a run ({error}). Was its writing cut off?") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}). Was the training interrupted while writing it?",
+            code="invalid-environment",
+        ) from error
 
 
 def _read_history(path: Path) -> list[dict[str, float | None]]:
@@ -82,7 +99,7 @@ def _read_history(path: Path) -> list[dict[str, float | None]]:
                 {name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(stream)
             ]
     except (ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} is no log of a training ({error}). Was it edited?") from error
+        raise UserError(f"{path} is not a training log ({error}). Was it edited?", code="invalid-log") from error
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
@@ -93,75 +110,64 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     return vars(read_metadata(path))
 
 
-def notices(run: Run | None, evaluations: Sequence[Evaluation]) -> list[Notice]:
-    """What stands on top: leaks first, then whatever makes a number mean less than it seems to."""
-    found = [*_leaks(evaluations), *_origins(evaluations)]
+def notices(run: Run | None, evaluations: Sequence[Evaluation]) -> list[Message]:
+    """The messages at the top of the page, warnings before notes."""
+    found = [*_of_evaluations(evaluations), *_origins(evaluations)]
     if run is not None:
         found += _of_training(run)
     if any("statement" not in e.summary for e in evaluations):
-        found.append(
-            Notice(
-                "note",
-                "An evaluation here was made before intervals, sizes, misses, calibration and galleries were recorded; "
-                "what it does not hold is left out. Evaluate again to have it.",
-            )
-        )
-    return list(dict.fromkeys(found))
+        found.append(Notice("earlier-version", {}))
+    messages = [Message("note" if n.code in _MINOR else "danger", describe(n, _TEXTS)) for n in unique(found)]
+    return sorted(messages, key=lambda message: message.level)
 
 
-def _leaks(evaluations: Sequence[Evaluation]) -> Iterator[Notice]:
-    for evaluation in evaluations:
-        for words in evaluation.summary.get("warnings") or []:
-            yield Notice("danger", str(words))
-        for name, table in evaluation.summary["datasets"].items():
-            for split, count in evaluation.seen(name).items():
-                yield Notice(
-                    "danger",
-                    f"{name}: {SERVED.get(split, split)} {count} of the {table.get('images')} scored images; these "
-                    "scores are no test of it.",
-                )
+def _of_evaluations(evaluations: Sequence[Evaluation]) -> Iterator[Notice]:
+    for e in evaluations:
+        for notice in e.notices:
+            yield Notice(notice.code, {"title": e.title, **notice.data}) if notice.code == OTHER_TUNING else notice
 
 
 def _origins(evaluations: Sequence[Evaluation]) -> Iterator[Notice]:
     for e in evaluations:
         if e.summary["prompts"] == "oracle":
-            yield Notice("danger", f"{e.title}: prompts drawn from the ground truth are not automatic segmentation.")
-        elif e.summary["prompts"] not in ("auto", "oracle"):
-            yield Notice("note", f"{e.title}: the prompts are not the net's own.")
+            yield Notice("oracle-prompts", {"title": e.title})
+        elif e.summary["prompts"] != "auto":
+            yield Notice("external-prompts", {"title": e.title})
         if not e.summary["trained"] and e.summary["net"] != "SAM":
-            yield Notice("danger", f"{e.title}: the net is untrained.")
+            yield Notice("untrained-net", {"title": e.title})
         for name, table in e.summary["datasets"].items():
             if table.get("empty_truths"):
-                rule = e.summary.get("empty_masks_rule", "")
-                yield Notice("note", f"{name}: {table['empty_truths']} masks hold no foreground; {rule}.")
+                rule = EMPTY_RULES.get(e.summary.get("empty_masks", ""), e.summary.get("empty_masks_rule", ""))
+                yield Notice("empty-ground-truth", {"dataset": name, "images": table["empty_truths"], "rule": rule})
 
 
 def _of_training(run: Run) -> Iterator[Notice]:
     before, after = run.environment.get("sam_sha256"), run.environment.get("sam_sha256_after")
     if before and after and before != after:
-        yield Notice("note", "SAM's weights changed during training: it was not frozen.")
-    for words in run.environment.get("warnings") or []:
-        yield Notice("danger", str(words))
+        yield Notice("sam-changed", {})
+    recorded = [from_text(str(text)) for text in run.environment.get("warnings") or []]
+    yield from recorded
     train, val = (set(run.metadata.get("seen", {}).get(split, ())) for split in ("train", "val"))
-    if train & val:
-        yield Notice(
-            "danger",
-            f"{len(train & val)} of {len(val)} validation images are also trained on: selection saw no new image.",
-        )
+    if train & val and SHARED not in {notice.code for notice in recorded}:
+        yield Notice(SHARED, {"images": len(train & val), "of": len(val)})
 
 
 def provenance_of_run(run: Run) -> Facts:
-    """Command, versions, hashes of a training."""
+    """Command, versions and hashes of a training run."""
     seen = run.metadata.get("seen") or {}
     facts = [
         ("folder", str(run.folder)),
         *_machine(run.environment),
-        *_picked(run.metadata, {"net": "net", "sam": "SAM", "num_points": "points", "freeze": "freeze switch"}),
+        *_picked(
+            run.metadata, {"net": "net", "sam": "SAM", "num_points": "number of points", "freeze": "frozen parts"}
+        ),
         ("seed", _text(run.environment.get("seed", run.metadata.get("seed")))),
         ("epoch of the checkpoint", _text(run.metadata.get("epoch"))),
-        *_picked(run.metadata, {"postprocess": "postprocessing chosen on val rows", "tuning": "how it was chosen"}),
-        ("SAM, SHA-256 before", _text(run.environment.get("sam_sha256", run.metadata.get("sam_sha256")))),
-        ("SAM, SHA-256 after", _text(run.environment.get("sam_sha256_after"))),
+        *_picked(
+            run.metadata, {"postprocess": "postprocessing chosen on val rows", "tuning": "choice of the postprocessing"}
+        ),
+        ("SAM, SHA-256 before training", _text(run.environment.get("sam_sha256", run.metadata.get("sam_sha256")))),
+        ("SAM, SHA-256 after training", _text(run.environment.get("sam_sha256_after"))),
         *((f"{split} images, SHA-256 of their hashes", _digest(hashes)) for split, hashes in seen.items()),
     ]
     return [fact for fact in facts if fact[1]]
@@ -174,14 +180,14 @@ def provenance_of_evaluation(evaluation: Evaluation) -> Facts:
     facts = [
         ("folder", str(evaluation.folder)),
         *_machine(summary.get("environment") or {}),
-        *_picked(summary, {"net": "net", "sam": "SAM", "checkpoint": "checkpoint", "epoch": "its epoch"}),
+        *_picked(summary, {"net": "net", "sam": "SAM", "checkpoint": "checkpoint", "epoch": "epoch of the checkpoint"}),
         ("prompts", f"{summary['prompts']} ({summary.get('prompt_source', 'source not recorded')})"),
-        *_picked(summary, {"num_points": "points", "precision": "precision", "recipe": "pixel recipe"}),
+        *_picked(summary, {"num_points": "number of points", "precision": "precision", "recipe": "pixel recipe"}),
         ("prompt files", _text(summary.get("prompt_files"))),
         ("seed", _text(summary.get("seed"))),
-        ("seeds of the prompt draws", _text(draws.get("seeds"))),
+        ("seeds of the draws of prompts", _text(draws.get("seeds"))),
         ("postprocessing", _text(summary["postprocess"])),
-        ("postprocessing comes from", _text(summary.get("postprocess_source"))),
+        ("source of the postprocessing", _text(summary.get("postprocess_source"))),
         ("SAM, SHA-256", _text(summary.get("sam_sha256"))),
         *((f"{name}, hash of images and masks", _text(t.get("data_hash"))) for name, t in summary["datasets"].items()),
         ("bootstrap", _text(summary.get("bootstrap"))),
@@ -213,5 +219,5 @@ def _text(value: Any) -> str:
 
 
 def _digest(hashes: Sequence[str]) -> str:
-    """One hash of many, whatever their order; nothing of none."""
+    """One hash of a set of hashes, independent of their order; an empty string for none."""
     return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest() + f" ({len(hashes)} images)" if hashes else ""

@@ -1,4 +1,4 @@
-"""Results as tables in a paper's form: one structure, written as HTML (by the template), Markdown and LaTeX."""
+"""Tables of results for papers, as HTML (by the template), Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -7,43 +7,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from promise.evaluation.metrics import KINDS, Kind, printed_columns, protocols_of
 from promise.evaluation.reader import Evaluation
-from promise.evaluation.summary import BINARY_COLUMNS, SOFT_COLUMNS
 
-NOTHING = "–"  # of a number that is not there
-BOUNDED = ("dice", "iou", "dice_mean", "iou_mean")  # columns that show their interval; summary.json holds all
+DASH = "–"  # shown for a missing number
+INTERVAL_COLUMNS = ("dice", "iou", "dice_mean", "iou_mean")  # shown with their interval; summary.json has all intervals
+_TITLES: dict[Kind, str] = {"mask": "masks", "map": "probability maps"}
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "[": "{[}",  # after a row's end it would be a length
+    "[": "{[}",  # after the end of a row it would start a length
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "–": "--",
     "±": r"$\pm$",
 }
-# What Markdown or the HTML inside it would take for its own.
+# Characters with a meaning in Markdown or in the HTML inside it.
 _MARKDOWN = {**{sign: f"\\{sign}" for sign in "\\|`*_[]#"}, "<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number, and what is known of it."""
+    """One cell of a table."""
 
     text: str
-    note: str = ""  # its 95 % interval, small below it
+    note: str = ""  # in small print below the text: the 95 % interval of a number
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table of a data set."""
+    """A table with a title."""
 
     title: str
     header: tuple[str, ...]
-    texts: int  # so many columns hold words; the others hold numbers
+    texts: int  # number of leading columns of text; the others are columns of numbers
     rows: tuple[tuple[Cell, ...], ...]
 
     def markdown(self) -> str:
-        """A pipe table under its title."""
+        """The table in Markdown, below its title."""
         lines = [
             f"**{_escape(self.title, _MARKDOWN)}**",
             "",
@@ -54,7 +55,7 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def latex(self) -> str:
-        """A ``table`` for the ``booktabs`` package."""
+        """The table in LaTeX; requires the package ``booktabs``."""
 
         def line(cells: Sequence[str]) -> str:
             return " & ".join(_escape(cell, _LATEX) for cell in cells) + r" \\"
@@ -75,50 +76,44 @@ class Table:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number as it is printed; a dash where there is none."""
+    """Format a number; a dash for ``None``, NaN and other types."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        return NOTHING
+        return DASH
     return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
 
 
 def interval(bounds: Any) -> str:
-    """``[low, high]`` of a 95 % interval, or nothing."""
+    """Format an interval as ``[low, high]``; an empty string where it is missing."""
     if not isinstance(bounds, Sequence) or isinstance(bounds, str) or len(bounds) != 2 or None in bounds:
         return ""
     return f"[{number(bounds[0])}, {number(bounds[1])}]"
 
 
 def result_tables(evaluations: Sequence[Evaluation], dataset: str) -> list[Table]:
-    """The tables of one data set: masks under the reference and native protocols, maps under the soft one."""
-    holding = [e for e in evaluations if dataset in e.summary["datasets"]]
-    parts = (
-        ("masks", ("reference", "native"), BINARY_COLUMNS),
-        ("probability maps", ("soft",), SOFT_COLUMNS),
-    )
-    told = holding[0].summary["datasets"][dataset]
-    size = f"{number(told.get('images'))} images, {told.get('split', NOTHING)} rows"
+    """The tables of one data set: scores of masks (reference and native protocol) and of maps (soft protocol)."""
+    evaluated = [e for e in evaluations if dataset in e.summary["datasets"]]
+    entry = evaluated[0].summary["datasets"][dataset]
+    size = f"{number(entry.get('images'))} images, {entry.get('split', DASH)} rows"
     return [
         Table(
-            f"{dataset}: {what} ({size})",
-            ("Net", "Prompts", "Protocol", *columns.values()),
+            f"{dataset}: {_TITLES[kind]} ({size})",
+            ("Net", "Prompts", "Protocol", *printed_columns(kind).values()),
             3,
-            tuple(row for e in holding for row in _rows(e, dataset, protocols, columns)),
+            tuple(row for e in evaluated for row in _rows(e, dataset, kind)),
         )
-        for what, protocols, columns in parts
+        for kind in KINDS
     ]
 
 
-def _rows(
-    evaluation: Evaluation, dataset: str, protocols: Sequence[str], columns: Mapping[str, str]
-) -> Iterator[tuple[Cell, ...]]:
-    summary, told = evaluation.summary, evaluation.summary["datasets"][dataset]
+def _rows(evaluation: Evaluation, dataset: str, kind: Kind) -> Iterator[tuple[Cell, ...]]:
+    summary, entry = evaluation.summary, evaluation.summary["datasets"][dataset]
     untrained = " (untrained)" if not summary["trained"] and summary["net"] != "SAM" else ""
     source = summary.get("prompt_source")
     prompts = f"{summary['prompts']} (box)" if source == "gt-box" else str(summary["prompts"])
-    for protocol in protocols:
-        means = told["means"][protocol]
-        intervals = (told.get("intervals") or {}).get(protocol) or {}
-        deviations = ((told.get("draws") or {}).get("deviation") or {}).get(protocol) or {}
+    for protocol in protocols_of(kind):
+        means = entry["means"][protocol]
+        intervals = (entry.get("intervals") or {}).get(protocol) or {}
+        deviations = ((entry.get("draws") or {}).get("deviation") or {}).get(protocol) or {}
         yield (
             Cell(f"{summary['net']}{untrained}", evaluation.mark),
             Cell(prompts),
@@ -126,15 +121,15 @@ def _rows(
             *(
                 Cell(
                     _with_deviation(means.get(name), deviations.get(name)),
-                    interval(intervals.get(name)) if name in BOUNDED else "",
+                    interval(intervals.get(name)) if name in INTERVAL_COLUMNS else "",
                 )
-                for name in columns
+                for name in printed_columns(kind)
             ),
         )
 
 
 def _with_deviation(mean: Any, deviation: Any) -> str:
-    """Mean ± standard deviation between prompt draws, where there were several."""
+    """Mean ± standard deviation between draws of prompts, if there are several."""
     return number(mean) if deviation is None else f"{number(mean)} ± {number(deviation)}"
 
 
@@ -146,5 +141,5 @@ def _pipes(cells: Sequence[str], *, plain: bool = False) -> str:
     return "| " + " | ".join(cell if plain else _escape(cell, _MARKDOWN) for cell in cells) + " |"
 
 
-def _escape(text: str, signs: Mapping[str, str]) -> str:
-    return "".join(signs.get(sign, sign) for sign in " ".join(text.split()))
+def _escape(text: str, escapes: Mapping[str, str]) -> str:
+    return "".join(escapes.get(sign, sign) for sign in " ".join(text.split()))

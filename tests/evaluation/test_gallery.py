@@ -1,4 +1,4 @@
-"""Which rows are drawn, and that what is drawn is what was predicted."""
+"""The choice of rows for the gallery, and the masks in the overlays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from promise.data.images import read_image
 from promise.data.table import read_table
-from promise.evaluation.drawing import remove_pictures
+from promise.evaluation.drawing import remove_overlays
 from promise.evaluation.gallery import Gallery, choose_rows
 from promise.inference.overlay import PREDICTED
 from promise.prompts.file import ImagePrompts
@@ -28,7 +28,7 @@ from promise.prompts.file import ImagePrompts
         ([0.1, 0.9], 0, {}),
     ],
 )
-def test_rows_are_chosen_by_dice_and_none_twice(dice, count: int, expected) -> None:
+def test_rows_are_chosen_by_dice_and_at_most_once(dice, count: int, expected) -> None:
     assert choose_rows(np.array(dice), count) == expected
 
 
@@ -37,7 +37,7 @@ def test_twelve_of_thirty_are_chosen() -> None:
     assert chosen == {"best": [29, 28, 27, 26], "median": [16, 15, 14, 13], "worst": [0, 1, 2, 3]}
 
 
-def test_pictures_show_the_kept_masks(phantoms: Path, tmp_path: Path) -> None:
+def test_overlays_show_the_stored_masks(phantoms: Path, tmp_path: Path) -> None:
     rows = read_table(phantoms).split("test")
     gallery = Gallery(rows, 1)
     prompts = {}
@@ -55,16 +55,16 @@ def test_pictures_show_the_kept_masks(phantoms: Path, tmp_path: Path) -> None:
     ]
     for entry, last in zip(entries, (12, 13, 11), strict=True):
         assert entry["picture"].startswith(f"gallery/set/{entry['kind']}-1-")
-        picture = read_image(tmp_path / entry["picture"])[22:].astype(int)
-        assert picture.shape == (512, 512, 3)
-        # The outline's lowest line, three pixels wide, is that of the mask's row `last`, eight times as large.
-        column = np.abs(picture[:, 8 * 8] - np.array(PREDICTED)).sum(axis=1) < 90
+        overlay = read_image(tmp_path / entry["picture"])[22:].astype(int)
+        assert overlay.shape == (512, 512, 3)
+        # The lowest line of the outline, three pixels wide, is row `last` of the mask, scaled by eight.
+        column = np.abs(overlay[:, 8 * 8] - np.array(PREDICTED)).sum(axis=1) < 90
         assert (np.flatnonzero(column).max() - 1) // 8 == last
 
 
-def test_only_pictures_of_ours_are_removed(tmp_path: Path) -> None:
+def test_only_overlays_are_removed(tmp_path: Path) -> None:
     for name in ("gallery/a/best-1-x.png", "overlays/a/x.png", "gallery/mine.png", "gallery/a/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    remove_pictures(tmp_path)
+    remove_overlays(tmp_path)
     assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"mine.png", "notes.txt"}

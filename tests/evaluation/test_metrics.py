@@ -1,4 +1,4 @@
-"""Do the metrics equal the original's, pysodmetrics' and their own definitions, written out slowly?"""
+"""The metrics equal those of the reference implementation, of pysodmetrics and direct implementations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from promise.evaluation.metrics import METRICS, Metric, binary_metrics, evaluate_pair, soft_metrics
+from promise.evaluation.metrics import (
+    METRICS,
+    PROTOCOLS,
+    binary_metrics,
+    evaluate_pair,
+    metrics_of,
+    printed_columns,
+    soft_metrics,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 EXPECTED = json.loads((GOLDEN / "metrics.json").read_text())
@@ -39,7 +47,7 @@ def map_pairs(draw):
 
 
 @pytest.mark.parametrize("case", sorted(EXPECTED))
-def test_binary_metrics_equal_the_original(case):
+def test_binary_metrics_equal_the_reference_implementation(case):
     prob, target = load_case(case)
     row = binary_metrics(prob >= 0.5, target)
     got = {name: row[ours] for name, ours in REFERENCE_NAMES.items()}
@@ -55,13 +63,13 @@ def test_soft_metrics_equal_pysodmetrics(case):
     assert set(row) == set(PYSODMETRICS_NAMES.values())
 
 
-def test_the_weighted_f_of_a_mask_is_that_of_its_map():
+def test_the_weighted_f_of_a_mask_equals_that_of_its_map():
     prob, target = load_case("two_blobs")  # holds only 0 and 1
     expected = EXPECTED["two_blobs"]["pysodmetrics"]["wFmeasure"]
     assert binary_metrics(prob >= 0.5, target)["weighted_f"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_map_gets_both_families_and_a_mask_only_the_plain_one():
+def test_a_map_has_mask_and_map_metrics_and_a_mask_only_mask_metrics():
     prob, target = load_case("soft")
     row = evaluate_pair(prob, target)
     soft = {f"soft_{name}": value for name, value in soft_metrics(prob, target).items()}
@@ -73,16 +81,20 @@ def test_the_threshold_itself_is_foreground():
     assert evaluate_pair(np.array([[0.5, 0.4999]]), np.array([[True, False]]))["dice"] == 1
 
 
-def test_the_table_names_every_key_that_comes_out():
+def test_the_table_has_every_key():
     prob, target = load_case("soft")
     row = evaluate_pair(prob, target)
     assert set(row) == set(METRICS)
     assert len({metric.title for metric in METRICS.values()}) == len(METRICS)
     assert [name for name, metric in METRICS.items() if not metric.higher_is_better] == ["mae", "soft_mae"]
-    assert METRICS["soft_f_max"] == Metric(
+    found = METRICS["soft_f_max"]
+    assert (found.title, found.formula, found.source, found.low, found.high, found.higher_is_better) == (
         "Soft F-beta max",
         "1.3·P·R / (0.3·P + R); 0/0 is 0; of the min–max normalised 8-bit map, largest over 256 thresholds",
         "Achanta et al., CVPR 2009",
+        0,
+        1,
+        True,
     )
 
 
@@ -100,8 +112,8 @@ def test_integer_targets_count_as_masks():
 
 
 def test_both_empty():
-    nothing = np.zeros((4, 5), bool)
-    row = binary_metrics(nothing, nothing)
+    empty = np.zeros((4, 5), bool)
+    row = binary_metrics(empty, empty)
     assert np.isnan(row.pop("dice"))
     zeros = ("iou", "mae", "precision", "recall", "f_beta", "weighted_f")
     assert row == dict.fromkeys(zeros, 0.0) | {"s_alpha": 1.0, "e_phi": pytest.approx(20 / 19)}
@@ -124,10 +136,10 @@ def test_a_flat_quadrant_is_decided_without_rounding_noise():
 @given(map_pairs())
 def test_dice_iou_and_mae_are_symmetric(pair):
     pred, target = pair[0] >= 0.5, pair[1]
-    there, back = binary_metrics(pred, target), binary_metrics(target, pred)
+    forth, back = binary_metrics(pred, target), binary_metrics(target, pred)
     for name in ("dice", "iou", "mae"):
-        assert there[name] == pytest.approx(back[name], nan_ok=True)
-    assert (there["precision"], there["recall"]) == (back["recall"], back["precision"])
+        assert forth[name] == pytest.approx(back[name], nan_ok=True)
+    assert (forth["precision"], forth["recall"]) == (back["recall"], back["precision"])
 
 
 @given(map_pairs())
@@ -204,8 +216,8 @@ def region_score(x: np.ndarray, y: np.ndarray) -> float:
 def slow_s_alpha(prob: np.ndarray, target: np.ndarray, ddof: int) -> float:
     if not target.any() or target.all():
         return 1 - np.abs(prob - target).mean()
-    share = target.mean()
-    objects = share * object_score(prob[target], ddof) + (1 - share) * object_score(1 - prob[~target], ddof)
+    fraction = target.mean()
+    objects = fraction * object_score(prob[target], ddof) + (1 - fraction) * object_score(1 - prob[~target], ddof)
     row, column = (int(np.round(middle)) + 1 for middle in np.argwhere(target).mean(axis=0))
     quadrants = [(a, b) for a in (slice(row), slice(row, None)) for b in (slice(column), slice(column, None))]
     regions = [prob[q].size * region_score(prob[q], target[q]) for q in quadrants if prob[q].size]
@@ -252,7 +264,7 @@ def test_s_alpha_equals_its_definition(pair):
 def test_weighted_f_equals_its_definition():
     rng = np.random.default_rng(5)
     for _ in range(30):
-        # One target pixel: the nearest one is never a matter of taste.
+        # One target pixel: no ties between nearest pixels.
         prob = rng.random(rng.integers(2, 14, 2))
         rows, columns = np.indices(prob.shape)
         y, x = rng.integers(prob.shape)
@@ -260,7 +272,7 @@ def test_weighted_f_equals_its_definition():
         error = np.abs(quantise(prob) - target)
         window = np.exp(-((np.mgrid[-3:4, -3:4] ** 2).sum(axis=0)) / 50)
         near = (abs(rows - y) <= 3) & (abs(columns - x) <= 3)
-        # Every pixel of the window borrows the one error; beyond the image there is none.
+        # Every pixel of the window takes the error of the target pixel; outside the image the error is 0.
         weights = window[rows[near] - y + 3, columns[near] - x + 3]
         hits = 1 - error[y, x] * weights.sum() / window.sum()
         false_alarms = (error * (2 - 0.5 ** (np.hypot(rows - y, columns - x) / 5)))[~target].sum()
@@ -273,25 +285,36 @@ MASK = np.zeros((2, 3), bool)
 
 
 @pytest.mark.parametrize(
-    ("pred", "target", "words"),
+    ("pred", "target", "message"),
     [
-        (MASK.tolist(), MASK, r"pred must be a NumPy array \(height, width\) with pixels in it, not list"),
+        (MASK.tolist(), MASK, r"pred must be a NumPy array \(height, width\) with at least one pixel, not list"),
         (MASK[None], MASK, r"pred must be .* not \(1, 2, 3\)"),
         (MASK, MASK[:0], r"target must be .* not \(0, 3\)"),
         (MASK, MASK.T, r"pred \(2, 3\) and target \(3, 2\) must have the same shape"),
         (MASK, MASK.astype(float), "target must be bool, or integers 0 and 1, not float64 from 0.0 to 0.0"),
         (MASK, MASK.astype(np.uint8) + 2, "target must be .* not uint8 from 2 to 2; threshold it first"),
         (MASK.astype(np.uint8), MASK, "pred must be bool or a float map in \\[0, 1\\], not uint8"),
-        (MASK + 1.5, MASK, "pred holds 1.5 to 1.5, not \\[0, 1\\]; logits need a sigmoid first"),
-        (MASK + np.nan, MASK, "pred holds nan to nan"),
+        (MASK + 1.5, MASK, "pred ranges from 1.5 to 1.5, outside \\[0, 1\\]; logits need a sigmoid first"),
+        (MASK + np.nan, MASK, "pred ranges from nan to nan"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(pred, target, words):
+def test_invalid_arrays_are_refused(pred, target, message):
     for function in (evaluate_pair, soft_metrics, binary_metrics):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             function(pred, target)
 
 
 def test_binary_metrics_refuse_a_map():
     with pytest.raises(ValueError, match="pred must be bool, not float32; give pred"):
         binary_metrics(MASK.astype(np.float32), MASK)
+
+
+def test_columns_keep_their_order():
+    """The order of the columns of per_image.csv is part of the file format."""
+    header = (Path(__file__).parents[1] / "formats/eval/per_image.csv").read_text().splitlines()[0].split(",")
+    written = [f"{protocol}_{name}" for protocol, kind in PROTOCOLS.items() for name in metrics_of(kind)]
+    assert [name for name in header if name in written] == header[header.index("reference_precision") :] == written
+    titles = "Dice IoU MAE Prec Recall S-alpha E-phi F-beta wF"
+    assert list(printed_columns("mask").values()) == titles.split()
+    titles = "mDice maxDice mIoU maxIoU MAE S-alpha mE maxE mF maxF wF"
+    assert list(printed_columns("map").values()) == titles.split()

@@ -1,4 +1,4 @@
-"""Intervals, pooled scores, strata, misses and calibration, against plain sums."""
+"""Intervals, pooled scores, strata, misses and calibration equal direct computations."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from promise.evaluation.statistics import (
 NAN = float("nan")
 
 
-def test_intervals_are_those_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same draws, one resample after the other; blocks change nothing."""
+def test_intervals_equal_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same indices, one resample at a time; the size of the blocks has no effect."""
     values = np.random.default_rng(1).random((13, 2))
     values[4, 1] = NAN
     generator = np.random.default_rng(7)
@@ -39,7 +39,7 @@ def test_intervals_are_those_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(blocks, np.quantile(means, (0.05, 0.95), axis=0).T, atol=1e-12)
 
 
-def test_an_interval_holds_the_true_mean_as_often_as_it_says() -> None:
+def test_intervals_cover_the_true_mean_at_their_level() -> None:
     generator = np.random.default_rng(0)
     samples = generator.normal(0.7, 0.1, (60, 400))  # 400 experiments of 60 images
     intervals = bootstrap(samples)
@@ -49,7 +49,7 @@ def test_an_interval_holds_the_true_mean_as_often_as_it_says() -> None:
     assert width == pytest.approx(2 * 1.96 * 0.1 / math.sqrt(60), rel=0.05)
 
 
-def test_intervals_of_nothing_and_of_one() -> None:
+def test_intervals_of_no_score_and_of_one() -> None:
     assert bootstrap(np.array([[0.4, NAN]]))[0].tolist() == [pytest.approx(0.4)] * 2
     assert np.isnan(bootstrap(np.array([[0.4, NAN]]))[1]).all()
     assert np.isnan(bootstrap(np.zeros((0, 3)))).all()
@@ -68,20 +68,20 @@ def test_pooled_scores_count_pixels_not_images() -> None:
     assert math.isnan(pooled_overlap([0], [0], [0])["dice"])
 
 
-def test_misses_are_below_the_bound() -> None:
+def test_a_miss_is_below_the_bound() -> None:
     assert count_misses([0.0, 0.0999, 0.1, 0.9, NAN]) == {"below": 0.1, "images": 2, "share": 0.5}
     assert math.isnan(count_misses([NAN])["share"])
 
 
 @pytest.mark.parametrize(
-    ("share", "name"),
+    ("fraction", "name"),
     [(0, ""), (1e-6, "small"), (0.0199, "small"), (0.02, "medium"), (0.0999, "medium"), (0.1, "large"), (1, "large")],
 )
-def test_size_classes(share: float, name: str) -> None:
-    assert size_class(share) == name
+def test_size_classes(fraction: float, name: str) -> None:
+    assert size_class(fraction) == name
 
 
-def test_strata_are_means_of_their_own_images() -> None:
+def test_strata_are_means_of_the_images_in_them() -> None:
     found = stratify([0.01, 0.015, 0.5, 0.0], [0.2, 0.4, 0.9, 1.0], [0.1, 0.3, 0.8, 1.0])
     assert list(found) == ["small", "medium", "large"]
     assert found["small"]["images"] == 2
@@ -109,7 +109,7 @@ def test_calibration_by_hand() -> None:
     assert math.isnan(calibration([], [])["error"])
 
 
-def test_means_leave_out_what_is_not_a_number() -> None:
+def test_means_exclude_nan() -> None:
     assert column_means([[0.5, 0.1], [NAN, 0.3]]).tolist() == [0.5, pytest.approx(0.2)]
     assert np.isnan(column_means([[NAN]])).all()
     assert column_means([[[1.0, NAN], [3.0, 5.0]]], axis=1).tolist() == [[2.0, 5.0]]

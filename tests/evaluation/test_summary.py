@@ -1,4 +1,4 @@
-"""The text of results: older files beside new ones."""
+"""The text of results, including results of earlier versions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from promise.evaluation.summary import BINARY_COLUMNS, SOFT_COLUMNS, results_tex
 
 
 def summary(**more: Any) -> dict[str, Any]:
-    """As promise-eval wrote it before it knew intervals."""
+    """A summary of a version that recorded no intervals."""
     binary = dict.fromkeys(BINARY_COLUMNS, 0.5)
     means = {"reference": binary, "native": binary, "soft": dict.fromkeys(SOFT_COLUMNS, 0.25)}
     table = {"images": 3, "split": "test", "means": means, **more}
@@ -33,7 +33,7 @@ def test_results_without_intervals_show_dashes() -> None:
 
 
 @pytest.mark.parametrize("deviation", [None, 0.0123])
-def test_a_mean_stands_with_its_interval_and_its_deviation(deviation: float | None) -> None:
+def test_a_mean_has_its_interval_and_its_deviation(deviation: float | None) -> None:
     figures = {"dice": [0.4, 0.6], "iou": [None, None]}
     size = {"images": 1, "dice": None, "iou": None, "dice_interval": [None, None]}
     spread = None if deviation is None else {"native": {"dice": deviation, "iou": deviation}}
@@ -50,12 +50,12 @@ def test_a_mean_stands_with_its_interval_and_its_deviation(deviation: float | No
         ]
     )
     between = "" if deviation is None else " ± 0.0123"
-    for words in (f"0.5000{between} [0.4000, 0.6000]", f"0.5000{between} [nan, nan]", "0.7500", "2 of 3", "0.0625"):
-        assert words in text
+    for text_part in (f"0.5000{between} [0.4000, 0.6000]", f"0.5000{between} [nan, nan]", "0.7500", "2 of 3", "0.0625"):
+        assert text_part in text
     assert "nan (1) / nan (1) / 0.500 (1)" in text
 
 
-def test_a_search_shows_the_plain_cut_even_far_behind() -> None:
+def test_a_search_always_shows_the_dice_without_postprocessing() -> None:
     ranked = [("open:5", 0.9), ("open:7", 0.8), ("fill", 0.7), ("none", 0.1)]
     text = tuning_text(ranked, images=7, ckpt=Path("a.safetensors"), shown=2)
     assert [line.split() for line in text.splitlines() if line.startswith(("open", "none", "fill"))][:3] == [

@@ -1,4 +1,4 @@
-"""Does the search try what it says, on validation rows only, and leave the weights alone?"""
+"""The search tries the whole grid, on val rows only, and changes no weight."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def search(config: EvalConfig) -> Callable[..., TuneResult]:
 
 
 def payload(path: Path) -> bytes:
-    """The bytes behind a safetensors file's header, and what the header says of them."""
+    """The tensors of a safetensors file and their entries in its header."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     return json.dumps({k: v for k, v in header.items() if k != "__metadata__"}).encode() + data[8 + length :]
 
 
-def test_the_grid_holds_what_it_should() -> None:
+def test_the_grid_has_all_combinations() -> None:
     assert len(GRID) == len(set(GRID)) == 17 * 11 * 4
     assert Postprocess() in GRID
     assert {p.threshold for p in GRID} == {round(0.05 * i, 2) for i in range(2, 19)}
@@ -72,12 +72,12 @@ def test_the_grid_holds_what_it_should() -> None:
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6), st.tuples(st.integers(1, 70), st.integers(1, 70)), st.sampled_from([0.0, 0.6, 1.0]))
-def test_every_candidate_scores_as_postprocess_does(seed: int, shape: tuple[int, int], cut: float) -> None:
+def test_every_candidate_scores_like_postprocess(seed: int, shape: tuple[int, int], cut: float) -> None:
     generator = np.random.default_rng(seed)
     smooth = ndimage.gaussian_filter(generator.random(shape), generator.uniform(0.5, 4))
     probability = np.clip((smooth - 0.5) * 6 + generator.uniform(0.1, 0.6), 0, 1).astype(np.float32)
     if seed % 2 and min(shape) > 20:
-        probability[: shape[0] // 2] = 0  # the window has an edge inside the picture
+        probability[: shape[0] // 2] = 0  # the window has an edge inside the image
     target = probability > cut
     found = dice_of_grid(probability, target, empty_rule="one")
     for postprocess, dice in zip(GRID, found, strict=True):
@@ -86,14 +86,14 @@ def test_every_candidate_scores_as_postprocess_does(seed: int, shape: tuple[int,
         assert dice == pytest.approx(expected, abs=1e-12), postprocess
 
 
-def test_an_empty_truth_follows_the_rule() -> None:
+def test_an_empty_ground_truth_follows_the_rule() -> None:
     probability, empty = np.full((9, 9), 0.55, np.float32), np.zeros((9, 9), bool)
     ones = dice_of_grid(probability, empty, empty_rule="one")
     assert [ones[GRID.index(Postprocess(threshold=t))] for t in (0.5, 0.6)] == [0, 1]
     assert np.isnan(dice_of_grid(probability, empty, empty_rule="skip")).all()
 
 
-def test_of_equals_the_simplest_wins() -> None:
+def test_ties_go_to_the_simplest() -> None:
     dice = np.full(len(GRID), 0.8)
     assert rank(dice)[0] == (Postprocess(), 0.8)
     dice[GRID.index(Postprocess("open", 7, 0.45))] = 0.80004
@@ -106,7 +106,7 @@ def test_of_equals_the_simplest_wins() -> None:
     assert len(rank(dice)) == len(GRID)
 
 
-def test_a_choice_on_few_images_is_doubted(search, caplog) -> None:
+def test_a_choice_on_few_images_is_reported_as_uncertain(search, caplog) -> None:
     search()
     assert "only 3 images to choose on" in caplog.text
 
@@ -128,7 +128,7 @@ def test_the_winner_is_stored_and_no_weight_changes(search, ckpt: Path) -> None:
     assert max(float(row["dice"]) for row in rows) <= result.ranked[0][1] + 5e-5
 
 
-def test_the_figures_are_those_of_the_evaluation(search, config: EvalConfig, tmp_path: Path) -> None:
+def test_scores_equal_those_of_an_evaluation(search, config: EvalConfig, tmp_path: Path) -> None:
     """Every candidate is scored as an evaluation with it would."""
     ranked = dict(search(prompts="gt").ranked)
     for text in ("none", "open:5,threshold:0.45", "close:3,threshold:0.9,fill,largest"):
@@ -141,7 +141,7 @@ def test_the_figures_are_those_of_the_evaluation(search, config: EvalConfig, tmp
         assert ranked[Postprocess.parse(text)] == pytest.approx(dice, abs=1e-6)
 
 
-def test_an_evaluation_uses_what_was_chosen_unless_told(search, ckpt, config, tmp_path, caplog) -> None:
+def test_an_evaluation_uses_the_tuned_postprocessing_by_default(search, ckpt, config, tmp_path, caplog) -> None:
     stored = checkpoint.read_metadata(ckpt)
     search()
     tuned = checkpoint.read_metadata(ckpt)
@@ -166,18 +166,25 @@ def test_an_evaluation_uses_what_was_chosen_unless_told(search, ckpt, config, tm
     caplog.clear()
     on_val = summary("val", split="val")
     assert on_val["datasets"]["split"]["seen"] == {"train": 0, "val": 3, "tune": 3}
-    assert any("the postprocessing was chosen on 3 of the 3" in words for words in on_val["warnings"])
+    data = {"dataset": "split", "split": "tune", "images": 3, "of": 3}
+    assert {"code": "scored-images-tuned-on", "data": data} in on_val["notices"]
+    assert any("the postprocessing was chosen on 3 of the 3" in text for text in on_val["warnings"])
     assert "the postprocessing was chosen on 3 of the 3" in caplog.text
-    untold = summary("val-none", split="val", postprocess="none")["warnings"]
-    assert not any("postprocessing" in words for words in untold)
-    assert "was chosen with prompts auto, not gt" not in caplog.text
-    summary("gt", prompts="gt")
-    assert "was chosen with prompts auto, not gt" in caplog.text
+    unused = summary("val-none", split="val", postprocess="none")
+    assert not any("postprocessing" in text for text in unused["warnings"])
+    assert "scored-images-tuned-on" not in {notice["code"] for notice in unused["notices"]}
+    text = "was chosen with auto prompts, not with gt prompts"
+    assert text not in caplog.text
+    other = summary("gt", prompts="gt")
+    assert text in caplog.text
+    data = {"postprocess": "close:7,threshold:0.3", "tuned": "auto", "source": "gt"}
+    assert other["notices"] == [{"code": "tuned-with-other-prompts", "data": data}]
+    assert len(other["warnings"]) == 1
     assert stored.postprocess is None
 
 
 def test_no_test_or_train_row_is_opened(search, ckpt: Path, phantoms: Path, tmp_path: Path) -> None:
-    """The files of other rows are garbage, and whoever opens one is caught."""
+    """The files of other rows are invalid, and opening one is recorded."""
     expected = search().ranked
     copy = tmp_path / "copy"
     shutil.copytree(phantoms.parent, copy)
@@ -188,20 +195,22 @@ def test_no_test_or_train_row_is_opened(search, ckpt: Path, phantoms: Path, tmp_
         for path in (row.image, row.mask)
     }
     for path in forbidden:
-        Path(path).write_bytes(b"not a picture")
-    with pytest.raises(UserError, match="cannot be used"):
+        Path(path).write_bytes(b"not an image")
+    with pytest.raises(UserError):
         evaluate(EvalConfig(ckpt=str(ckpt), split_csv=(str(copy / phantoms.name),), quiet=True, device="cpu"))
     opened: list[str] = []
     watching = True
 
-    def watch(event: str, given: tuple) -> None:
-        if watching and event == "open" and isinstance(given[0], str) and str(Path(given[0]).resolve()) in forbidden:
-            opened.append(given[0])
+    def watch(event: str, arguments: tuple) -> None:
+        if not watching or event != "open" or not isinstance(arguments[0], str):
+            return
+        if str(Path(arguments[0]).resolve()) in forbidden:
+            opened.append(arguments[0])
 
     sys.addaudithook(watch)
     try:
         read_table(copy / phantoms.name).split("test")[0].image.read_bytes()
-        assert len(opened) == 1  # the hook sees
+        assert len(opened) == 1  # the hook works
         opened.clear()
         found = search(split_csv=(str(copy / phantoms.name),), output=str(tmp_path / "again")).ranked
     finally:
@@ -211,36 +220,39 @@ def test_no_test_or_train_row_is_opened(search, ckpt: Path, phantoms: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("other", "words"),
+    ("other", "codes", "facts"),
     [
-        ({"split": "test"}, "looks at val rows only: drop --split test"),
-        ({"postprocess": "open:5"}, "--tune-postprocess and --postprocess exclude each other"),
-        ({"ckpt": None, "net": "SAM"}, "stores its choice in a checkpoint of ours"),
-        ({"prompts": "gt", "prompt_seeds": 3}, "drop --prompt-seeds"),
+        ({"split": "test"}, ["tuning-split"], ["val rows", "--split test"]),
+        ({"postprocess": "open:5"}, ["tuning-with-postprocess"], ["--tune-postprocess and --postprocess"]),
+        ({"ckpt": None, "net": "SAM"}, ["tuning-without-checkpoint"], [".safetensors", "--ckpt"]),
+        ({"prompts": "gt", "prompt_seeds": 3}, ["tuning-with-draws"], ["--prompt-seeds"]),
+        ({"split": "test", "batch_size": 0}, ["tuning-split", "number-too-small"], ["--split test", "--batch-size"]),
     ],
 )
-def test_what_cannot_be_tuned_is_refused(other, words: str, search, ckpt: Path) -> None:
+def test_settings_that_exclude_tuning_are_refused(other, codes, facts, search, ckpt: Path, user_error) -> None:
     before = ckpt.read_bytes()
-    with pytest.raises(UserError, match=words):
+    with user_error(*codes) as caught:
         search(**other)
+    for fact in facts:
+        assert fact in str(caught.value)
     assert ckpt.read_bytes() == before
 
 
-def test_a_search_is_not_replaced_unasked(search) -> None:
+def test_a_search_is_replaced_only_with_overwrite(search) -> None:
     first = search()
-    with pytest.raises(ExistingRunError, match=r"already holds results \(tune\.csv\)"):
+    with pytest.raises(ExistingRunError, match=r"tune\.csv"):
         search()
     assert search(overwrite=True).ranked == first.ranked
 
 
-def test_training_rows_among_them_are_told(search, phantoms: Path, ckpt: Path, caplog) -> None:
+def test_training_images_among_the_val_rows_are_reported(search, phantoms: Path, ckpt: Path, caplog) -> None:
     stored = checkpoint.read_metadata(ckpt)
     checkpoint.rewrite_metadata(ckpt, dataclasses.replace(stored, seen={"train": stored.seen["val"][:2]}))
     search()
     assert "validation rows: the net was trained on 2 of the 3 scored images" in caplog.text
 
 
-def test_the_command_prints_the_best_and_the_plain(ckpt: Path, phantoms: Path, capsys) -> None:
+def test_the_command_prints_the_best_candidates_and_none(ckpt: Path, phantoms: Path, capsys) -> None:
     common = ["--split-csv", str(phantoms), "--workers", "0", "--device", "cpu", "--quiet", "--ckpt", str(ckpt)]
     assert main([*common, "--tune-postprocess"]) == 0
     printed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Charts put values where they belong, and never let a name be a tag."""
+"""Charts draw values at their positions and escape names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def values(chart: str, tag: str, name: str, style: str) -> list[float]:
     return [float(e.get(name, "nan")) for e in parse(chart).iter(tag) if style in e.get("class", "").split()]
 
 
-def test_bars_stand_on_each_other_as_high_as_their_counts() -> None:
+def test_stacked_bars_have_the_height_of_their_counts() -> None:
     chart = charts.histogram([("large", "s1", [2, 0]), ("small", "s3", [2, 4])], title="t", x="Dice")
     unit = (BOTTOM - TOP) / 4
     assert values(chart, "rect", "height", "s1")[0] == pytest.approx(2 * unit, abs=0.1)
@@ -38,7 +38,7 @@ def test_a_box_spans_the_quartiles() -> None:
     assert values(charts.boxes([("small", "s3", [])], title="t", x="x"), "rect", "x", "s3") == []
 
 
-def test_a_right_estimate_lies_on_the_diagonal() -> None:
+def test_a_correct_prediction_lies_on_the_diagonal() -> None:
     chart = charts.calibration([(0.5, 0.5, 9), (1.0, 0.0, 1)], title="t")
     x, y = values(chart, "circle", "cx", "dot"), values(chart, "circle", "cy", "dot")
     guide = next(e for e in parse(chart).iter("line") if e.get("class") == "guide")
@@ -65,7 +65,7 @@ def test_an_interval_is_drawn_around_its_mean() -> None:
     assert values(chart, "circle", "cx", "s1") == pytest.approx([180, 8 + 34.4], abs=0.1)
 
 
-def test_names_are_texts() -> None:
+def test_names_are_escaped() -> None:
     evil = "<script>&\"'"
     for chart in (
         charts.histogram([(evil, "s1", [1])], title=evil, x=evil),

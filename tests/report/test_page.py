@@ -1,4 +1,4 @@
-"""The page holds what the files say, whole and harmless: no network, no script, whatever a file is called."""
+"""The page contains the facts of the files and no active content: no network access, no script, escaped names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from promise.report.page import write_report
-from promise.runtime.errors import ExistingRunError, MissingFileError, UserError
+from promise.runtime.errors import ExistingRunError, MissingFileError
 
 Write = Callable[..., Path]
 EVIL = "</title><script>document.title='owned'</script><img src=x onerror=alert(1)>"
@@ -22,13 +22,13 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 class Page(HTMLParser):
-    """Every tag, every address and all words of a page."""
+    """The tags, the attributes and the text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str]] = []
-        self.words = ""
+        self.text = ""
         self._open: list[str] = []
         self.feed(text)
 
@@ -43,7 +43,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if "style" not in self._open:
-            self.words += f" {data.strip()}"
+            self.text += f" {data.strip()}"
 
 
 def read(path: Path) -> Page:
@@ -72,22 +72,22 @@ def miss_one(rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def test_the_page_says_what_the_files_say(run: Path) -> None:
+def test_the_page_contains_the_numbers_of_the_files(run: Path) -> None:
     page = read(write_report(run))
     summary = json.loads((run / "eval/summary.json").read_text())
-    words = re.sub(r"\s+", " ", page.words)
-    assert summary["statement"] in words
-    for name, told in summary["datasets"].items():
-        assert f"{name}: masks ({told['images']} images, test rows)" in words
+    text = re.sub(r"\s+", " ", page.text)
+    assert summary["statement"] in text
+    for name, entry in summary["datasets"].items():
+        assert f"{name}: masks ({entry['images']} images, test rows)" in text
         for protocol in ("reference", "native"):
-            low, high = told["intervals"][protocol]["iou"]
-            assert f"{told['means'][protocol]['iou']:.3f} [{low:.3f}, {high:.3f}]" in words
-        assert f"pooled Dice {told['pooled']['dice']:.3f}" in words
-        assert f"SAM's estimate is off by {told['calibration']['error']:.3f}" in words
-    assert "± 0.004" in words
-    assert "± over 3 draws 0.004" in words
-    assert "image_003 0.012" in words
-    assert "missed 1 3.3 %" in words
+            low, high = entry["intervals"][protocol]["iou"]
+            assert f"{entry['means'][protocol]['iou']:.3f} [{low:.3f}, {high:.3f}]" in text
+        assert f"pooled Dice {entry['pooled']['dice']:.3f}" in text
+        assert f"IoU predicted by SAM: {entry['calibration']['error']:.3f}" in text
+    assert "± 0.004" in text
+    assert "± over 3 draws 0.004" in text
+    assert "image_003 0.012" in text
+    assert "missed 1 3.3 %" in text
     for fact in (
         "promise-train --net 'a b'",
         "c0ffee",
@@ -96,34 +96,46 @@ def test_the_page_says_what_the_files_say(run: Path) -> None:
         "checkpoint",
         "net: APM_IPS_resnet",
     ):
-        assert fact in words
+        assert fact in text
     # Two charts of intervals, of curves; histogram, boxes and calibration for each of four parts.
     assert page.tags.count("svg") == 2 + 2 + 3 * 4
     assert page.tags.count("img") == len(summary["gallery"]) == 12
     assert sum(value.startswith("data:image/jpeg;base64,") for _, value in page.attributes) == 12
 
 
-def test_the_first_thing_is_what_to_beware_of(run: Path) -> None:
+@pytest.mark.parametrize("notices", [False, True], ids=["texts of an earlier version", "notices"])
+def test_notices_are_at_the_top_and_once(notices: bool, run: Path) -> None:
     path = run / "eval/summary.json"
     summary = json.loads(path.read_text())
-    told = "etis: the net was selected on 5 of the 12 scored images; these scores are no test of it."
+    old = "etis: the net was selected on 5 of the 12 scored images; these scores are no test of it."
+    other = "kvasir: 2 of the scored images are near-duplicates."
     summary["datasets"]["etis"]["seen"] = {"train": 0, "val": 5}
-    summary["warnings"] = ["kvasir: 2 of the scored images are near-duplicates.", told]
+    summary["warnings"] = [other, old]
+    if notices:
+        data = {"dataset": "etis", "split": "val", "images": 5, "of": 12}
+        summary["notices"] = [
+            {"code": "text", "data": {"text": other}},
+            {"code": "scored-images-selected-on", "data": data},
+        ]
     path.write_text(json.dumps(summary))
-    words = read(write_report(run)).words
-    assert words.count(told) == 1
-    warned = [
-        "kvasir: 2 of the scored images are near-duplicates.",
-        told,
-        "APM_IPS_resnet, oracle prompts: prompts drawn from the ground truth are not automatic segmentation.",
+    summary["datasets"]["etis"] |= {"empty_truths": 2}
+    path.write_text(json.dumps(summary))
+    text = read(write_report(run)).text
+    assert text.count("the net was selected on") == 1
+    assert "etis: images with an empty ground truth: 2; where the ground truth is empty" in text
+    assert text.rindex("Warning") < text.index("Note ")
+    expected = [
+        other,
+        "etis: the net was selected on 5 of the 12 scored images",
+        "APM_IPS_resnet, oracle prompts: the prompts are drawn from the ground truth",
     ]
-    places = [words.index(text) for text in warned]
-    assert places == sorted(places)
-    assert places[-1] < words.index("Results", words.index(warned[-1]))
-    assert words.index(summary["statement"]) > places[-1]
+    positions = [text.index(part) for part in expected]
+    assert positions == sorted(positions)
+    assert positions[-1] < text.index("Results", positions[-1])
+    assert text.index(summary["statement"]) > positions[-1]
 
 
-def test_nothing_in_the_page_asks_the_network_or_runs(run: Path) -> None:
+def test_the_page_has_no_network_access_and_no_script(run: Path) -> None:
     text = write_report(run).read_text()
     page = Page(text)
     addresses = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "srcset", "action")]
@@ -139,7 +151,7 @@ def test_nothing_in_the_page_asks_the_network_or_runs(run: Path) -> None:
 
 
 def evil(write_evaluation: Write, folder: Path) -> Path:
-    """Everything that a file can say says it in HTML."""
+    """A run and an evaluation whose texts are all HTML."""
     write_evaluation(
         folder / "eval",
         images={EVIL: 4},
@@ -160,18 +172,18 @@ def evil(write_evaluation: Write, folder: Path) -> Path:
     return folder
 
 
-def test_a_name_is_never_a_tag(write_evaluation: Write, tmp_path: Path) -> None:
+def test_texts_are_escaped(write_evaluation: Write, tmp_path: Path) -> None:
     path = write_report(evil(write_evaluation, tmp_path / "run"))
     page = read(path)
     assert not {"script", "img"} & set(page.tags)
     assert page.tags.count("b") == 3  # those of the template
     assert not any(name == "onerror" for name, _ in page.attributes)
-    assert page.words.count("<script>document.title='owned'</script>") > 20
-    assert page.words.count("The picture is not there any more.") == 1
+    assert page.text.count("<script>document.title='owned'</script>") > 20
+    assert page.text.count("The image file is missing.") == 1
     assert "<script" not in (path.parent / "tables.md").read_text()
 
 
-def test_pictures_come_from_the_evaluations_folder_only(run: Path, tmp_path: Path) -> None:
+def test_images_come_from_the_folder_of_the_evaluation_only(run: Path, tmp_path: Path) -> None:
     path = run / "eval/summary.json"
     summary = json.loads(path.read_text())
     (tmp_path / "secret.png").write_bytes((run / "eval" / summary["gallery"][0]["picture"]).read_bytes())
@@ -180,7 +192,7 @@ def test_pictures_come_from_the_evaluations_folder_only(run: Path, tmp_path: Pat
     path.write_text(json.dumps(summary))
     page = read(write_report(run))
     assert page.tags.count("img") == 10
-    assert page.words.count("The picture is not there any more.") == 2
+    assert page.text.count("The image file is missing.") == 2
 
 
 def test_an_evaluation_alone_and_several_of_one_net(write_evaluation: Write, tmp_path: Path) -> None:
@@ -189,57 +201,57 @@ def test_an_evaluation_alone_and_several_of_one_net(write_evaluation: Write, tmp
     page = write_report(a)
     assert page == a / "report.html"
     assert str(a) not in (a / "tables.md").read_text()
-    words = read(write_report(None, [a, b], output=tmp_path / "new/both.html")).words
-    assert f"APM_IPS_resnet, auto prompts ({a})" in words
-    assert f"APM_IPS_resnet, auto prompts ({b})" in words
-    assert "Training" not in words
+    text = read(write_report(None, [a, b], output=tmp_path / "new/both.html")).text
+    assert f"APM_IPS_resnet, auto prompts ({a})" in text
+    assert f"APM_IPS_resnet, auto prompts ({b})" in text
+    assert "Training" not in text
     rows = (tmp_path / "new/tables.md").read_text().replace("\\", "").splitlines()
     assert sum(row.startswith(f"| APM_IPS_resnet {a} | auto") for row in rows) == 3
     assert sum(row.startswith(f"| APM_IPS_resnet {b} | auto") for row in rows) == 6
 
 
-def test_an_old_evaluation_is_reported_without_what_it_lacks(write_evaluation: Write, tmp_path: Path) -> None:
+def test_an_evaluation_of_an_earlier_version_is_reported(write_evaluation: Write, tmp_path: Path) -> None:
     folder = _old(write_evaluation, tmp_path / "a")
     page = read(write_report(folder))
-    assert "Not recorded by this evaluation, and left out: a calibration plot, scores by size, a gallery" in page.words
-    assert "An evaluation here was made before intervals" in page.words
+    assert "Not recorded by this evaluation: a calibration plot, scores by size, a gallery" in page.text
+    assert "An evaluation was made by an earlier version" in page.text
     assert page.tags.count("svg") == 2  # means without intervals, and a histogram in one colour
     dice = json.loads((folder / "summary.json").read_text())["datasets"]["kvasir"]["means"]["native"]["dice"]
-    assert f"{dice:.3f}" in page.words
+    assert f"{dice:.3f}" in page.text
 
 
 def _old(write_evaluation: Write, folder: Path) -> Path:
     write_evaluation(folder, statement=None, gallery=None, prompt_files=None, postprocess_source=None)
     summary = json.loads((folder / "summary.json").read_text())
     keys = ("split", "images", "empty_truths", "mean_predicted_iou", "means", "seen")
-    summary["datasets"] = {n: {k: told[k] for k in keys} for n, told in summary["datasets"].items()}
+    summary["datasets"] = {n: {k: entry[k] for k in keys} for n, entry in summary["datasets"].items()}
     (folder / "summary.json").write_text(json.dumps(summary))
     new = ["draw", "foreground_share", "size_class", "truth_pixels", "native_intersection", "native_predicted_pixels"]
     pd.read_csv(folder / "per_image.csv").drop(columns=new).to_csv(folder / "per_image.csv", index=False)
     return folder
 
 
-def test_a_postprocessing_chosen_on_scored_images_is_told_where_it_is_used(run: Path) -> None:
+def test_a_postprocessing_tuned_on_scored_images_is_reported_where_it_is_used(run: Path) -> None:
     path = run / "eval/summary.json"
     summary = json.loads(path.read_text())
     summary["datasets"]["etis"]["seen"] = {"train": 0, "val": 0, "tune": 3}
     for source, times in (("checkpoint", 1), ("flag", 0)):
         path.write_text(json.dumps({**summary, "postprocess_source": source}))
-        words = read(write_report(run, overwrite=True)).words
-        assert words.count("etis: the postprocessing was chosen on 3 of the 12 scored images") == times
+        text = read(write_report(run, overwrite=True)).text
+        assert text.count("etis: the postprocessing was chosen on 3 of the 12 scored images") == times
 
 
-def test_a_training_without_evaluations(run: Path) -> None:
+def test_a_training_run_without_evaluations(run: Path) -> None:
     shutil.rmtree(run / "eval")
     shutil.rmtree(run / "eval-gt")
     page = read(write_report(run))
     assert page.tags.count("svg") == 2
-    assert "promise-train --net 'a b'" in page.words
-    assert "Results" not in page.words
+    assert "promise-train --net 'a b'" in page.text
+    assert "Results" not in page.text
     assert not (run / "tables.md").exists()
 
 
-def test_an_earlier_report_stays_unless_told_otherwise(run: Path) -> None:
+def test_an_earlier_report_is_replaced_only_with_overwrite(run: Path) -> None:
     write_report(run)
     before = (run / "report.html").read_bytes()
     with pytest.raises(ExistingRunError, match=r"report\.html, tables\.md, tables\.tex"):
@@ -247,32 +259,37 @@ def test_an_earlier_report_stays_unless_told_otherwise(run: Path) -> None:
     assert write_report(run, overwrite=True).read_bytes() == before
 
 
-def test_nothing_to_report_is_one_clear_error(tmp_path: Path, run: Path) -> None:
+def test_invalid_input_is_one_clear_error(tmp_path: Path, run: Path, user_error) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MissingFileError, match="nothing to report"):
-        write_report(tmp_path / "empty")
-    with pytest.raises(MissingFileError, match="no folder at"):
-        write_report(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"should be a file that ends in \.html"):
+    for folder, code in (("empty", "nothing-to-report"), ("absent", "missing-folder")):
+        with user_error(code) as caught:
+            write_report(tmp_path / folder)
+        assert isinstance(caught.value, MissingFileError)
+        assert str(tmp_path / folder) in str(caught.value)
+    with user_error("not-an-html-file") as caught:
         write_report(run, output=tmp_path / "page")
+    assert f"--output {tmp_path / 'page'}" in str(caught.value)
+    assert ".html" in str(caught.value)
     (run / "log.csv").write_text("epoch,train_loss\n1,much\n")
-    with pytest.raises(UserError, match="is no log of a training"):
+    with user_error("invalid-log") as caught:
         write_report(run)
+    assert str(run / "log.csv") in str(caught.value)
     (run / "environment.json").write_text("{")
-    with pytest.raises(UserError, match="is no JSON of a run"):
+    with user_error("invalid-environment") as caught:
         write_report(run)
+    assert str(run / "environment.json") in str(caught.value)
     assert not (run / "report.html").exists()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_a_browser_shows_it(write_evaluation: Write, run: Path, tmp_path: Path) -> None:
+def test_a_browser_renders_the_page(write_evaluation: Write, run: Path, tmp_path: Path) -> None:
     page, bad = write_report(run), write_report(evil(write_evaluation, tmp_path / "bad"))
     dom = browse(page, tmp_path / "profile")
     found = Page(dom)
     assert "<title>APM_IPS_resnet on lite_medsam – ProMISe report</title>" in dom
     assert found.tags.count("svg") == 16
     assert found.tags.count("img") == 12
-    assert "pooled Dice" in found.words
+    assert "pooled Dice" in found.text
     worse = browse(bad, tmp_path / "profile2")
     assert "<title>owned" not in worse
     assert "script" not in Page(worse).tags

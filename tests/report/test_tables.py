@@ -1,4 +1,4 @@
-"""Tables hold the summary's numbers, and what Markdown and LaTeX take for their own is escaped."""
+"""Tables contain the numbers of the summary, escaped for Markdown and LaTeX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures are what they were, and together as small as they must be."""
+"""Embedded images equal their files, and together they fit the budget."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from promise.report.pictures import STEPS, embed
+from promise.report.gallery_images import STEPS, embed
 
 
 @pytest.fixture
 def noise(tmp_path: Path) -> list[tuple[Path, dict[str, object]]]:
-    """Eight pictures that no encoder can make small."""
+    """Eight images of noise, which no encoder can compress."""
     for i in range(8):
         values = np.random.default_rng(i).integers(0, 255, (500, 700, 3), np.uint8)
         Image.fromarray(values).save(tmp_path / f"{i}.png")
@@ -29,28 +29,28 @@ def decode(source: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def test_a_picture_is_what_it_was(tmp_path: Path) -> None:
-    picture = np.zeros((200, 300, 3), np.uint8)
-    picture[:, :150] = (200, 30, 30)
-    Image.fromarray(picture).save(tmp_path / "a.png")
+def test_an_embedded_image_equals_its_file(tmp_path: Path) -> None:
+    image = np.zeros((200, 300, 3), np.uint8)
+    image[:, :150] = (200, 30, 30)
+    Image.fromarray(image).save(tmp_path / "a.png")
     [[found]] = embed([(tmp_path, {"name": "a", "kind": "worst", "dice": 0.25, "iou": None, "picture": "a.png"})])
     assert (found.name, found.kind, found.scores, found.width, found.height) == ("a", "worst", "Dice 0.250", 300, 200)
-    assert np.abs(np.asarray(decode(found.source), int) - picture).mean() < 3
+    assert np.abs(np.asarray(decode(found.source), int) - image).mean() < 3
 
 
-def test_all_shrink_until_they_fit(noise: list) -> None:
+def test_all_images_shrink_until_they_fit(noise: list) -> None:
     sizes = []
     for budget in (10_000_000, 800_000, 200_000):
-        pictures = [picture for [picture] in embed(noise, budget=budget)]
-        assert sum(len(base64.b64decode(p.source.split(",")[1])) for p in pictures) <= budget
-        assert len({p.width for p in pictures}) == 1
-        sizes.append(pictures[0].width)
+        images = [image for [image] in embed(noise, budget=budget)]
+        assert sum(len(base64.b64decode(p.source.split(",")[1])) for p in images) <= budget
+        assert len({p.width for p in images}) == 1
+        sizes.append(images[0].width)
     assert sizes[0] == STEPS[0][0] > sizes[1] > sizes[2]
 
 
-def test_the_last_ones_go_where_nothing_fits(noise: list) -> None:
+def test_the_last_images_are_omitted_where_no_size_fits(noise: list) -> None:
     found = embed(noise, budget=20_000)
-    kept = [len(pictures) for pictures in found]
+    kept = [len(images) for images in found]
     assert kept == sorted(kept, reverse=True)
     assert 0 < sum(kept) < 8
     assert sum(len(base64.b64decode(p.source.split(",")[1])) for [p] in found[: sum(kept)]) <= 20_000
