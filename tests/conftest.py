@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -201,6 +202,20 @@ def fresh_accelerate() -> Iterator[None]:
 
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def user_error() -> Callable[..., Any]:
+    """``with user_error("unknown-net") as caught:`` expects a ``UserError`` that reports the codes."""
+    from promise import UserError
+
+    @contextlib.contextmanager
+    def user_error(*codes: str) -> Iterator[Any]:
+        with pytest.raises(UserError) as caught:
+            yield caught
+        assert set(codes) <= set(caught.value.codes), f"{caught.value.codes}: {caught.value}"
+
+    return user_error
 
 
 @pytest.fixture(scope="session")

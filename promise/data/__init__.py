@@ -1,1 +1,1 @@
-"""From files to batches: the split CSV, pictures, samples and a synthetic set; knows no model."""
+"""Data sets: split CSVs, image files, samples, transforms, preparation, validation and a synthetic set."""

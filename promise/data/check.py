@@ -1,21 +1,28 @@
-"""Whether the files of a table can be used: opens each one and tells every fault at once; no torch."""
+"""Check that the image and mask files of a table can be read; all faults are reported together. Needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from promise.data.images import read_image, read_mask, read_size
-from promise.data.table import Row, tell_sizes
+from promise.data.images import read_image, read_mask, read_size, size_mismatch
+from promise.data.records import LineFault, list_line_faults
+from promise.data.table import Row
 from promise.runtime.errors import UserError, list_faults
 from promise.runtime.progress import progress_bar
 from promise.runtime.workers import default_workers, ordered_map
 
+_Size = tuple[int, ...]  # height, width
+_Result = TypeVar("_Result")
+
 
 @dataclass(frozen=True)
-class _Finding:
-    faults: tuple[str, ...] = ()
+class _RowCheck:
+    """The result for one row."""
+
+    errors: tuple[UserError, ...] = ()
     empty_mask: bool = False
 
 
@@ -23,63 +30,66 @@ def check_files(rows: Sequence[Row], *, csv_path: str | Path, level: str, progre
     """Open every image and mask of ``rows``.
 
     Args:
-        rows: of a table.
-        csv_path: named in the messages.
-        level: ``"full"`` decodes every pixel; ``"header"`` only reads the sizes, and cannot see a
-            truncated file or a mask that is not binary.
-        progress: a bar on stderr.
+        rows: rows of a table.
+        csv_path: the CSV that the messages name.
+        level: ``"full"`` decodes all pixels. ``"header"`` reads only the sizes and detects neither truncated files nor
+            masks that are not binary.
+        progress: show a progress bar on stderr.
 
     Returns:
-        Warnings: masks without any foreground (never at ``"header"``).
+        Warnings: masks without foreground (never at ``"header"``).
 
     Raises:
-        UserError: files that are missing, empty, truncated or no pictures, images and masks of different
-            size, masks that are not binary; all at once, with their lines.
+        UserError: ``unusable-files``, with the errors of all rows: missing, empty or corrupted files, files that are
+            not images, images and masks of different size, masks that are not binary.
     """
-    inspect = _inspect_fully if level == "full" else _inspect_header
-    found = ordered_map(inspect, rows, workers=default_workers())
-    findings = list(progress_bar(found, total=len(rows), name="checking files", unit="file", quiet=not progress))
-    pairs = list(zip(rows, findings, strict=True))
-    faults = [(row.line, words) for row, finding in pairs for words in finding.faults]
+    check = _check_pixels if level == "full" else _check_header
+    found = ordered_map(check, rows, workers=default_workers())
+    results = list(progress_bar(found, total=len(rows), name="checking files", unit="file", quiet=not progress))
+    pairs = list(zip(rows, results, strict=True))
+    faults = [LineFault(row.line, error.code, str(error)) for row, result in pairs for error in result.errors]
     name = Path(csv_path).name
     if faults:
-        number = len({line for line, _ in faults})
+        number = len({fault.line for fault in faults})
         head = f"{name}: {number} of {len(rows)} rows {'have files' if number != 1 else 'has a file'}"
-        raise UserError(list_faults(f"{head} that cannot be used:", faults))
-    empty = [(row.line, str(row.mask)) for row, finding in pairs if finding.empty_mask]
+        raise UserError(
+            list_line_faults(f"{head} that cannot be used:", faults),
+            code="unusable-files",
+            errors=[fault.error for fault in faults],
+        )
+    empty = [(row.line, str(row.mask)) for row, result in pairs if result.empty_mask]
     if not empty:
         return []
-    words = "masks have" if len(empty) != 1 else "mask has"
-    return [list_faults(f"{name}: {len(empty)} {words} no foreground:", empty)]
+    masks = "masks have" if len(empty) != 1 else "mask has"
+    return [list_faults(f"{name}: {len(empty)} {masks} no foreground:", empty)]
 
 
-def _inspect_fully(row: Row) -> _Finding:
-    faults = []
-    image_size = mask_size = None
-    empty = False
+def _check_pixels(row: Row) -> _RowCheck:
+    errors: list[UserError] = []
+    image = _collect(errors, "image", lambda: read_image(row.image))
+    mask = _collect(errors, "mask", lambda: read_mask(row.mask))
+    if image is not None and mask is not None:
+        errors += _compare(row, image.shape[:2], mask.shape)
+    return _RowCheck(tuple(errors), mask is not None and not mask.any())
+
+
+def _check_header(row: Row) -> _RowCheck:
+    errors: list[UserError] = []
+    image = _collect(errors, "image", lambda: read_size(row.image))
+    mask = _collect(errors, "mask", lambda: read_size(row.mask))
+    if image is not None and mask is not None:
+        errors += _compare(row, image, mask)
+    return _RowCheck(tuple(errors))
+
+
+def _collect(errors: list[UserError], role: str, read: Callable[[], _Result]) -> _Result | None:
+    """The result of ``read``; its error, if any, is appended to ``errors``."""
     try:
-        image_size = read_image(row.image).shape[:2]
+        return read()
     except UserError as error:
-        faults.append(f"image {error}")
-    try:
-        mask = read_mask(row.mask)
-        mask_size, empty = mask.shape, not mask.any()
-    except UserError as error:
-        faults.append(f"mask {error}")
-    return _Finding((*faults, *_compare(row, image_size, mask_size)), empty)
+        errors.append(UserError(f"{role} {error}", code=error.code))
+        return None
 
 
-def _inspect_header(row: Row) -> _Finding:
-    faults = []
-    sizes: list[tuple[int, int] | None] = []
-    for role, path in (("image", row.image), ("mask", row.mask)):
-        try:
-            sizes.append(read_size(path))
-        except UserError as error:
-            sizes.append(None)
-            faults.append(f"{role} {error}")
-    return _Finding((*faults, *_compare(row, sizes[0], sizes[1])))
-
-
-def _compare(row: Row, image: tuple[int, ...] | None, mask: tuple[int, ...] | None) -> tuple[str, ...]:
-    return () if image is None or mask is None or image == mask else (tell_sizes(row, image, mask),)
+def _compare(row: Row, image: _Size, mask: _Size) -> list[UserError]:
+    return [] if image == mask else [size_mismatch(row.image, image, row.mask, mask)]

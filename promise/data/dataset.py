@@ -1,7 +1,7 @@
-"""How rows of a table become batches, the same whatever the order, batch or worker count; knows no model.
+"""Load rows of a table as batches; samples do not depend on the order, the batch size or the number of workers.
 
-An item is asked for as ``(epoch, index)``: the epoch travels in the index, so that worker processes that
-outlive an epoch draw new augmentations without being told anything.
+The key of an item is ``(epoch, index)``. The epoch is part of the key so that persistent worker processes draw new
+augmentations in each epoch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from promise.data.images import read_image, read_mask
+from promise.data.images import read_image, read_mask, size_mismatch
 from promise.data.table import Row
 from promise.data.transforms.recipes import Transform
-from promise.runtime.errors import UserError
 from promise.types import Batch
 
 Prefetch = Callable[[tuple[int, int]], None]  # called with an item some time before it is loaded
@@ -31,24 +30,24 @@ __all__ = ["EpochSampler", "Sample", "SegmentationDataset", "build_loader", "col
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture, ready to be batched."""
+    """One image and its mask, ready to be collated."""
 
     image: Tensor  # (3, S, S) float32, normalised
     mask: Tensor  # (1, S, S) float32, 0 or 1
     name: str
-    index: int  # place in the dataset's rows
+    index: int  # index in the rows of the data set
 
 
 def sample_seed(seed: int, epoch: int, name: str) -> int:
-    """The seed of one sample in one epoch: 63 bits of a hash that no platform or run changes."""
+    """The seed of one sample in one epoch: a 63-bit hash, the same on every platform and in every run."""
     text = f"{seed}\n{epoch}\n{name}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
 class SegmentationDataset(Dataset[Sample]):
-    """Rows, read and transformed one at a time.
+    """Samples read from the files of ``rows`` and transformed on access.
 
-    Items are asked for as ``(epoch, index)``, or as ``index`` for epoch 0.
+    The key of an item is ``(epoch, index)``, or ``index`` for epoch 0.
     """
 
     def __init__(self, rows: Sequence[Row], transform: Transform, *, seed: int) -> None:
@@ -60,20 +59,18 @@ class SegmentationDataset(Dataset[Sample]):
         return len(self.rows)
 
     def __getitem__(self, item: int | tuple[int, int]) -> Sample:
-        """One sample.
+        """Read and transform one sample.
 
         Raises:
-            UserError: a file that cannot be read, or an image and a mask of different size.
+            UserError: a file cannot be read (see :mod:`promise.data.images`), or image and mask differ in size
+                (``image-size-mismatch``).
         """
         epoch, index = item if isinstance(item, tuple) else (0, item)
         row = self.rows[index]
         image, mask = read_image(row.image), read_mask(row.mask)
         if image.shape[:2] != mask.shape:
-            raise UserError(
-                f"line {row.line}: {row.image} is {image.shape[1]}×{image.shape[0]} but its mask "
-                f"{row.mask} is {mask.shape[1]}×{mask.shape[0]}."
-            )
-        # Only the CPU generator is forked and seeded: torch.manual_seed would also reset the GPU's.
+            raise size_mismatch(row.image, image.shape[:2], row.mask, mask.shape, place=f"line {row.line}: ")
+        # Fork and seed only the CPU generator: torch.manual_seed would also reset the generators of GPUs.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(sample_seed(self.seed, epoch, row.name))
             pair = self.transform(
@@ -83,7 +80,7 @@ class SegmentationDataset(Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """B samples of one size to a batch."""
+    """Stack B samples of the same size into a batch."""
     return Batch(
         image=torch.stack([s.image for s in samples]),
         mask=torch.stack([s.mask for s in samples]),
@@ -98,7 +95,15 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __init__(
         self, size: int, *, shuffle: bool, seed: int, prefetch: Prefetch | None = None, distance: int = 0
     ) -> None:
-        """Order ``size`` rows; ``prefetch`` is called with each item while the one ``distance`` before it is loaded."""
+        """Create a sampler.
+
+        Args:
+            size: number of rows.
+            shuffle: whether each epoch has its own random order; else rows are in order.
+            seed: seed of the order.
+            prefetch: called with each item, ``distance`` items before the item is yielded.
+            distance: number of items, at least 0.
+        """
         self.size = size
         self.shuffle = shuffle
         self.seed = seed
@@ -107,7 +112,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -133,7 +138,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def start_worker(_worker: int) -> None:
-    """A worker is one thread: several of them share the machine. It ends with its loader, not by a signal to all."""
+    """Initialize a worker process: one thread, since several workers share the machine; SIGTERM is ignored.
+
+    A signal to the process group must not end the workers before their loader does.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -150,19 +158,20 @@ def build_loader(
     pin_memory: bool = False,
     drop_last: bool = False,
 ) -> DataLoader[Any]:
-    """A loader that yields :class:`promise.types.Batch`; call ``loader.sampler.set_epoch(e)`` first.
+    """A loader that yields :class:`promise.types.Batch`; call ``loader.sampler.set_epoch(epoch)`` before each epoch.
 
     Args:
-        dataset: asked for ``(epoch, index)``; its ``prefetch``, where it has one, is called with each item two batches earlier.
-        collate_fn: B of its items to a batch.
+        dataset: its keys are ``(epoch, index)``. If it has a method ``prefetch``, that is called with each key two
+            batches before the item is loaded.
+        collate_fn: stacks B items into a batch.
         batch_size: B, at least 1.
-        shuffle: whether each epoch has its own order.
-        seed: of the order.
-        workers: worker processes; 0 reads in this one. They live as long as the loader.
+        shuffle: whether each epoch has its own random order.
+        seed: seed of the order.
+        workers: number of worker processes, which persist as long as the loader; 0 loads in the calling process.
         pin_memory: as in torch.
-        drop_last: leave out a last batch that is not full.
+        drop_last: drop the last batch if it has fewer than B items.
     """
-    # Not `shuffle=`: torch would draw the order from its global generator.
+    # Not `shuffle=`, with which torch draws the order from its global generator.
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -179,6 +188,6 @@ def build_loader(
         drop_last=drop_last,
         worker_init_fn=start_worker,
         persistent_workers=workers > 0,
-        # The loader draws a base seed at each start; its own generator keeps it from the global one.
+        # The loader draws a base seed in each epoch; a separate generator leaves the global one unchanged.
         generator=torch.Generator().manual_seed(seed),
     )

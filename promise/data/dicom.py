@@ -1,7 +1,4 @@
-"""How a DICOM file becomes a picture of 8 bits, as a viewer shows it; knows no other format, no torch.
-
-Needs the extra ``[dicom]``.
-"""
+"""Read DICOM files as 8-bit images, windowed as in a viewer. Needs the extra ``[dicom]``, but no torch."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from promise.runtime.errors import UserError
+from promise.runtime.errors import MissingFileError, UserError
 
 DICOM_EXTENSIONS = (".dcm", ".dicom")
-_FAR = 1e9  # beyond every stored value
+_OUTSIDE = 1e9  # larger than any stored value
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file says that it is DICOM: by its suffix, or by its first bytes."""
+    """Whether a file is DICOM, by its suffix or by its first bytes; False if it cannot be opened."""
     if path.suffix.lower() in DICOM_EXTENSIONS:
         return True
     try:
@@ -30,23 +27,29 @@ def is_dicom(path: Path) -> bool:
 
 
 def require_pydicom() -> None:
-    """Refuse where DICOM cannot be read.
+    """Check that pydicom is installed.
 
     Raises:
-        UserError: pydicom is not installed.
+        UserError: ``missing-pydicom``.
     """
     if find_spec("pydicom") is None:
-        raise UserError("DICOM files need the package pydicom: pip install 'promise-sam[dicom]'.")
+        raise UserError(
+            "DICOM files need the package pydicom: pip install 'promise-sam[dicom]'.", code="missing-pydicom"
+        )
 
 
 def read_dicom(path: Path) -> NDArray[np.uint8]:
-    """The picture of a DICOM file as (H, W, 3) uint8 RGB.
+    """Read the image of a DICOM file as (H, W, 3) uint8 RGB.
 
-    Grey values are rescaled and cut by the file's own first window, or VOI table; without one from their minimum to
-    their maximum. MONOCHROME1 is inverted, so that more is brighter; palettes and YBR become RGB.
+    Grey values are rescaled (modality LUT) and mapped to 0–255 by the first window or VOI LUT of the file, or from
+    their minimum to their maximum if the file has neither (DICOM PS3.3 C.11.2). MONOCHROME1 is inverted, so that
+    larger values are brighter; palettes and YBR are converted to RGB.
 
     Raises:
-        UserError: pydicom is missing, no picture in it, several of them, or a compression that cannot be read.
+        MissingFileError: the file does not exist (``missing-file``).
+        UserError: pydicom is not installed (``missing-pydicom``), the file is not DICOM (``not-dicom``), contains no
+            image (``dicom-without-image``) or several (``multi-frame-dicom``), or cannot be decoded
+            (``dicom-not-decodable``).
     """
     require_pydicom()
     from pydicom.pixels import apply_color_lut, pixel_array
@@ -54,7 +57,9 @@ def read_dicom(path: Path) -> NDArray[np.uint8]:
     data = _open(path)
     frames = int(data.get("NumberOfFrames", 1) or 1)
     if frames > 1:
-        raise UserError(f"{path}: a series of {frames} pictures in one file; one a file is expected.")
+        raise UserError(
+            f"{path}: the file contains {frames} images; expected one image per file.", code="multi-frame-dicom"
+        )
     try:
         pixels = pixel_array(data)
         kind = str(data.PhotometricInterpretation)
@@ -63,13 +68,15 @@ def read_dicom(path: Path) -> NDArray[np.uint8]:
         if int(data.SamplesPerPixel) > 1:
             return _to_eight_bits(pixels[:, :, :3], highest=2 ** int(data.BitsStored) - 1)
         grey = _window(pixels, data)
-    except Exception as error:  # decoders raise a dozen kinds
-        raise UserError(f"{path}: its picture cannot be decoded ({' '.join(str(error).split())}).") from error
+    except Exception as error:  # decoders raise many types of exceptions
+        raise UserError(
+            f"{path}: the image cannot be decoded ({' '.join(str(error).split())}).", code="dicom-not-decodable"
+        ) from error
     return np.repeat((255 - grey if kind == "MONOCHROME1" else grey)[:, :, None], 3, axis=2)
 
 
 def read_dicom_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the header alone; same errors as reading."""
+    """(height, width) in pixels, read from the header; same errors as :func:`read_dicom`."""
     require_pydicom()
     data = _open(path, header=True)
     return int(data.Rows), int(data.Columns)
@@ -79,13 +86,15 @@ def _open(path: Path, *, header: bool = False) -> Any:
     from pydicom import dcmread
 
     if not path.is_file():
-        raise UserError(f"{path}: no such file.")
+        raise MissingFileError(f"{path}: no such file.", code="missing-file")
     try:
         data = dcmread(path, stop_before_pixels=header)
     except Exception as error:
-        raise UserError(f"{path}: not a DICOM file, or damaged ({' '.join(str(error).split())}).") from error
+        raise UserError(
+            f"{path}: not a DICOM file, or corrupted ({' '.join(str(error).split())}).", code="not-dicom"
+        ) from error
     if "Rows" not in data or "Columns" not in data:
-        raise UserError(f"{path}: a DICOM file without a picture.")
+        raise UserError(f"{path}: the DICOM file contains no image.", code="dicom-without-image")
     return data
 
 
@@ -98,9 +107,9 @@ def _window(pixels: NDArray[Any], data: Any) -> NDArray[np.uint8]:
         return _to_eight_bits(apply_voi_lut(values, data), lowest=0, highest=2**bits - 1)
     if data.get("WindowWidth") is None or data.get("WindowCenter") is None:
         return _to_eight_bits(values)
-    # Two values beside the picture's own tell what the window's lower and upper end become.
+    # Two additional values show what the lower and upper end of the window are mapped to.
     with np.errstate(over="ignore"):
-        shown = apply_windowing(np.append(values.astype(np.float64), (-_FAR, _FAR)), data)
+        shown = apply_windowing(np.append(values.astype(np.float64), (-_OUTSIDE, _OUTSIDE)), data)
     return _to_eight_bits(shown[:-2].reshape(values.shape), lowest=shown[-2], highest=shown[-1])
 
 

@@ -1,4 +1,4 @@
-"""How a picture or mask file becomes an array, and what to say when it cannot; knows no torch, no table."""
+"""Read image and mask files into arrays, with an error for every file that cannot be read; write PNG files."""
 
 from __future__ import annotations
 
@@ -16,42 +16,44 @@ from promise.runtime.errors import MissingFileError, UserError
 from promise.runtime.files import atomic_path
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-JPEG_MIDDLE = 0.25  # a JPEG mask may have this share of its pixels between black and white
+JPEG_MAX_GREY = 0.25  # largest fraction of grey pixels (64 to 191) in a JPEG mask
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """A picture as (H, W, 3) uint8 RGB.
+    """Read an image file as (H, W, 3) uint8 RGB.
 
-    PNG, JPEG, TIFF or BMP; grey, RGB, palette or with alpha (dropped). More than 8 bits a channel are
-    scaled from the picture's own minimum and maximum to 0–255. EXIF orientation is applied.
+    Supports PNG, JPEG, TIFF and BMP in grey, RGB or palette mode; an alpha channel is dropped. Images with more than
+    8 bits per channel are scaled from their own minimum and maximum to 0–255. The EXIF orientation is applied.
 
     Raises:
-        MissingFileError: no such file.
-        UserError: empty, truncated or no picture; the text says which.
+        MissingFileError: the file does not exist (``missing-file``).
+        UserError: the file is empty (``empty-file``), truncated (``corrupt-image``), not an image (``not-an-image``),
+            has several pages (``multi-page-image``) or contains NaN or infinity (``non-finite-values``).
     """
     return _to_rgb(_decode(Path(path)), path)
 
 
-def rgb_pixels(picture: NDArray[Any] | Image.Image) -> NDArray[np.uint8]:
-    """A picture in memory as :func:`read_image` gives one in a file.
+def rgb_pixels(image: NDArray[Any] | Image.Image) -> NDArray[np.uint8]:
+    """Convert an image in memory to (H, W, 3) uint8 RGB, with the same rules as :func:`read_image`.
 
     Args:
-        picture: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8 or uint16; or of PIL.
+        image: PIL image, or array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8 or uint16.
 
     Raises:
-        UserError: another shape or type, or no pixels.
+        UserError: unsupported shape or type (``invalid-image-array``), or an array without pixels (``empty-image``).
     """
-    if isinstance(picture, Image.Image):
-        return _to_rgb(_pil_to_array(ImageOps.exif_transpose(picture)), "the picture")
-    channels = picture.shape[2] if picture.ndim == 3 else 1
-    if picture.ndim not in (2, 3) or channels not in (1, 3, 4) or picture.dtype not in (np.uint8, np.uint16):
+    if isinstance(image, Image.Image):
+        return _to_rgb(_pil_to_array(ImageOps.exif_transpose(image)), "the image")
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if image.ndim not in (2, 3) or channels not in (1, 3, 4) or image.dtype not in (np.uint8, np.uint16):
         raise UserError(
             f"an image must be (height, width), (height, width, 3) or (height, width, 4) of uint8 or uint16, not "
-            f"{picture.shape} of {picture.dtype}."
+            f"{image.shape} of {image.dtype}.",
+            code="invalid-image-array",
         )
-    if not picture.size:
-        raise UserError(f"an image of {picture.shape} has no pixels.")
-    return _to_rgb(picture, "the picture")
+    if not image.size:
+        raise UserError(f"an image of {image.shape} has no pixels.", code="empty-image")
+    return _to_rgb(image, "the image")
 
 
 def _to_rgb(array: NDArray[Any], origin: str | Path) -> NDArray[np.uint8]:
@@ -65,46 +67,53 @@ def _to_rgb(array: NDArray[Any], origin: str | Path) -> NDArray[np.uint8]:
 
 
 def read_mask(path: str | Path) -> NDArray[np.bool_]:
-    """A mask as (H, W) bool, True for foreground.
+    """Read a mask file as (H, W) bool, True for foreground.
 
-    Values 0 and 1, or 0 and 255, in one channel or in three equal ones; alpha is ignored. A JPEG, whose
-    edges are never exact, is cut at > 127.
+    A mask holds the values 0 and 1, or 0 and 255, in one channel or in three equal channels; alpha is ignored. JPEG
+    masks, whose edges are blurred by the compression, are thresholded at > 127.
 
     Raises:
-        MissingFileError: no such file.
-        UserError: empty, truncated, no picture, coloured, or with other values; the text says which.
+        MissingFileError: the file does not exist.
+        UserError: as in :func:`read_image`; also if the channels differ (``mask-channels-differ``) or other values
+            occur (``mask-not-binary``).
     """
     return read_mask_and_value(path)[0]
 
 
+def is_jpeg(path: Path) -> bool:
+    """Whether the file name ends in ``.jpg`` or ``.jpeg``, in any case."""
+    return path.suffix.lower() in (".jpg", ".jpeg")
+
+
 def read_mask_and_value(path: str | Path) -> tuple[NDArray[np.bool_], int]:
-    """As :func:`read_mask`, and the value that stands for foreground: 1 or 255, or 0 where there is none."""
+    """As :func:`read_mask`; also returns the value of foreground pixels: 1 or 255, or 0 for an empty mask."""
     path = Path(path)
     array = _decode(path)
-    lossy = path.suffix.lower() in (".jpg", ".jpeg")
+    lossy = is_jpeg(path)
     grey = _single_channel(array, path, tolerance=32 if lossy else 0)
     if lossy:
-        mask = _cut_jpeg(grey, path)
+        mask = _threshold_jpeg(grey, path)
         return mask, 255 if mask.any() else 0
-    values = _values(grey)
+    values = _distinct_values(grey)
     if not (np.isin(values, (0, 1)).all() or np.isin(values, (0, 255)).all()):
         shown = ", ".join(f"{v:g}" for v in values[:6]) + (", …" if len(values) > 6 else "")
         raise UserError(
-            f"{path}: not a binary mask: it holds {len(values)} value{'s' * (len(values) != 1)} ({shown}); "
-            "0 and 1, or 0 and 255, are expected."
+            f"{path}: not a binary mask: it contains {len(values)} value{'s' * (len(values) != 1)} ({shown}); "
+            "expected 0 and 1, or 0 and 255.",
+            code="mask-not-binary",
         )
     return np.asarray(grey > 0), int(values[-1])
 
 
 def read_levels(path: str | Path) -> NDArray[np.uint8]:
-    """A mask whose edges may be grey, as (H, W) uint8 levels from 0 to 255.
+    """Read a mask whose edges may be grey, as (H, W) uint8 levels from 0 to 255.
 
-    0 and 1 become 0 and 255, 16 bits are scaled to 8; three channels must be equal, to within what JPEG does to
-    them; alpha is ignored.
+    Values 0 and 1 become 0 and 255; 16 bits are scaled to 8. Three channels must be equal, except for the error of
+    JPEG compression; alpha is ignored.
 
     Raises:
-        MissingFileError: no such file.
-        UserError: empty, truncated, no picture or coloured; the text says which.
+        MissingFileError: the file does not exist.
+        UserError: as in :func:`read_image`; also if the channels differ (``mask-channels-differ``).
     """
     path = Path(path)
     grey = _single_channel(_decode(path), path, tolerance=32)
@@ -117,63 +126,87 @@ def read_levels(path: str | Path) -> NDArray[np.uint8]:
 
 
 def write_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
-    """Write (H, W) grey values or (H, W, 3) RGB, of 8 or 16 bits, all or nothing."""
-    done, data = cv2.imencode(".png", pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-    assert done
+    """Write (H, W) grey values or (H, W, 3) RGB of 8 or 16 bits; the file is replaced atomically."""
+    encoded, data = cv2.imencode(".png", pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    assert encoded
     with atomic_path(path) as temporary:
         temporary.write_bytes(np.asarray(data).tobytes())
 
 
 def content_hash(path: str | Path) -> str:
-    """16 hex digits of the file's bytes: the same picture under another name has the same."""
+    """Hash of the bytes of a file, 16 hexadecimal digits; it does not depend on the file name."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "blake2b").hexdigest()[:16]
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) from the header alone, EXIF orientation applied; same errors as reading."""
+    """(height, width) in pixels, read from the header, with EXIF orientation applied.
+
+    Raises the errors of :func:`read_image`, except those that show only in the pixel data.
+    """
     path = Path(path)
     _require_content(path)
     try:
         with Image.open(path) as image:
             width, height = image.size
-            # Asking a PNG without EXIF for its EXIF would decode all of it.
-            absent = image.format == "PNG" and "exif" not in image.info
-            turned = not absent and image.getexif().get(0x0112, 1) >= 5  # 5–8 swap the sides
+            # `getexif` decodes the whole image if a PNG has no EXIF chunk before its pixels.
+            no_exif = image.format == "PNG" and "exif" not in image.info
+            transposed = not no_exif and image.getexif().get(0x0112, 1) >= 5  # orientations 5–8 swap the sides
     except Exception as error:
         raise _unreadable(path, error) from error
-    return (width, height) if turned else (height, width)
+    return (width, height) if transposed else (height, width)
+
+
+def size_mismatch(
+    image: Path, image_size: tuple[int, ...], mask: Path, mask_size: tuple[int, ...], *, place: str = ""
+) -> UserError:
+    """The error of an image and a mask of different size (``image-size-mismatch``).
+
+    Args:
+        image: the image file.
+        image_size: (height, width) in pixels.
+        mask: the mask file.
+        mask_size: (height, width) in pixels.
+        place: put before the text, such as ``"line 2: "``.
+    """
+    return UserError(
+        f"{place}image {image} has {image_size[1]}×{image_size[0]} pixels, but its mask {mask} has "
+        f"{mask_size[1]}×{mask_size[0]}.",
+        code="image-size-mismatch",
+    )
 
 
 def _require_content(path: Path) -> None:
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file.")
+        raise MissingFileError(f"{path}: no such file.", code="missing-file")
     if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty (0 bytes).")
+        raise UserError(f"{path}: the file is empty (0 bytes).", code="empty-file")
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
     if isinstance(error, UnidentifiedImageError):
-        return UserError(f"{path}: not a picture that can be read (PNG, JPEG, TIFF and BMP are).")
+        return UserError(f"{path}: not an image file (supported formats: PNG, JPEG, TIFF, BMP).", code="not-an-image")
     if isinstance(error, PermissionError):
-        return UserError(f"{path}: no permission to read it.")
-    return UserError(f"{path}: truncated or damaged ({error}).")
+        return UserError(f"{path}: permission denied.", code="permission-denied")
+    return UserError(f"{path}: truncated or corrupted ({error}).", code="corrupt-image")
 
 
 def _decode(path: Path) -> NDArray[Any]:
-    """(H, W) or (H, W, C) array in RGB order, of the file's own depth.
+    """(H, W) or (H, W, C) array in RGB order, with the bit depth of the file.
 
-    PIL decodes first, because OpenCV fills the rest of a truncated file with grey and says nothing.
-    PIL keeps only the high byte of 16-bit colour, so those are then read by OpenCV.
+    PIL decodes first, because OpenCV fills the rest of a truncated file with grey without an error.
+    PIL keeps only the high byte of 16-bit colour, so OpenCV then reads those files.
     """
     _require_content(path)
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:  # read at once: PIL would ask for every chunk
+        with Image.open(io.BytesIO(path.read_bytes())) as image:  # one read instead of one per chunk
             frames = getattr(image, "n_frames", 1)
             if image.format == "TIFF" and frames > 1:
-                raise UserError(f"{path}: a stack of {frames} pictures; one a file is expected.")
+                raise UserError(
+                    f"{path}: the file contains {frames} images; expected one image per file.", code="multi-page-image"
+                )
             deep = ";16" in str([tile[3] for tile in image.tile]) and image.mode.startswith("RGB")
             image.load()
             if not deep:
@@ -182,8 +215,8 @@ def _decode(path: Path) -> NDArray[Any]:
     except UnidentifiedImageError as error:
         if path.suffix.lower() not in (".tif", ".tiff"):
             raise _unreadable(path, error) from error
-        return _decode_deep(path, error)  # layouts of TIFF that PIL does not know
-    except Exception as error:  # decoders raise a dozen kinds on damaged files
+        return _decode_deep(path, error)  # TIFF variants that PIL does not support
+    except Exception as error:  # decoders raise many types of exceptions for corrupted files
         raise _unreadable(path, error) from error
     return _decode_deep(path, None)
 
@@ -208,11 +241,11 @@ def _decode_deep(path: Path, error: Exception | None) -> NDArray[Any]:
 
 
 def _to_eight_bits(array: NDArray[Any], origin: str | Path) -> NDArray[np.uint8]:
-    """Min–max of the colour channels to 0–255; a constant picture becomes zeros."""
+    """Scale the minimum and maximum of all colour channels to 0–255; a constant image becomes zeros."""
     colour = array[:, :, :3] if array.ndim == 3 else array
     values = colour.astype(np.float64)
     if not np.isfinite(values).all():
-        raise UserError(f"{origin}: holds values that are not finite numbers.")
+        raise UserError(f"{origin}: contains NaN or infinite values.", code="non-finite-values")
     low, high = values.min(), values.max()
     return np.asarray(np.rint((values - low) * 255 / (high - low or 1)), np.uint8)
 
@@ -221,29 +254,36 @@ def _single_channel(array: NDArray[Any], path: Path, *, tolerance: int) -> NDArr
     if array.ndim == 2 or array.shape[2] < 3:
         return np.asarray(array if array.ndim == 2 else array[:, :, 0])
     colour = array[:, :, :3]
-    spread = int(np.max(colour.max(axis=2).astype(np.int64) - colour.min(axis=2)))
-    if spread > tolerance:
-        worst = np.argmax(colour.max(axis=2).astype(np.int64) - colour.min(axis=2))
+    spread = colour.max(axis=2).astype(np.int64) - colour.min(axis=2)
+    if int(spread.max()) > tolerance:
+        worst = np.argmax(spread)
         shown = ", ".join(str(v) for v in colour.reshape(-1, 3)[worst])
-        raise UserError(f"{path}: not a binary mask: its channels differ (a pixel is R, G, B = {shown}).")
+        raise UserError(
+            f"{path}: not a binary mask: its channels differ (one pixel is R, G, B = {shown}).",
+            code="mask-channels-differ",
+        )
     return np.asarray(colour[:, :, 0])
 
 
-def _values(grey: NDArray[Any]) -> NDArray[Any]:
-    """The distinct values, in order."""
-    if grey.dtype == np.uint8:  # five times as fast as sorting
+def _distinct_values(grey: NDArray[Any]) -> NDArray[Any]:
+    """The distinct values, in ascending order."""
+    if grey.dtype == np.uint8:  # a histogram is five times as fast as sorting
         return np.flatnonzero(cv2.calcHist([grey], [0], None, [256], [0, 256]))
     return np.unique(grey)
 
 
-def _cut_jpeg(grey: NDArray[Any], path: Path) -> NDArray[np.bool_]:
-    """> 127, unless the values say that this is no black-and-white picture."""
-    brightest = int(grey.max())
-    middle = float(((grey > 63) & (grey < 192)).mean())
-    if 0 < brightest <= 127:
+def _threshold_jpeg(grey: NDArray[Any], path: Path) -> NDArray[np.bool_]:
+    """> 127; an error if the values show that the image is not black and white."""
+    maximum = int(grey.max())
+    grey_fraction = float(((grey > 63) & (grey < 192)).mean())
+    if 0 < maximum <= 127:
         raise UserError(
-            f"{path}: not a black-and-white mask: its brightest value is {brightest}; a JPEG mask wants 0 and 255."
+            f"{path}: not a binary mask: its maximum value is {maximum}; a JPEG mask must contain 0 and 255.",
+            code="mask-not-binary",
         )
-    if middle > JPEG_MIDDLE:
-        raise UserError(f"{path}: not a black-and-white mask: {middle:.0%} of its pixels lie between 64 and 191.")
+    if grey_fraction > JPEG_MAX_GREY:
+        raise UserError(
+            f"{path}: not a binary mask: {grey_fraction:.0%} of its pixels are between 64 and 191.",
+            code="mask-not-binary",
+        )
     return np.asarray(grey > 127)

@@ -1,7 +1,7 @@
-"""Where a file that a split CSV names really lies on this machine; opens no picture, knows no CSV.
+"""Find the files that a CSV or a list names, below a data root or beside the CSV; image files are not opened.
 
-CSVs travel between machines and their folders get renamed on the way. Each tolerance is tried only when
-the plain reading fails, and each one that was needed is told to the caller.
+CSVs are copied between machines, and folders are renamed. Each tolerance is tried only if the literal path does not
+exist, and each tolerance that was needed is reported to the caller.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ Parts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Written:
-    """A path as a CSV cell says it, read the same on every machine."""
+class ListedPath:
+    """A path as written in a CSV or list; parsed in the same way on every operating system."""
 
     text: str
 
     @cached_property
     def normal(self) -> str:
-        """With forward slashes and without ``.`` or inner ``..``."""
+        """The path with forward slashes, without ``.`` or inner ``..``."""
         return posixpath.normpath(self.text.replace("\\", "/"))
 
     @property
     def absolute(self) -> bool:
-        """Whether it starts at a root or a drive letter."""
+        """Whether the path starts with a root or a drive letter."""
         return self.normal.startswith("/") or bool(re.match(r"[A-Za-z]:/", self.normal))
 
     @cached_property
     def plain(self) -> Parts:
-        """Folder names and file name, without roots, drives or ``..``."""
+        """Folder names and file name, without root, drive letter or ``..``."""
         return tuple(p for p in self.normal.split("/") if p not in ("", ".", "..") and p[-1] != ":")
 
     @cached_property
     def parts(self) -> Parts:
-        """The same, with the separator that ISIC's paths have lost before the file name put back."""
+        """As :attr:`plain`, but with the separator before the file name that some CSVs of ISIC omit."""
         found = _LOST_SEPARATOR.match(self.plain[-1]) if self.plain else None
         return (*self.plain[:-1], found["folder"], found["name"]) if found else self.plain
 
@@ -58,34 +58,34 @@ def stem(parts: Parts) -> str:
 
 
 def shortest_names(paths: Sequence[Parts]) -> list[str]:
-    """The shortest common number of trailing parts that tells all paths apart; without extension where that can be.
+    """Names made of the last n parts of each path, with the smallest n for which all names differ.
 
-    Paths that are equal keep equal names.
+    The extension is part of the names only if they are not unique without it. Equal paths have equal names.
     """
     stems = [(*p[:-1], stem(p)) for p in paths]
     deepest = max((len(p) for p in paths), default=1)
-    for choice in (stems, paths):
+    for candidates in (stems, paths):
         for depth in range(1, deepest + 1):
-            names = ["/".join(p[-depth:]) for p in choice]
+            names = ["/".join(p[-depth:]) for p in candidates]
             if len(set(names)) == len(names):
                 return names
     return ["/".join(p) for p in paths]
 
 
 @dataclass(frozen=True)
-class Found:
-    """A file, and which tolerances it took: (kind, example) pairs."""
+class LocatedFile:
+    """A file, and the tolerances that were needed to find it."""
 
     path: Path
-    tolerances: tuple[tuple[str, str], ...] = ()
+    tolerances: tuple[tuple[str, str], ...] = ()  # (kind, example), both for people
 
 
 class Locator:
-    """Finds files below ``base``; lists each folder once.
+    """Finds files below a folder; each folder is listed once.
 
     Args:
-        base: the data root, or the CSV's folder.
-        reroot: also look for ever shorter ends of a path below ``base``, and in ``base`` itself.
+        base: the data root, or the folder of the CSV.
+        reroot: also search for shorter and shorter suffixes of a path below ``base``, and in ``base`` itself.
     """
 
     def __init__(self, base: Path, *, reroot: bool) -> None:
@@ -95,36 +95,36 @@ class Locator:
         self._folders: dict[Parts, list[tuple[Path, str]]] = {}
         self._below: list[Path] | None = None
 
-    def find(self, written: Written, *, role: str, exclude: Path | None = None) -> Found | None:
-        """The file meant by ``written``, or None.
+    def find(self, listed: ListedPath, *, role: str, exclude: Path | None = None) -> LocatedFile | None:
+        """Find the file of a path; ``None`` if there is none.
 
         Args:
-            written: the CSV's path.
-            role: ``"image"`` or ``"mask"``; a mask may add ``_segmentation`` to its name.
-            exclude: a file that it cannot be (the image, when the mask is looked for).
+            listed: the path as written.
+            role: ``"image"`` or ``"mask"``; the name of a mask may end in ``_segmentation``.
+            exclude: a file that is not a candidate (the image, when its mask is searched).
         """
-        readings = [written.plain] if written.plain else []
-        if written.parts != written.plain:
-            readings.append(written.parts)
+        readings = [listed.plain] if listed.plain else []
+        if listed.parts != listed.plain:
+            readings.append(listed.parts)
         for parts in readings:
-            for folder, renamed in self._candidates(written, parts):
-                hit = self._in_folder(folder, parts[-1], role, exclude)
-                if hit is not None:
-                    told = list(hit.tolerances)
+            for folder, renamed in self._candidates(listed, parts):
+                located = self._in_folder(folder, parts[-1], role, exclude)
+                if located is not None:
+                    tolerances = list(located.tolerances)
                     if renamed:
-                        told.append(("under a folder without the size suffix", renamed))
-                    if parts is not written.plain:
-                        told.append(("after putting back a lost separator", "/".join(parts[-2:])))
-                    return Found(hit.path, tuple(told))
+                        tolerances.append(("under a folder without the size suffix", renamed))
+                    if parts is not listed.plain:
+                        tolerances.append(("after restoring a missing separator", "/".join(parts[-2:])))
+                    return LocatedFile(located.path, tuple(tolerances))
         if self.reroot and readings and readings[-1][-1].startswith("ISIC_"):
             return self._find_isic(readings[-1][-1], role, exclude)
         return None
 
-    def _candidates(self, written: Written, parts: Parts) -> Iterator[tuple[Path, str]]:
-        """Folders that may hold the file, the most literal first, with "old → new" when renamed."""
-        if not (written.absolute and self.reroot):
-            parent = Path(posixpath.dirname(written.normal))
-            folder = self.base / parent / Path(*parts[len(written.plain) - 1 : -1])
+    def _candidates(self, listed: ListedPath, parts: Parts) -> Iterator[tuple[Path, str]]:
+        """Folders that may contain the file, the most literal first, with "old → new" for a renamed folder."""
+        if not (listed.absolute and self.reroot):
+            parent = Path(posixpath.dirname(listed.normal))
+            folder = self.base / parent / Path(*parts[len(listed.plain) - 1 : -1])
             yield folder, ""
             short = _SIZE_SUFFIX.sub("", folder.name)
             if short not in ("", folder.name):
@@ -148,7 +148,7 @@ class Locator:
         return self._folders[folders]
 
     def _names(self, folder: Path) -> dict[str, dict[str, str]]:
-        """stem → extension → file name, of the files in ``folder``; empty when there is no such folder."""
+        """stem → extension → file name, for the files in ``folder``; empty if the folder does not exist."""
         if folder not in self._listings:
             listing: dict[str, dict[str, str]] = {}
             try:
@@ -162,7 +162,7 @@ class Locator:
             self._listings[folder] = listing
         return self._listings[folder]
 
-    def _in_folder(self, folder: Path, name: str, role: str, exclude: Path | None) -> Found | None:
+    def _in_folder(self, folder: Path, name: str, role: str, exclude: Path | None) -> LocatedFile | None:
         names = self._names(folder)
         stem, extension = posixpath.splitext(name)
         for candidate in _stems(stem, role):
@@ -170,28 +170,29 @@ class Locator:
                 path = folder / found
                 if path == exclude:
                     continue
-                told = []
+                tolerances = []
                 if path.suffix != extension:
-                    told.append(("with another extension", f"{extension} → {path.suffix}"))
+                    tolerances.append(("with a different extension", f"{extension} → {path.suffix}"))
                 if candidate != stem:
                     with_or_without = "with" if len(candidate) > len(stem) else "without"
-                    told.append((f"{with_or_without} the suffix {SEGMENTATION_SUFFIX}", found))
-                return Found(path, tuple(told))
+                    tolerances.append((f"{with_or_without} the suffix {SEGMENTATION_SUFFIX}", found))
+                return LocatedFile(path, tuple(tolerances))
         return None
 
-    def _find_isic(self, name: str, role: str, exclude: Path | None) -> Found | None:
-        """ISIC numbers are unique worldwide: any folder up to two levels below ``base`` will do.
+    def _find_isic(self, name: str, role: str, exclude: Path | None) -> LocatedFile | None:
+        """Search all folders up to two levels below ``base``: ISIC numbers are unique across data sets.
 
-        Folders that look like masks hold masks and nothing else. Two candidates are none.
+        Masks are searched only in folders whose name suggests masks, images only in the others. Several candidates
+        count as not found.
         """
         hits: list[Path] = []
         for folder in self._folders_below():
             if bool(_MASK_FOLDER.search(folder.name)) == (role == "mask"):
-                hit = self._in_folder(folder, name, role, exclude)
-                hits += [hit.path] if hit is not None else []
+                located = self._in_folder(folder, name, role, exclude)
+                hits += [located.path] if located is not None else []
         if len(hits) != 1:
             return None
-        return Found(hits[0], (("by its ISIC number", hits[0].parent.name),))
+        return LocatedFile(hits[0], (("by its ISIC number", hits[0].parent.name),))
 
     def _folders_below(self) -> Sequence[Path]:
         if self._below is None:
@@ -209,8 +210,8 @@ def _stems(stem: str, role: str) -> list[str]:
     return [stem, stem + SEGMENTATION_SUFFIX]
 
 
-def _by_preference(by_extension: dict[str, str], wanted: str) -> list[str]:
-    """File names: the wanted extension first, then the picture formats in a fixed order."""
-    others = [e for e in by_extension if e != wanted and e.lower() in EXTENSIONS]
+def _by_preference(by_extension: dict[str, str], preferred: str) -> list[str]:
+    """File names: the preferred extension first, then the image formats in the order of ``EXTENSIONS``."""
+    others = [e for e in by_extension if e != preferred and e.lower() in EXTENSIONS]
     others.sort(key=lambda e: (EXTENSIONS.index(e.lower()), e))
-    return [by_extension[e] for e in ([wanted] if wanted in by_extension else []) + others]
+    return [by_extension[e] for e in ([preferred] if preferred in by_extension else []) + others]

@@ -1,6 +1,7 @@
-"""The text of a CSV as lines of cells: encoding, separator, header; knows no pictures and no splits.
+"""Read a CSV into lines of cells: encoding, separator, header, and faults of single lines.
 
-What spreadsheets do to a file is bridged, and told: a byte-order mark, semicolons or tabs, blank lines.
+Variations that spreadsheets produce are accepted and reported as notes: a byte-order mark, semicolons or tabs, blank
+lines.
 """
 
 from __future__ import annotations
@@ -12,9 +13,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from promise.runtime.errors import MissingFileError, UserError, unknown_name
+from promise.runtime.errors import MissingFileError, UserError, list_faults, unknown_name
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+
+
+@dataclass(frozen=True)
+class LineFault:
+    """A fault in one line of a CSV."""
+
+    line: int  # 1-based
+    code: str  # as in UserError.code
+    text: str  # without the line number
+
+    @property
+    def error(self) -> UserError:
+        """The fault as an error."""
+        return UserError(f"line {self.line}: {self.text}", code=self.code)
+
+
+def list_line_faults(head: str, faults: Sequence[LineFault]) -> str:
+    """``head``, followed by one line per fault; long lists are abbreviated."""
+    return list_faults(head, [(fault.line, fault.text) for fault in faults])
 
 
 @dataclass(frozen=True)
@@ -22,16 +42,17 @@ class Records:
     """The rows of a CSV that are not blank."""
 
     rows: tuple[tuple[int, list[str]], ...]  # (1-based line, cells), without the header; at least one
-    positions: tuple[int, ...]  # where the wanted columns stand
-    notes: tuple[str, ...]  # what was bridged, one sentence each
+    positions: tuple[int, ...]  # index of each requested column in the cells
+    notes: tuple[str, ...]  # variations that were accepted, one sentence each
 
 
 def read_records(path: Path, columns: Sequence[str]) -> Records:
-    """Read a CSV that has ``columns``, in any order and case, among others.
+    """Read a CSV that contains ``columns``, in any order and case; other columns are ignored.
 
     Raises:
-        MissingFileError: no such CSV.
-        UserError: no text, no table, no rows, or missing columns.
+        MissingFileError: the CSV does not exist.
+        UserError: the file is not a CSV in UTF-8 (``excel-workbook``, ``not-utf8``, ``not-text``, ``empty-csv``,
+            ``invalid-csv``), has no rows (``no-rows``) or lacks columns (``missing-columns``).
     """
     text = _read_text(path, columns)
     separator = _separator(text)
@@ -39,7 +60,7 @@ def read_records(path: Path, columns: Sequence[str]) -> Records:
     records = [(line, cells) for line, cells in lines if any(cells)]
     positions = _positions(records[0][1], columns, path)
     if len(records) == 1:
-        raise UserError(f"{path} has a header and no rows.")
+        raise UserError(f"{path}: the CSV has a header but no rows.", code="no-rows")
     notes = ["the file starts with a byte-order mark, which is skipped"] if text.startswith("\ufeff") else []
     if separator != ",":
         notes.append(f"the columns are separated by {_SEPARATORS[separator]}")
@@ -50,36 +71,40 @@ def read_records(path: Path, columns: Sequence[str]) -> Records:
 
 
 def read_column(path: str | Path, column: str) -> dict[int, str]:
-    """One column of a CSV: 1-based line → value; empty cells are left out.
+    """Read one column of a CSV: 1-based line → value; empty cells are omitted.
 
     Raises:
-        MissingFileError: no such CSV.
-        UserError: no table, or no such column; the text names the nearest.
+        MissingFileError: the CSV does not exist.
+        UserError: as in :func:`read_records`; an unknown column is ``unknown-column``, and the text suggests the
+            nearest name.
     """
     path = Path(path)
     text = _read_text(path, [column])
     header = next(cells for _, cells in _parse(text.removeprefix("\ufeff"), _separator(text), path) if any(cells))
     if column.lower() not in [name.lower() for name in header]:
-        raise unknown_name(f"column in {path.name}:", column, header)
+        error = unknown_name("column", column, header)
+        raise UserError(f"{path.name}: {error}", code=error.code)
     records = read_records(path, [column])
-    (at,) = records.positions
-    return {line: cells[at] for line, cells in records.rows if at < len(cells) and cells[at]}
+    (position,) = records.positions
+    return {line: cells[position] for line, cells in records.rows if position < len(cells) and cells[position]}
 
 
 def _read_text(path: Path, columns: Sequence[str]) -> str:
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file. Is the path right?")
+        raise MissingFileError(f"{path}: no such file.", code="missing-file")
     data = path.read_bytes()
     if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
-        raise UserError(f"{path} is an Excel workbook. Save it as CSV (UTF-8).")
+        raise UserError(f"{path} is an Excel workbook. Save it as CSV (UTF-8).", code="excel-workbook")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}). Save it as CSV (UTF-8).") from error
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start}). Save it as CSV (UTF-8).", code="not-utf8"
+        ) from error
     if "\0" in text:
-        raise UserError(f"{path} is not a text file (it holds zero bytes). Save it as CSV (UTF-8).")
+        raise UserError(f"{path} is not a text file (it contains zero bytes). Save it as CSV (UTF-8).", code="not-text")
     if not text.removeprefix("\ufeff").strip():
-        raise UserError(f"{path} is empty. Its first line should be: {','.join(columns)}")
+        raise UserError(f"{path} is empty. Expected first line: {','.join(columns)}", code="empty-csv")
     return text
 
 
@@ -94,20 +119,21 @@ def _parse(text: str, separator: str, path: Path) -> list[tuple[int, list[str]]]
     try:
         return [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not readable as CSV ({error}).") from error
+        raise UserError(f"{path}, line {reader.line_num}: invalid CSV ({error}).", code="invalid-csv") from error
 
 
 def _positions(header: list[str], columns: Sequence[str], path: Path) -> tuple[int, ...]:
     names = [name.lower() for name in header]
-    wanted = [column.lower() for column in columns]
-    missing = [column for column in wanted if column not in names]
+    required = [column.lower() for column in columns]
+    missing = [column for column in required if column not in names]
     if missing:
-        spare = [name for name in names if name and name not in wanted]
+        others = [name for name in names if name and name not in required]
         hints = []
         for column in missing:
-            near = difflib.get_close_matches(column, spare, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(column, others, n=1, cutoff=0.5)
             hints.append(f"{column!r} (nearest: {near[0]!r})" if near else repr(column))
         raise UserError(
-            f"{path}: the header lacks {', '.join(hints)}. Found: {', '.join(header)}. Expected: {','.join(columns)}"
+            f"{path}: the header lacks {', '.join(hints)}. Found: {', '.join(header)}. Expected: {','.join(columns)}",
+            code="missing-columns",
         )
-    return tuple(names.index(column) for column in wanted)
+    return tuple(names.index(column) for column in required)

@@ -126,7 +126,9 @@ def _check_encoder(run: Runner, image: Tensor, encoded: Encoded) -> list[Check]:
 
 def _check_prompter(net: Promise, run: Runner, encoded: Encoded) -> list[Check]:
     assert net.apm is not None
-    found, wanted = run(dict(zip(tap_names(net.sam.backbone), encoded.taps, strict=True))), net.apm(encoded.taps)
+    found = run(dict(zip(tap_names(net.sam.backbone), encoded.taps, strict=True)))
+    wanted = net.prompt(encoded).prompts.points
+    assert wanted is not None
     pairs = (("points", wanted.xy), ("labels", wanted.label))
     return [Check("prompter", name, difference(found[name], value), ONE_GRAPH) for name, value in pairs]
 
@@ -142,7 +144,8 @@ def _prompts(net: Promise, picture: Picture) -> list[tuple[Points | None, Tensor
 def _own_points(net: Promise, picture: Picture) -> Points:
     """The net's own, or without a prompter the box's middle and its corners as background."""
     if net.apm is not None:
-        points: Points = net.apm(picture.encoded.taps)
+        points = net.prompt(picture.encoded).prompts.points
+        assert points is not None
         return points
     corners = picture.box.reshape(1, 2, 2)
     xy = torch.cat((corners.mean(dim=1, keepdim=True), corners), dim=1)

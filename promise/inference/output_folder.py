@@ -11,11 +11,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from promise.data.images import content_hash
 from promise.data.inputs import Input
-from promise.prompts.file import Draw, ImagePrompts, plain_prompts, write_prompts
+from promise.prompts.file import Draw, ImagePrompts, from_plain, plain_prompts, write_prompts
 from promise.runtime.errors import SHOWN, ExistingRunError
 from promise.runtime.files import remove_leftovers, write_json, write_text
 
@@ -156,7 +154,7 @@ class PredictionFolder:
         records = [record for _, record in self._records()]
         if not records:
             return 0
-        images = {r["name"]: _prompts(r) for r in records}
+        images = {r["name"]: from_plain(r) for r in records}
         beside = {r["name"]: {name: r[name] for name in ("iou", "seconds")} for r in records}
         write_prompts(self.path / PROMPTS, source, [Draw(None, {"images": images})], beside=beside)
         outlined = [r for r in records if CONTOUR in r["outputs"]]
@@ -186,13 +184,6 @@ class PredictionFolder:
 
     def _ours(self) -> list[str]:
         return [PROMPTS, CONTOURS, RECORDS, *FOLDERS.values()]
-
-
-def _prompts(record: Record) -> ImagePrompts:
-    width, height = record["size"]
-    xy = np.array(record["points"], np.float64).reshape(-1, 2)
-    box = None if record["box"] is None else np.array(record["box"], np.float64)
-    return ImagePrompts((width, height), xy, np.array(record["labels"], np.int64), box)
 
 
 def _coco(records: Sequence[Record]) -> dict[str, Any]:

@@ -131,17 +131,19 @@ class Promise(nn.Module):
     def forward(
         self,
         image: Tensor | Encoded,
-        prompts: Prompts | None = None,
+        prompts: Prompts | Points | None = None,
         *,
         points: Points | None = None,
         mask_index: int = 0,
     ) -> Prediction:
         """Encode (B, 3, S, S) images, unless features are given, and decode; arguments as in :meth:`decode`.
 
-        ``points=…`` is short for ``Prompts(points=…)``.
+        ``points=…``, or ``Points`` in place of ``Prompts``, is short for ``Prompts(points=…)``.
         """
         if points is not None:
-            prompts = Prompts(points=points)
+            prompts = points
+        if isinstance(prompts, Points):
+            prompts = Prompts(points=prompts)
         encoded = image if isinstance(image, Encoded) else self.encode(image)
         return self.decode(encoded, prompts, mask_index=mask_index)
 

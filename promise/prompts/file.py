@@ -127,6 +127,19 @@ def plain_prompts(prompts: ImagePrompts) -> dict[str, Any]:
     return written
 
 
+def from_plain(values: Mapping[str, Any]) -> ImagePrompts:
+    """Prompts that :func:`plain_prompts` wrote and nobody has changed since."""
+    width, height = values["size"]
+    return ImagePrompts(
+        (width, height),
+        np.array(values["points"], np.float64).reshape(-1, 2),
+        np.array(values["labels"], np.int64),
+        None if values["box"] is None else np.array(values["box"], np.float64),
+        None if values.get("mask") is None else _unpack_mask(values["mask"]),
+        values.get("mask_index", 0),
+    )
+
+
 def _needs_second(prompts: ImagePrompts) -> bool:
     return prompts.mask is not None or prompts.mask_index != 0
 
@@ -249,19 +262,23 @@ def _mask(given: Any, faults: list[str]) -> np.ndarray | None:
     if given is None:
         return None
     try:
-        height, width = (int(side) for side in given["shape"])
-        if not 0 < height * width <= LARGEST_MASK:
-            raise ValueError
-        unpacker = zlib.decompressobj()
-        raw = unpacker.decompress(base64.b64decode(given["zlib_base64_float32"], validate=True), 4 * height * width + 1)
-        mask = np.frombuffer(raw, "<f4").reshape(height, width)
+        mask = _unpack_mask(given)
     except (TypeError, KeyError, ValueError, OverflowError, zlib.error):
         faults.append("mask must be an object with shape [h, w] and zlib_base64_float32, as promise-predict writes it")
         return None
     if not np.isfinite(mask).all():
         faults.append("mask must hold finite logits")
         return None
-    return mask.astype(np.float32)
+    return mask
+
+
+def _unpack_mask(given: Any) -> np.ndarray:
+    height, width = (int(side) for side in given["shape"])
+    if not 0 < height * width <= LARGEST_MASK:
+        raise ValueError("the shape of a mask prompt is out of range")
+    packed = base64.b64decode(given["zlib_base64_float32"], validate=True)
+    raw = zlib.decompressobj().decompress(packed, 4 * height * width + 1)  # never more than the shape says
+    return np.frombuffer(raw, "<f4").reshape(height, width).astype(np.float32)
 
 
 def _numbers(given: Any, width: int) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Small files to read, and where the reference CSVs lie when this machine has them."""
+"""Small image files, tables, and the folder of the reference CSVs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHARED = Path(os.environ.get("PROMISE_SHARED", Path(__file__).parents[3] / "shar
 
 
 def _write_pair(folder: Path, stem: str, *, size: tuple[int, int] = (24, 32), seed: int = 0) -> None:
-    """images/<stem>.png of noise and masks/<stem>.png with a square, both ``size`` (H, W)."""
+    """Write images/<stem>.png with noise and masks/<stem>.png with a square, both of ``size`` (H, W)."""
     rng = np.random.default_rng(seed)
     mask = np.zeros(size, np.uint8)
     mask[6:18, 8:20] = 255
@@ -30,7 +30,7 @@ def write_pair() -> Callable[..., None]:
 
 @pytest.fixture
 def make_table(tmp_path: Path) -> Callable[[Sequence[str]], Path]:
-    """Writes lines below the usual header, or below their own."""
+    """A function that writes a CSV with the usual or another header."""
 
     def write(lines: Sequence[str], header: str = "image_name,train_type,mask_name") -> Path:
         path = tmp_path / "polyp.csv"
@@ -42,7 +42,7 @@ def make_table(tmp_path: Path) -> Callable[[Sequence[str]], Path]:
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """A folder with images/ and masks/ a … f, 24×32."""
+    """A folder with images/ and masks/, each with files a … f of 24×32 pixels."""
     for seed, stem in enumerate("abcdef"):
         _write_pair(tmp_path, stem, seed=seed)
     return tmp_path
@@ -51,5 +51,5 @@ def pairs(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not (SHARED / "reference_csv").is_dir():
-        pytest.skip(f"the reference CSVs are not in {SHARED}; set PROMISE_SHARED")
+        pytest.skip(f"{SHARED} does not contain the reference CSVs; set PROMISE_SHARED")
     return SHARED

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from promise.data.check import check_files
 from promise.data.table import read_table
-from promise.runtime.errors import UserError
 
 MakeTable = Callable[..., Path]
+Errors = Callable[..., Any]
 
 
 def test_good_files_pass(pairs: Path, make_table: MakeTable) -> None:
@@ -20,7 +21,7 @@ def test_good_files_pass(pairs: Path, make_table: MakeTable) -> None:
     assert check_files(rows, csv_path=path, level="header", progress=False) == []
 
 
-def test_bad_files_are_told_at_once(pairs: Path, make_table: MakeTable) -> None:
+def test_all_unusable_files_are_reported(pairs: Path, make_table: MakeTable, user_error: Errors) -> None:
     path = make_table([f"images/{s}.png,train,masks/{s}.png" for s in "abcdef"])
     rows = read_table(path).rows
     (pairs / "images/a.png").unlink()
@@ -29,21 +30,23 @@ def test_bad_files_are_told_at_once(pairs: Path, make_table: MakeTable) -> None:
     (pairs / "images/c.png").write_bytes(content[: len(content) // 2])
     Image.new("L", (30, 24)).save(pairs / "masks/d.png")
     Image.new("L", (32, 24), 90).save(pairs / "masks/e.png")
-    with pytest.raises(UserError) as caught:
+    codes = ("missing-file", "empty-file", "corrupt-image", "image-size-mismatch", "mask-not-binary")
+    with user_error(*codes) as caught:
         check_files(rows, csv_path=path, level="full", progress=False)
-    lines = str(caught.value).splitlines()
-    assert lines[0] == "polyp.csv: 5 of 6 rows have files that cannot be used:"
-    for line, number, words in (
-        (lines[1], 2, "no such file"),
-        (lines[2], 3, "the file is empty (0 bytes)"),
-        (lines[3], 4, "truncated or damaged"),
-        (lines[4], 5, "is 32×24 pixels but mask"),
-        (lines[5], 6, "it holds 1 value (90)"),
+    assert caught.value.code == "unusable-files"
+    assert caught.value.codes == codes  # in the order of the lines
+    head, *lines = str(caught.value).splitlines()
+    assert head.startswith("polyp.csv: 5 of 6 rows ")
+    files = ("images/a.png", "images/b.png", "images/c.png", "masks/d.png", "masks/e.png")
+    for line, number, file, fact in zip(
+        lines, range(2, 7), files, ("", "0 bytes", "", "32×24 pixels", "1 value (90)"), strict=True
     ):
         assert line.startswith(f"  line {number}: ")
-        assert words in line
-    with pytest.raises(UserError) as caught:
+        assert file in line
+        assert fact in line
+    with user_error("missing-file", "empty-file", "image-size-mismatch") as caught:
         check_files(rows, csv_path=path, level="header", progress=False)
+    assert len(caught.value.codes) == 3
     assert str(caught.value).startswith("polyp.csv: 3 of 6 rows")
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,6 @@ from PIL import Image
 from promise.data.dataset import EpochSampler, SegmentationDataset, build_loader, collate
 from promise.data.table import Row
 from promise.data.transforms.recipes import Transform, build_transform
-from promise.runtime.errors import UserError
 from promise.types import Batch
 
 TRAIN = build_transform("train2_color", image_size=32, pixels="imagenet")
@@ -120,29 +121,30 @@ def test_sampler_orders() -> None:
 
 
 @pytest.mark.parametrize("distance", [1, 3, 9])
-def test_items_are_told_some_time_before_they_are_asked_for(distance: int) -> None:
-    told: list[tuple[int, int]] = []
+def test_items_are_prefetched_some_items_ahead(distance: int) -> None:
+    fetched: list[tuple[int, int]] = []
     order = []
-    for item in EpochSampler(5, shuffle=True, seed=0, expect=told.append, distance=distance):
+    for item in EpochSampler(5, shuffle=True, seed=0, prefetch=fetched.append, distance=distance):
         order.append(item)
-        assert told[: len(order)] == order
-        assert len(told) == min(len(order) + distance, 5)
-    assert told == order == list(EpochSampler(5, shuffle=True, seed=0))
+        assert fetched[: len(order)] == order
+        assert len(fetched) == min(len(order) + distance, 5)
+    assert fetched == order == list(EpochSampler(5, shuffle=True, seed=0))
 
 
-def test_a_loader_tells_a_dataset_that_wants_to_know_two_batches_ahead(rows: list[Row]) -> None:
-    class Waiting(SegmentationDataset):
-        told: list[tuple[int, int]] = []  # noqa: RUF012
+def test_a_loader_prefetches_two_batches_ahead(rows: list[Row]) -> None:
+    class Prefetching(SegmentationDataset):
+        fetched: list[tuple[int, int]] = []  # noqa: RUF012
 
-        def expect(self, item: tuple[int, int]) -> None:
-            self.told.append(item)
+        def prefetch(self, item: tuple[int, int]) -> None:
+            self.fetched.append(item)
 
-    loader = build_loader(Waiting(rows, TRAIN, seed=1), batch_size=1, shuffle=False, seed=1, workers=0)
+    loader = build_loader(Prefetching(rows, TRAIN, seed=1), batch_size=1, shuffle=False, seed=1, workers=0)
     next(iter(loader))
-    assert Waiting.told == [(0, 0), (0, 1), (0, 2)]
+    assert Prefetching.fetched == [(0, 0), (0, 1), (0, 2)]
 
 
-def test_sizes_that_differ_are_a_fault(rows: list[Row]) -> None:
+def test_image_and_mask_of_different_size(rows: list[Row], user_error: Callable[..., Any]) -> None:
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(rows[0].mask)
-    with pytest.raises(UserError, match=r"line 2: .*a\.png is 32×24 but its mask .* is 9×8"):
+    with user_error("image-size-mismatch") as caught:
         SegmentationDataset(rows, TRAIN, seed=0)[0]
+    assert all(fact in str(caught.value) for fact in ("line 2: ", "images/a.png", "32×24", "masks/a.png", "9×8"))

@@ -1,4 +1,4 @@
-"""DICOM as a viewer shows it: windowed, rescaled, the right way round."""
+"""DICOM files are displayed as in a viewer: rescaled, windowed, not inverted."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from promise.data.dicom import is_dicom, read_dicom, read_dicom_size, require_pydicom
-from promise.data.inputs import picture_size, read_picture
-from promise.runtime.errors import UserError
+from promise.data.inputs import input_size, read_input
+from promise.runtime.errors import MissingFileError
 
 
 def write(path: Path, pixels: np.ndarray, kind: str = "MONOCHROME2", **other: Any) -> Path:
@@ -55,7 +55,7 @@ def test_the_window_of_the_file_is_used(tmp_path) -> None:
     assert 0 < found[1, 2, 0] < 255
 
 
-def test_of_several_windows_the_first_is_used(tmp_path) -> None:
+def test_the_first_of_several_windows_is_used(tmp_path) -> None:
     one = {"RescaleSlope": 2, "RescaleIntercept": -1024}
     first = write(tmp_path / "a.dcm", CT, WindowCenter=40, WindowWidth=400, **one)
     both = write(tmp_path / "b.dcm", CT, WindowCenter=[40, 500], WindowWidth=[400, 2000], **one)
@@ -67,7 +67,7 @@ def test_without_a_window_the_whole_range_is_shown(tmp_path) -> None:
     assert read_dicom(write(tmp_path / "a.dcm", values))[:, :, 0].tolist() == [[0, 64], [128, 255]]
 
 
-def test_more_is_brighter_whatever_the_file_says(tmp_path) -> None:
+def test_larger_values_are_brighter_in_both_interpretations(tmp_path) -> None:
     values = np.array([[0, 10], [200, 255]], np.uint8)
     plain, inverted = (read_dicom(write(tmp_path / f"{k}.dcm", values, k)) for k in ("MONOCHROME2", "MONOCHROME1"))
     assert plain[:, :, 0].tolist() == values.tolist()
@@ -82,34 +82,41 @@ def test_colour_stays(tmp_path) -> None:
     np.testing.assert_allclose(found, np.repeat(values[:, :, :1], 3, axis=2), atol=1)
 
 
-def test_a_file_is_known_by_its_bytes_too(tmp_path) -> None:
+def test_dicom_is_detected_by_its_first_bytes(tmp_path) -> None:
     values = np.arange(12, dtype=np.uint8).reshape(3, 4)
     path = write(tmp_path / "IM0001", values)
     assert is_dicom(path)
-    assert picture_size(path) == (4, 3)
+    assert input_size(path) == (4, 3)
     assert read_dicom_size(path) == (3, 4)
-    assert np.array_equal(read_picture(path), read_dicom(path))
+    assert np.array_equal(read_input(path), read_dicom(path))
     (tmp_path / "a.png").write_bytes(b"x" * 200)
     assert not is_dicom(tmp_path / "a.png")
     assert not is_dicom(tmp_path / "nowhere")
 
 
-def test_what_is_no_single_picture_is_told(tmp_path) -> None:
+def test_files_without_a_single_image(tmp_path, user_error) -> None:
     stack = write(tmp_path / "stack.dcm", np.zeros((3, 4, 5), np.uint8), NumberOfFrames=3)
-    with pytest.raises(UserError, match=r"stack\.dcm: a series of 3 pictures in one file"):
+    with user_error("multi-frame-dicom") as caught:
         read_dicom(stack)
+    assert "stack.dcm" in str(caught.value)
+    assert "3 images" in str(caught.value)
     (tmp_path / "junk.dcm").write_bytes(b"junk" * 100)
-    with pytest.raises(UserError, match=r"junk\.dcm: not a DICOM file"):
+    with user_error("not-dicom") as caught:
         read_dicom(tmp_path / "junk.dcm")
+    assert "junk.dcm" in str(caught.value)
     short = write(tmp_path / "short.dcm", np.zeros((4, 5), np.uint8), Rows=400)
-    with pytest.raises(UserError, match=r"short\.dcm: its picture cannot be decoded"):
+    with user_error("dicom-not-decodable") as caught:
         read_dicom(short)
-    with pytest.raises(UserError, match="no such file"):
+    assert "short.dcm" in str(caught.value)
+    with user_error("missing-file") as caught:
         read_dicom(tmp_path / "nowhere.dcm")
+    assert isinstance(caught.value, MissingFileError)
+    assert "nowhere.dcm" in str(caught.value)
 
 
-def test_without_pydicom_one_clear_error(monkeypatch) -> None:
+def test_a_missing_package_is_reported_with_the_command_that_installs_it(monkeypatch, user_error) -> None:
     monkeypatch.setattr("promise.data.dicom.find_spec", lambda _name: None)
     monkeypatch.delitem(sys.modules, "pydicom", raising=False)
-    with pytest.raises(UserError, match=r"DICOM files need the package pydicom: pip install 'promise-sam\[dicom\]'"):
+    with user_error("missing-pydicom") as caught:
         require_pydicom()
+    assert "pip install 'promise-sam[dicom]'" in str(caught.value)

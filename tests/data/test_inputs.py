@@ -1,4 +1,4 @@
-"""Which images are meant, and what their outputs are called."""
+"""Resolution of files, folders, patterns, CSVs and lists to images and their names."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from promise.data.inputs import list_inputs, picture_size, read_picture
-from promise.runtime.errors import UserError
+from promise.data.inputs import input_size, list_inputs, read_input
 
 
 @pytest.fixture
@@ -18,76 +17,83 @@ def tree(tmp_path: Path) -> Path:
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), np.full((4, 6, 3), len(name), np.uint8))
-    (tmp_path / "in/notes.md").write_text("no picture")
-    (tmp_path / "in/._a.png").write_bytes(b"what a Mac leaves")
+    (tmp_path / "in/notes.md").write_text("not an image")
+    (tmp_path / "in/._a.png").write_bytes(b"a file that macOS writes")
     return tmp_path / "in"
 
 
-def names(*given: Path | str, **other) -> list[str]:
-    return [one.name for one in list_inputs([str(g) for g in given], **other)]
+def names(*sources: Path | str, **other) -> list[str]:
+    return [one.name for one in list_inputs([str(source) for source in sources], **other)]
 
 
-def test_a_folder_is_its_pictures_and_on_request_those_below(tree) -> None:
+def test_a_folder_and_its_subfolders(tree, user_error) -> None:
     assert names(tree) == ["a", "b"]
     assert names(tree, recursive=True) == ["a", "b", "other/a", "sub/a", "sub/deep/c.bmp", "sub/deep/c.tif"]
     assert names(tree, recursive=True, leave_out=tree / "sub") == ["a", "b", "other/a"]
     (tree / "sub/a.png").unlink()
-    with pytest.raises(UserError, match=r"no PNG, .* in this folder \(there are 2 in folders below: --recursive\)"):
+    with user_error("no-images") as caught:
         names(tree / "sub")
+    assert all(fact in str(caught.value) for fact in (f"{tree / 'sub'}: ", " 2 ", "--recursive"))
 
 
-def test_files_and_patterns_are_named_by_what_tells_them_apart(tree) -> None:
+def test_files_and_patterns_have_the_shortest_unique_names(tree, user_error) -> None:
     assert names(tree / "a.png") == ["a"]
     assert names(tree / "sub/a.png", tree / "other/a.png") == ["sub/a", "other/a"]
     assert names(tree / "*.*") == ["a", "b"]
     assert names(f"{tree}/**/c.*") == ["c.bmp", "c.tif"]
+    with user_error("no-images") as caught:
+        names(tree / "*.md")
+    assert f"{tree / '*.md'}: " in str(caught.value)
 
 
-def test_a_picture_is_meant_once(tree) -> None:
+def test_each_image_is_listed_once(tree) -> None:
     assert names(tree / "a.png", tree, tree / "a.png") == ["a", "b"]
 
 
-def test_two_folders_with_the_same_names_are_told_apart(tree) -> None:
+def test_names_are_unique_across_folders(tree) -> None:
     found = list_inputs([str(tree / "sub"), str(tree / "other")])
     assert [one.name for one in found] == ["sub/a", "other/a"]
     assert [one.path for one in found] == [tree / "sub/a.png", tree / "other/a.png"]
 
 
-def test_a_csv_may_be_of_the_project_or_a_column(tree, tmp_path) -> None:
+def test_a_csv_may_be_a_split_csv_or_contain_a_column_of_paths(tree, tmp_path, user_error) -> None:
     (tmp_path / "split.csv").write_text(
         "image_name,train_type,mask_name\nin/a.png,train,m/a.png\nin/b.JPG,test,m/b.png\nin/sub/a.png,test,m/c.png\n"
     )
     assert names(tmp_path / "split.csv") == ["in/a", "in/b", "sub/a"]
     assert [one.path.name for one in list_inputs([str(tmp_path / "split.csv")], split="test")] == ["b.JPG", "a.png"]
-    with pytest.raises(UserError, match="no row has train_type 'val'"):
+    with user_error("no-rows-of-split") as caught:
         names(tmp_path / "split.csv", split="val")
+    assert all(fact in str(caught.value) for fact in ("split.csv: ", "train_type 'val'", "--split"))
     (tmp_path / "column.csv").write_text(f"id;path\n1;{tree / 'a.png'}\n2;in/b.JPG\n")
     assert names(tmp_path / "column.csv") == ["a", "b"]
     (tmp_path / "moved.csv").write_text("image\n/elsewhere/data/sub/a.png\n")
     assert names(tmp_path / "moved.csv", data_root=str(tree)) == ["a"]
     (tmp_path / "none.csv").write_text("id,mask\n1,2\n")
-    with pytest.raises(UserError, match="the header has none of the columns image_name, image, path"):
+    with user_error("missing-columns") as caught:
         names(tmp_path / "none.csv")
+    assert all(fact in str(caught.value) for fact in ("none.csv: ", "image_name, image, path"))
 
 
-def test_a_list_has_a_path_a_line(tree, tmp_path) -> None:
+def test_a_list_contains_one_path_per_line(tree, tmp_path, user_error) -> None:
     (tmp_path / "list.txt").write_text("# mine\nin/a.png\n\n  in/sub/a.png  \n")
     assert names(tmp_path / "list.txt") == ["in/a", "sub/a"]
     (tmp_path / "empty.txt").write_text("\n# nothing\n")
     (tmp_path / "lost.txt").write_text("in/a.png\nin/x.png\nin/y.png\n")
-    with pytest.raises(UserError) as caught:
+    with user_error() as caught:
         names(tmp_path / "empty.txt", tmp_path / "lost.txt", tmp_path / "absent.txt", tree / "q.png")
-    told = str(caught.value)
-    for words in (
-        "names no image",
-        "2 of 3 images are missing",
-        "line 2: in/x.png",
-        "absent.txt: no such",
-        "q.png: no",
-    ):
-        assert words in told
+    assert caught.value.codes == ("no-images", "missing-file", "missing-file", "missing-file", "missing-file")
+    assert [error.code for error in caught.value.errors] == [
+        "no-images",
+        "missing-images",
+        "missing-file",
+        "missing-file",
+    ]
+    text = str(caught.value)
+    for fact in ("empty.txt: ", "lost.txt: 2 of 3 ", "line 2: in/x.png", "--data-root", "absent.txt: ", "q.png: "):
+        assert fact in text
 
 
-def test_the_size_is_that_of_the_picture(tree) -> None:
-    assert picture_size(tree / "a.png") == (6, 4)
-    assert read_picture(tree / "a.png").shape == (4, 6, 3)
+def test_size_and_pixels_of_an_image(tree) -> None:
+    assert input_size(tree / "a.png") == (6, 4)
+    assert read_input(tree / "a.png").shape == (4, 6, 3)

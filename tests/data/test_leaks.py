@@ -1,11 +1,20 @@
-"""The same picture under another name is found; another picture is not."""
+"""Copies of images are detected by their content, whatever their names."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from promise.data.leaks import count_seen, describe_seen, describe_shared, hash_data, hash_images
+from promise.data.leaks import (
+    LeakWarning,
+    count_seen,
+    describe_seen,
+    describe_shared,
+    find_seen,
+    find_shared,
+    hash_data,
+    hash_images,
+)
 from promise.data.table import Row, read_table
 
 
@@ -17,20 +26,39 @@ def test_a_copy_is_found_by_its_content(phantoms: Path, tmp_path: Path) -> None:
     seen = {"train": hash_images(rows[:3]), "val": hash_images(rows[3:5]), "tune": hash_images(rows[5:6])}
     counts = count_seen(scored, seen)
     assert counts == {"train": 1, "val": 0, "tune": 1}
-    assert describe_seen("set", counts, 2) == [
-        "set: the net was trained on 1 of the 2 scored images; these scores are no test of it.",
-        "set: the postprocessing was chosen on 1 of the 2 scored images; these scores are no test of it.",
+    warnings = find_seen("set", counts, 2)
+    assert warnings == [
+        LeakWarning(f"scored-images-{use}-on", {"dataset": "set", "split": split, "images": 1, "of": 2})
+        for use, split in (("trained", "train"), ("tuned", "tune"))
+    ]
+    assert describe_seen("set", counts, 2) == [warning.text for warning in warnings]
+    assert [warning.text.split(";")[0] for warning in warnings] == [
+        "set: the net was trained on 1 of the 2 scored images",
+        "set: the postprocessing was chosen on 1 of the 2 scored images",
     ]
 
 
-def test_splits_that_share_pictures_are_told(phantoms: Path) -> None:
+def test_every_use_has_a_text() -> None:
+    counts = {"train": 3, "val": 4, "tune": 5}
+    texts = describe_seen("set", counts, 6)
+    assert [warning.code for warning in find_seen("set", counts, 6)] == [
+        "scored-images-trained-on",
+        "scored-images-selected-on",
+        "scored-images-tuned-on",
+    ]
+    assert all(f"{number} of the 6 scored images" in text for number, text in zip((3, 4, 5), texts, strict=True))
+
+
+def test_images_that_splits_share_are_reported(phantoms: Path) -> None:
     hashes = hash_images(read_table(phantoms).rows)
+    assert find_shared(hashes[:6], hashes[6:]) == []
     assert describe_shared(hashes[:6], hashes[6:]) == []
-    assert describe_shared(hashes[:6], hashes[4:7])[0].startswith("2 of the 3 validation images are also trained on")
-    assert describe_shared(hashes[:6], hashes[5:7])[0].startswith("1 of the 2 validation images is also trained on")
+    assert find_shared(hashes[:6], hashes[4:7]) == [LeakWarning("validation-images-trained-on", {"images": 2, "of": 3})]
+    assert describe_shared(hashes[:6], hashes[4:7])[0].startswith("2 of the 3 validation images are also in ")
+    assert describe_shared(hashes[:6], hashes[5:7])[0].startswith("1 of the 2 validation images is also in ")
 
 
-def test_the_data_hash_hangs_on_every_file(phantoms: Path, tmp_path: Path) -> None:
+def test_the_data_hash_depends_on_every_file(phantoms: Path, tmp_path: Path) -> None:
     rows = read_table(phantoms).rows[:3]
     images = hash_images(rows)
     first = hash_data(rows, images)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,6 @@ from promise.data.check import check_files
 from promise.data.images import read_image, read_mask
 from promise.data.phantom import make_phantom, make_phantoms
 from promise.data.table import read_table
-from promise.runtime.errors import UserError
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -38,33 +39,33 @@ def test_the_same_settings_give_the_same_bytes(tmp_path: Path) -> None:
     assert tree(tmp_path / "c")[first] != tree(tmp_path / "a")[first]
 
 
-def test_a_picture_does_not_depend_on_the_count(tmp_path: Path) -> None:
+def test_an_image_does_not_depend_on_the_count(tmp_path: Path) -> None:
     make_phantoms(tmp_path / "few", count=2, size=48, seed=4)
     make_phantoms(tmp_path / "more", count=5, size=48, seed=4)
     few, more = tree(tmp_path / "few"), tree(tmp_path / "more")
     assert all(more[name] == few[name] for name in few if name.endswith(".png"))
 
 
-def test_pictures_differ_and_files_hold_what_was_drawn(tmp_path: Path) -> None:
+def test_images_differ_and_files_contain_the_generated_arrays(tmp_path: Path) -> None:
     make_phantoms(tmp_path, count=2, size=48, seed=4)
-    pictures = []
+    images = []
     for index in range(2):
         image, mask = make_phantom(seed=4, index=index, size=(48, 48))
         np.testing.assert_array_equal(read_image(tmp_path / f"images/phantom_000{index}.png"), image)
         np.testing.assert_array_equal(read_mask(tmp_path / f"masks/phantom_000{index}.png"), mask == 1)
-        pictures.append(image)
-    assert np.abs(pictures[0].astype(int) - pictures[1]).mean() > 5
+        images.append(image)
+    assert np.abs(images[0].astype(int) - images[1]).mean() > 5
 
 
-def test_lesions_are_of_varied_size_and_neither_missing_nor_everywhere() -> None:
-    shares = np.array([make_phantom(seed=2, index=i, size=(64, 64))[1].mean() for i in range(60)])
-    assert shares.min() > 0.004
-    assert shares.max() < 0.42
-    assert (shares < 0.04).sum() >= 5
-    assert (shares > 0.12).sum() >= 5
+def test_lesions_have_varied_sizes() -> None:
+    fractions = np.array([make_phantom(seed=2, index=i, size=(64, 64))[1].mean() for i in range(60)])
+    assert fractions.min() > 0.004
+    assert fractions.max() < 0.42
+    assert (fractions < 0.04).sum() >= 5
+    assert (fractions > 0.12).sum() >= 5
 
 
-def test_lesions_show_but_no_threshold_finds_them() -> None:
+def test_lesions_differ_from_the_wall_but_no_threshold_segments_them() -> None:
     differences, best = [], []
     for index in range(20):
         image, mask = make_phantom(seed=1, index=index, size=(96, 96))
@@ -100,11 +101,11 @@ def test_splits(tmp_path: Path, count: int, splits: tuple[float, ...], expected:
         assert Counter(row["train_type"] for row in csv.DictReader(stream)) == expected
 
 
-def test_values_out_of_range(tmp_path: Path) -> None:
+def test_values_out_of_range(tmp_path: Path, user_error: Callable[..., Any]) -> None:
     for options in ({"count": 0}, {"size": 8}, {"size": (64, 32)}, {"seed": -1}):
-        with pytest.raises(UserError, match="phantoms want a count of at least 1"):
+        with user_error("invalid-phantom-settings"):
             make_phantoms(tmp_path / "x", **{"count": 1, "seed": 0, **options})
     for splits in ((1, 0), (1, -1, 1), (0, 0, 0), (float("nan"), 1, 1), (float("inf"), 1, 1)):
-        with pytest.raises(UserError, match="train, val and test want finite shares"):
+        with user_error("invalid-fractions"):
             make_phantoms(tmp_path / "x", count=1, seed=0, splits=splits)
     assert not (tmp_path / "x").exists()

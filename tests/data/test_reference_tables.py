@@ -27,13 +27,13 @@ ISIC_FOLDERS = {
 }
 
 
-def written(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 
 def polyp_files(rows: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
-    """The usual tree: TrainDataset and TestDataset below one folder, without size suffixes."""
+    """The usual folders: TrainDataset and TestDataset in one folder, without size suffixes."""
     pairs = []
     for row in rows:
         below = (row[key].split("/polyp/")[1].replace("_1024", "") for key in ("image_name", "mask_name"))
@@ -42,7 +42,7 @@ def polyp_files(rows: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
 
 
 def isic_files(rows: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
-    """The tree that ISIC's own archives unpack to."""
+    """The folders of the archives of ISIC."""
     pairs = []
     for row in rows:
         number = re.search(r"ISIC_\d{7}", row["image_name"])[0]
@@ -54,7 +54,7 @@ def isic_files(rows: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("name", REFERENCE)
 def test_reference_tables_load_unchanged(shared: Path, tmp_path: Path, name: str) -> None:
     path = shared / "reference_csv" / f"{name}.csv"
-    expected = (isic_files if "ISIC" in name else polyp_files)(written(path))
+    expected = (isic_files if "ISIC" in name else polyp_files)(read_rows(path))
     stub = tmp_path / "stub"
     stub.touch()
     for file in {file for pair in expected for file in pair}:
@@ -75,7 +75,7 @@ def test_reference_tables_load_unchanged(shared: Path, tmp_path: Path, name: str
 def test_reference_tables_load_onto_the_real_images(shared: Path, name: str, folder: str, suffix: str) -> None:
     root = shared / "data" / folder
     if not root.is_dir():
-        pytest.skip(f"{root} is not here")
+        pytest.skip(f"{root} does not exist")
     table = read_table(shared / "reference_csv" / f"split_{name}_1024.csv", data_root=root)
     assert table.counts == REFERENCE[f"split_{name}_1024"]
     assert {row.image.suffix for row in table.rows} == {suffix}

@@ -2,13 +2,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promise.data.splits import check_shares, draw_split, hold_out, read_grouping, read_split_file, straddling
+from promise.data.images import EXTENSIONS
+from promise.data.splits import (
+    check_fractions,
+    divided_groups,
+    draw_split,
+    hold_out,
+    read_grouping,
+    read_split_file,
+    without_extension,
+)
 from promise.runtime.errors import MissingFileError, UserError
 
 NAMES = [f"frame{i:03d}" for i in range(100)]
@@ -20,15 +31,15 @@ def write(tmp_path: Path, value: object) -> Path:
     return path
 
 
-# --- shares ---
+# --- fractions ---
 
 
-def test_shares_are_met_exactly_without_groups() -> None:
+def test_fractions_are_met_exactly_without_groups() -> None:
     split = draw_split(NAMES, {}, (0.8, 0.1, 0.1), seed=1)
     assert Counter(split.values()) == {"train": 80, "val": 10, "test": 10}
 
 
-def test_the_seed_decides_and_the_order_does_not() -> None:
+def test_the_split_depends_on_the_seed_but_not_on_the_order() -> None:
     first = draw_split(NAMES, {}, (0.8, 0.1, 0.1), seed=1)
     assert draw_split(NAMES[::-1], {}, (0.8, 0.1, 0.1), seed=1) == first
     assert draw_split(NAMES, {}, (0.8, 0.1, 0.1), seed=2) != first
@@ -41,53 +52,61 @@ groupings = st.lists(st.integers(0, 15), min_size=3, max_size=80).map(
 
 @settings(max_examples=200, deadline=None)
 @given(groupings, st.integers(0, 1000))
-def test_a_group_never_straddles(groups: dict[str, str], seed: int) -> None:
+def test_groups_are_never_divided(groups: dict[str, str], seed: int) -> None:
     names = [f"n{i}" for i in range(max((int(n[1:]) for n in groups), default=2) + 1)]
     count = len({groups.get(n, n) for n in names})
     if count < 3:
-        with pytest.raises(UserError, match="cannot fill 3 splits"):
+        with pytest.raises(UserError) as caught:
             draw_split(names, groups, (0.7, 0.2, 0.1), seed=seed)
+        assert caught.value.code == "too-few-groups"
+        assert "--fractions" in str(caught.value)
         return
     split = draw_split(names, groups, (0.7, 0.2, 0.1), seed=seed)
     assert split.keys() == set(names)
     assert set(split.values()) == {"train", "val", "test"}
-    assert straddling(groups, split) == {}
+    assert divided_groups(groups, split) == {}
 
 
 @settings(max_examples=100, deadline=None)
 @given(groupings, st.integers(0, 1000))
-def test_what_is_held_out_is_whole_groups(groups: dict[str, str], seed: int) -> None:
+def test_whole_groups_are_held_out(groups: dict[str, str], seed: int) -> None:
     names = [*groups, "alone1", "alone2"]
+    code = ""
     try:
-        kept, aside = hold_out(names, groups, 0.1, seed=seed)
-    except UserError:
+        kept, held_out = hold_out(names, groups, 0.1, seed=seed)
+    except UserError as error:
+        code = error.code
+    if code:
+        assert code == "no-training-images"
         assert len(set(groups.values())) <= 1
         return
-    assert sorted(kept + aside) == sorted(names)
-    assert len(aside) >= 0.1 * len(names)
-    assert straddling(groups, {**dict.fromkeys(kept, "train"), **dict.fromkeys(aside, "val")}) == {}
+    assert sorted(kept + held_out) == sorted(names)
+    assert len(held_out) >= 0.1 * len(names)
+    assert divided_groups(groups, {**dict.fromkeys(kept, "train"), **dict.fromkeys(held_out, "val")}) == {}
 
 
-def test_groups_of_equal_size_meet_the_shares() -> None:
+def test_groups_of_equal_size_meet_the_fractions() -> None:
     groups = {name: name[:-1] for name in NAMES}
     split = draw_split(NAMES, groups, (0.6, 0.2, 0.2), seed=0)
     assert Counter(split.values()) == {"train": 60, "val": 20, "test": 20}
 
 
-def test_a_share_of_nothing_is_an_empty_split() -> None:
+def test_a_fraction_of_zero_is_an_empty_split() -> None:
     assert Counter(draw_split(NAMES, {}, (0.9, 0, 0.1), seed=0).values()) == {"train": 90, "test": 10}
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.1, 0.1), (1.2, -0.1, -0.1), (0.5, 0.5)])
-def test_shares_that_do_not_add_up_are_told(shares: tuple[float, ...]) -> None:
-    with pytest.raises(UserError, match="adding up to 1; got "):
-        check_shares(shares)
+@pytest.mark.parametrize("fractions", [(0.5, 0.1, 0.1), (1.2, -0.1, -0.1), (0.5, 0.5)])
+def test_fractions_that_do_not_add_up(fractions: tuple[float, ...], user_error: Callable[..., Any]) -> None:
+    with user_error("invalid-fractions") as caught:
+        check_fractions(fractions)
+    assert "--fractions" in str(caught.value)
+    assert " ".join(f"{value:g}" for value in fractions) in str(caught.value)
 
 
-def test_straddling_counts() -> None:
+def test_divided_groups_are_counted() -> None:
     groups = {"a": "1", "b": "1", "c": "1", "d": "2", "e": "2"}
     split = {"a": "train", "b": "train", "c": "test", "d": "val"}
-    assert straddling(groups, split) == {"1": {"train": 2, "test": 1}}
+    assert divided_groups(groups, split) == {"1": {"train": 2, "test": 1}}
 
 
 # --- groups ---
@@ -110,22 +129,30 @@ def test_groups_from_a_column() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "words"),
+    ("text", "kind", "code"),
     [
-        ("re:(", UserError, "not a regular expression"),
-        ("absent.json", MissingFileError, "absent.json: no such file"),
+        ("re:(", UserError, "invalid-pattern"),
+        ("absent.json", MissingFileError, "missing-file"),
     ],
 )
-def test_a_grouping_that_cannot_be_read(text: str, kind: type[UserError], words: str) -> None:
-    with pytest.raises(kind, match=words):
+def test_a_grouping_that_cannot_be_read(text: str, kind: type[UserError], code: str) -> None:
+    with pytest.raises(kind) as caught:
         read_grouping(text)
+    assert caught.value.code == code
+    assert f"--group {text}" in str(caught.value)
 
 
-def test_a_grouping_that_is_no_table(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="wants an object"):
+def test_json_that_is_not_a_grouping(tmp_path: Path, user_error: Callable[..., Any]) -> None:
+    with user_error("invalid-group-table"):
         read_grouping(str(write(tmp_path, ["a"])))
-    with pytest.raises(UserError, match="not JSON"):
+    with user_error("invalid-json"):
         read_grouping(str(write(tmp_path, "{")))
+
+
+def test_a_grouping_without_match(user_error: Callable[..., Any]) -> None:
+    with user_error("no-group") as caught:
+        read_grouping("re:^z").of(["a", "b"])
+    assert "--group re:^z" in str(caught.value)
 
 
 # --- published lists ---
@@ -139,15 +166,23 @@ def test_a_list_for_one_set_and_for_several(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "code", "fact"),
     [
-        ({"train": ["a"], "test": ["a.png"]}, "1 names stand in two splits: a"),
-        ({"trian": ["a"]}, "Did you mean 'train'"),
-        ({"train": ["a"], "x": {"train": []}}, "wants lists of names"),
-        ([1], "wants an object"),
-        ({"x": {"train": "a"}}, "train is no list of names"),
+        ({"train": ["a"], "test": ["a.png"]}, "name-in-two-splits", "1 name is in two splits: a"),
+        ({"trian": ["a"]}, "unknown-split", "'train'"),
+        ({"train": ["a"], "x": {"train": []}}, "invalid-split-file", "train, val and test"),
+        ([1], "invalid-split-file", "object"),
+        ({"x": {"train": "a"}}, "invalid-split-file", "train"),
     ],
 )
-def test_a_list_that_cannot_be_used(tmp_path: Path, value: object, words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_an_unusable_list(tmp_path: Path, value: object, code: str, fact: str, user_error: Callable[..., Any]) -> None:
+    with user_error(code) as caught:
         read_split_file(write(tmp_path, value))
+    assert "list.json: " in str(caught.value)
+    assert fact in str(caught.value)
+
+
+def test_the_extensions_of_all_image_formats_are_removed() -> None:
+    assert {without_extension(f"a.b{extension}") for extension in EXTENSIONS} == {"a.b"}
+    assert {without_extension(f"a.b{extension.upper()}") for extension in EXTENSIONS} == {"a.b"}
+    assert without_extension("x\\a.b.gif") == "x/a.b.gif"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from promise.data.table import read_table
+from promise.data.table import examine_table, read_table
 from promise.runtime.errors import MissingFileError, UserError
 
 MakeTable = Callable[..., Path]
@@ -22,13 +22,13 @@ def touch(root: Path, *names: str) -> None:
         (root / name).touch()
 
 
-def fault(path: Path, **options: object) -> str:
+def failure(path: Path, **options: object) -> UserError:
     with pytest.raises(UserError) as caught:
         read_table(path, **options)
-    return str(caught.value)
+    return caught.value
 
 
-# --- what is read ---
+# --- rows ---
 
 
 def test_relative_paths_start_at_the_csv(pairs: Path, make_table: MakeTable) -> None:
@@ -65,7 +65,7 @@ def test_names_are_the_shortest_common_tail_that_is_unique(tmp_path: Path, make_
     assert [row.name for row in table.rows] == ["x/images/1", "y/images/1"]
 
 
-def test_names_keep_the_extension_only_where_it_tells_apart(tmp_path: Path, make_table: MakeTable) -> None:
+def test_names_contain_the_extension_only_if_ambiguous_without_it(tmp_path: Path, make_table: MakeTable) -> None:
     touch(tmp_path, "i/1.png", "i/1.jpg", "m/1.png", "m/1.bmp")
     table = read_table(make_table(["i/1.png,train,m/1.png", "i/1.jpg,train,m/1.bmp"]))
     assert [row.name for row in table.rows] == ["1.png", "1.jpg"]
@@ -82,7 +82,7 @@ def test_names_do_not_depend_on_the_data_root(tmp_path: Path, make_table: MakeTa
 # --- re-rooting and tolerances ---
 
 
-def test_the_longest_end_that_exists_wins(tmp_path: Path, make_table: MakeTable) -> None:
+def test_the_longest_suffix_that_exists_is_used(tmp_path: Path, make_table: MakeTable) -> None:
     root = tmp_path / "root"
     touch(root, "set/images/a.png", "images/a.png", "set/masks/a.png", "masks/a.png", "a.png")
     path = make_table(["/home/x/set/images/a.png,train,/home/x/set/masks/a.png"])
@@ -98,35 +98,37 @@ def test_every_kind_of_path_is_rerooted(tmp_path: Path, make_table: MakeTable, p
     assert (row.image, row.mask) == (root / "images/a.png", root / "masks/a.png")
 
 
-def test_data_root_wins_over_an_existing_absolute_path(pairs: Path, make_table: MakeTable) -> None:
+def test_data_root_has_precedence_over_an_existing_absolute_path(pairs: Path, make_table: MakeTable) -> None:
     root = pairs / "root"
     touch(root, "images/a.png", "masks/a.png")
     path = make_table([f"{pairs}/images/a.png,train,{pairs}/masks/a.png"])
     assert read_table(path, data_root=root).rows[0].image == root / "images/a.png"
 
 
-def test_size_suffix_and_extension_are_bridged_and_told(tmp_path: Path, make_table: MakeTable) -> None:
+def test_size_suffix_and_extension_are_tolerated_and_noted(tmp_path: Path, make_table: MakeTable) -> None:
     touch(tmp_path, "images/a.jpg", "masks/a.png", "images/b.png", "masks/b.png")
     lines = [f"images_1024/{s}.png,train,masks_1024/{s}.png" for s in "ab"]
     table = read_table(make_table(lines))
     assert table.rows[0].image == tmp_path / "images/a.jpg"
     assert set(table.notes) == {
-        "1 image found with another extension (.png → .jpg)",
+        "1 image found with a different extension (.png → .jpg)",
         "2 images found under a folder without the size suffix (images_1024 → images)",
         "2 masks found under a folder without the size suffix (masks_1024 → masks)",
     }
 
 
-def test_a_folder_with_the_suffix_wins_over_one_without(tmp_path: Path, make_table: MakeTable) -> None:
+def test_a_folder_with_the_suffix_has_precedence(tmp_path: Path, make_table: MakeTable) -> None:
     touch(tmp_path, "images/a.png", "images_1024/a.png", "masks/a.png")
     table = read_table(make_table(["images_1024/a.png,train,masks/a.png"]))
     assert table.rows[0].image == tmp_path / "images_1024/a.png"
     assert table.notes == ()
 
 
-def test_only_pictures_are_taken_for_another_extension(tmp_path: Path, make_table: MakeTable) -> None:
+def test_only_image_formats_replace_an_extension(tmp_path: Path, make_table: MakeTable) -> None:
     touch(tmp_path, "images/a.txt", "masks/a.png")
-    assert "line 2: image images/a.png" in fault(make_table(["images/a.png,train,masks/a.png"]))
+    error = failure(make_table(["images/a.png,train,masks/a.png"]))
+    assert error.codes == ("missing-file",)
+    assert "line 2: image images/a.png" in str(error)
 
 
 def test_segmentation_suffix_is_added_or_dropped(tmp_path: Path, make_table: MakeTable) -> None:
@@ -137,7 +139,7 @@ def test_segmentation_suffix_is_added_or_dropped(tmp_path: Path, make_table: Mak
     assert "1 mask found without the suffix _segmentation (b.png)" in table.notes
 
 
-def test_isic_separator_is_put_back(tmp_path: Path, make_table: MakeTable) -> None:
+def test_isic_separator_is_restored(tmp_path: Path, make_table: MakeTable) -> None:
     touch(tmp_path, "Train_Input/ISIC_0000001.jpg", "Train_GroundTruth/ISIC_0000001_segmentation.png")
     line = "/x/Train_InputISIC_0000001.jpg,train,/x/Train_GroundTruthISIC_0000001.jpg"
     table = read_table(make_table([line]), data_root=tmp_path)
@@ -145,10 +147,10 @@ def test_isic_separator_is_put_back(tmp_path: Path, make_table: MakeTable) -> No
     assert row.name == "ISIC_0000001"
     assert row.image == tmp_path / "Train_Input/ISIC_0000001.jpg"
     assert row.mask == tmp_path / "Train_GroundTruth/ISIC_0000001_segmentation.png"
-    assert any("lost separator (Train_Input/ISIC_0000001.jpg)" in note for note in table.notes)
+    assert any("missing separator (Train_Input/ISIC_0000001.jpg)" in note for note in table.notes)
 
 
-def test_a_name_that_only_looks_like_a_lost_separator_is_left(tmp_path: Path, make_table: MakeTable) -> None:
+def test_a_name_that_only_resembles_a_missing_separator_is_kept(tmp_path: Path, make_table: MakeTable) -> None:
     touch(tmp_path, "i/val_ISIC_0000001.jpg", "m/val_ISIC_0000001.png")
     table = read_table(make_table(["i/val_ISIC_0000001.jpg,val,m/val_ISIC_0000001.png"]))
     assert table.rows[0].image == tmp_path / "i/val_ISIC_0000001.jpg"
@@ -161,81 +163,116 @@ def test_isic_number_is_found_in_the_folder_of_its_role(tmp_path: Path, make_tab
     (row,) = read_table(path, data_root=tmp_path).rows
     assert row.image == tmp_path / "Val_Input/ISIC_0000001.jpg"
     assert row.mask == tmp_path / "Val_GroundTruth/ISIC_0000001.png"
-    touch(tmp_path, "Other_Input/ISIC_0000001.jpg")  # two candidates are none
-    assert "1 of 2 files is missing" in fault(path, data_root=tmp_path)
+    touch(tmp_path, "Other_Input/ISIC_0000001.jpg")  # several candidates count as not found
+    assert "1 of 2 files is missing" in str(failure(path, data_root=tmp_path))
 
 
 def test_an_image_is_never_its_own_mask(tmp_path: Path, make_table: MakeTable) -> None:
     touch(tmp_path, "images/a.png", "a.jpg")
-    message = fault(make_table(["a.png,train,a.png"]))
+    message = str(failure(make_table(["a.png,train,a.png"])))
     assert "1 of 2 files is missing:\n  line 2: mask a.png" in message
 
 
 # --- faults ---
 
 
-def test_missing_column_names_the_nearest_and_the_expected(make_table: MakeTable) -> None:
-    message = fault(make_table(["a,b,c"], header="image_path,train_type,mask"))
-    assert "the header lacks 'image_name' (nearest: 'image_path'), 'mask_name' (nearest: 'mask')" in message
+def test_missing_columns(make_table: MakeTable) -> None:
+    error = failure(make_table(["a,b,c"], header="image_path,train_type,mask"))
+    assert error.codes == ("missing-columns",)
+    message = str(error)
+    assert "'image_name' (nearest: 'image_path'), 'mask_name' (nearest: 'mask')" in message
     assert "Found: image_path, train_type, mask." in message
     assert message.endswith("Expected: image_name,train_type,mask_name")
 
 
-def test_files_that_are_no_table(tmp_path: Path) -> None:
+def test_files_that_are_not_tables(tmp_path: Path) -> None:
     path = tmp_path / "s.csv"
-    with pytest.raises(MissingFileError, match="no such file"):
+    with pytest.raises(MissingFileError) as caught:
         read_table(path)
-    for content, words in (
-        (b"", "is empty"),
-        (b" \n\n", "is empty"),
-        (b"image_name,train_type,mask_name\n", "has a header and no rows"),
-        (b"PK\x03\x04zip", "Excel workbook"),
-        (b"image_name,train_type,mask_name\n\xff\xfe,train,x", "is not UTF-8 text"),
-        (b"image_name\0", "zero bytes"),
+    assert caught.value.code == "missing-file"
+    for content, code in (
+        (b"", "empty-csv"),
+        (b" \n\n", "empty-csv"),
+        (b"image_name,train_type,mask_name\n", "no-rows"),
+        (b"PK\x03\x04zip", "excel-workbook"),
+        (b"image_name,train_type,mask_name\n\xff\xfe,train,x", "not-utf8"),
+        (b"image_name\0", "not-text"),
     ):
         path.write_bytes(content)
-        assert words in fault(path)
+        error = failure(path)
+        assert error.codes == (code,)
+        assert "s.csv" in str(error)
 
 
 def test_data_root_must_be_a_folder(tmp_path: Path, make_table: MakeTable) -> None:
-    with pytest.raises(MissingFileError, match=r"--data-root .*nowhere is not a folder"):
+    with pytest.raises(MissingFileError) as caught:
         read_table(make_table(["a.png,train,a.png"]), data_root=tmp_path / "nowhere")
+    assert caught.value.code == "missing-data-root"
+    assert f"--data-root {tmp_path / 'nowhere'}" in str(caught.value)
 
 
-def test_every_fault_is_told_at_once_with_its_line(pairs: Path, make_table: MakeTable) -> None:
-    lines = [
-        "images/a.png,train,masks/a.png",
-        "images/b.png,validation,masks/b.png",
-        "images/c.png,train,masks/d.png",
-        "images/e.png,train,",
-        "images/a.png,test,masks/a.png",
-        "images/x.png,train,masks/x.png",
-    ]
-    message = fault(make_table(lines))
+FAULTY = [
+    "images/a.png,train,masks/a.png",
+    "images/b.png,validation,masks/b.png",
+    "images/c.png,train,masks/d.png",
+    "images/e.png,train,",
+    "images/a.png,test,masks/a.png",
+    "images/x.png,train,masks/x.png",
+]
+FAULTY_CODES = ("unknown-split", "base-name-mismatch", "empty-cell", "duplicate-image", "missing-file", "missing-file")
+
+
+def test_all_faults_are_reported_with_their_lines(pairs: Path, make_table: MakeTable) -> None:
+    error = failure(make_table(FAULTY))
+    assert error.code == "faulty-table"
+    assert sorted(error.codes) == sorted(FAULTY_CODES)
+    message = str(error)
     assert message.startswith("polyp.csv: 4 rows have faults:\n")
-    assert "line 3: train_type 'validation' is none of train, val, test; did you mean 'val'?" in message
-    assert "line 4: image and mask have different base names: images/c.png and masks/d.png" in message
-    assert "line 5: no mask_name" in message
-    assert "line 6: images/a.png stands on line 2 already (train, here test)" in message
-    assert "polyp.csv: 2 of 10 files are missing:\n  line 7: image images/x.png" in message
-    assert message.endswith("set --data-root?")
+    lines = {line.split(":")[0].strip(): line for line in message.splitlines()}
+    for number, facts in (
+        (3, ("train_type 'validation'", "train, val, test", "'val'?")),
+        (4, ("images/c.png", "masks/d.png")),
+        (5, ("mask_name",)),
+        (6, ("images/a.png", "line 2", "train", "test")),
+    ):
+        assert all(fact in lines[f"line {number}"] for fact in facts)
+    assert "polyp.csv: 2 of 10 files are missing:\n  line 7: image images/x.png\n  line 7: mask masks/x.png" in message
+    assert "--data-root" in message.splitlines()[-1]
 
 
-def test_two_cells_that_mean_one_file_are_a_fault(tmp_path: Path, make_table: MakeTable) -> None:
+def test_examining_a_table_returns_its_faults(pairs: Path, make_table: MakeTable) -> None:
+    table, faults = examine_table(make_table(FAULTY))
+    assert [(fault.line, fault.code) for fault in faults] == [
+        (3, "unknown-split"),
+        (4, "base-name-mismatch"),
+        (5, "empty-cell"),
+        (6, "duplicate-image"),
+        (7, "missing-file"),
+        (7, "missing-file"),
+    ]
+    assert [row.line for row in table.rows] == [2, 3, 4, 6]
+
+
+def test_two_paths_of_one_file_are_a_fault(tmp_path: Path, make_table: MakeTable) -> None:
     root = tmp_path / "root"
     touch(root, "images/1.png", "masks/1.png")
     lines = ["/x/CVC/images/1.png,val,/x/CVC/masks/1.png", "/x/ETIS/images/1.png,val,/x/ETIS/masks/1.png"]
-    message = fault(make_table(lines), data_root=root)
-    assert "line 3: /x/ETIS/images/1.png and line 2's /x/CVC/images/1.png are both" in message
-    assert "line 3: /x/ETIS/masks/1.png and line 2's /x/CVC/masks/1.png are both" in message
+    error = failure(make_table(lines), data_root=root)
+    assert error.codes == ("same-file", "same-file")
+    _, *faults = str(error).splitlines()
+    for kind, fault in zip(("images", "masks"), faults, strict=True):
+        assert fault.startswith("  line 3: ")
+        assert all(fact in fault for fact in (f"/x/ETIS/{kind}/1.png", f"/x/CVC/{kind}/1.png", "line 2"))
 
 
-def test_long_lists_are_cut(tmp_path: Path, make_table: MakeTable) -> None:
-    message = fault(make_table([f"{i}.png,train,m/{i}.png" for i in range(30)]), data_root=tmp_path)
+def test_long_lists_are_abbreviated(tmp_path: Path, make_table: MakeTable) -> None:
+    error = failure(make_table([f"{i}.png,train,m/{i}.png" for i in range(30)]), data_root=tmp_path)
+    assert error.codes == ("missing-file",) * 60
+    message = str(error)
     assert "60 of 60 files are missing" in message
     assert len(re.findall(r"^  line", message, re.MULTILINE)) == 20
     assert "  … and 40 more\n" in message
-    assert message.endswith("is it the right folder?")
+    assert f"--data-root ({tmp_path})" in message.splitlines()[-1]
 
 
 # --- cost ---

@@ -47,7 +47,7 @@ LEFT = {
         "baselines/report.html",
     ),
     "predict": ("masks/masks/phantom_0000.png", "test/contours.json", "corrected/masks/phantom_0002.png"),
-    "extend": ("runs/heatmap/best.safetensors", "runs/heatmap/eval/summary.json"),
+    "extend": ("runs/map/best.safetensors", "runs/map/eval/prompts.json"),
 }
 
 
@@ -131,10 +131,10 @@ def forget_accelerate() -> None:
 @pytest.fixture
 def tables() -> Iterator[None]:
     """Nets and backbones that a page adds are gone afterwards."""
-    from promise import registry
+    from promise.models import registry
     from promise.models.sam.backbones import BACKBONES
 
-    kept = [(table, dict(table)) for table in (registry.NETS, registry.HEADS, registry._SHORT, BACKBONES)]
+    kept = [(table, dict(table)) for table in (registry.NETS, registry._SHORT, BACKBONES)]
     yield
     for table, content in kept:
         table.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -178,15 +179,15 @@ def test_rows_without_foreground(
     (own_phantoms.parent / "images/empty.png").write_bytes((own_phantoms.parent / image).read_bytes())
     table = own_phantoms.with_name("empty.csv")
     table.write_text("\n".join([lines[0], "images/empty.png,test,masks/empty.png"]) + "\n")
-    from promise import engine
+    from promise.models.promise import Promise
 
-    real = engine.predict
+    real = Promise.forward
 
-    def nothing(*given: Any) -> Any:
-        found = real(*given)
-        return type(found)(found.mask_logits * 0 - 9, found.iou, found.points, found.boxes)
+    def nothing(*given: Any, **options: Any) -> Any:
+        found = real(*given, **options)
+        return dataclasses.replace(found, mask_logits=found.mask_logits * 0 - 9)
 
-    monkeypatch.setattr(engine, "predict", nothing)
+    monkeypatch.setattr(Promise, "forward", nothing)
     result = run(split_csv=(str(table),), empty_masks=rule)
     found = json.loads((tmp_path / "eval/summary.json").read_text())["datasets"]["empty"]
     assert found["empty_truths"] == 1
@@ -588,7 +589,7 @@ def test_logits_do_not_pile_up(run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row's logits and mask are gone soon after it was scored."""
     import weakref
 
-    from promise import evaluate as recipe
+    from promise.evaluation import evaluate as recipe
 
     alive: list[weakref.ref[Any]] = []
     counts = []

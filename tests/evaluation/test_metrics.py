@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from promise.evaluation.metrics import METRICS, Metric, binary_metrics, evaluate_pair, soft_metrics
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 EXPECTED = json.loads((GOLDEN / "metrics.json").read_text())
 REFERENCE_NAMES = {name: name.lower() for name in ("MAE", "IOU", "Precision", "Recall", "Dice", "F_beta")}
 REFERENCE_NAMES |= {"Salpha": "s_alpha", "Ephi": "e_phi"}

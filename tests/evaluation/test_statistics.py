@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from promise import statistics
+from promise.evaluation import statistics
 from promise.evaluation.statistics import (
     bootstrap,
     calibration,

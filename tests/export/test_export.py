@@ -62,7 +62,7 @@ def test_encoder_takes_an_image_and_the_prompter_any_batch(exported: Any, ckpt: 
     image = torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
     with torch.no_grad():
         encoded = net.encode(image)
-        points = net.apm(encoded.taps)
+        points = net.prompt(encoded).prompts.points
     names = ("embedding", "tap_1", "tap_2", "tap_3")
     encode = session(exported.folder, "encoder")
     each = [encode.run(names, {"image": one[None].numpy()}) for one in image]
@@ -85,12 +85,14 @@ def test_decoder_takes_any_number_of_points_and_boxes(
     label = rng.integers(0, 2, (batch, count))
     boxes = np.tile(np.array([5, 9, 40, 51], np.float32), (batch, 1)) if box else None
     with torch.no_grad():
-        from promise.types import Encoded
+        from promise.types import Encoded, Prompts
 
         wanted = net.decode(
             Encoded(torch.from_numpy(embedding)),
-            Points(torch.from_numpy(xy), torch.from_numpy(label)),
-            boxes=None if boxes is None else torch.from_numpy(boxes),
+            Prompts(
+                Points(torch.from_numpy(xy), torch.from_numpy(label)),
+                None if boxes is None else torch.from_numpy(boxes),
+            ),
         )
     more = np.zeros((batch, 1, 2), np.float32) if boxes is None else boxes.reshape(batch, 2, 2)
     kinds = np.tile([[-1]] if boxes is None else [[2, 3]], (batch, 1))

@@ -13,12 +13,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from promise import cached
 from promise.data.dataset import SegmentationDataset, collate
 from promise.data.table import read_table
 from promise.data.transforms.recipes import build_transform
 from promise.evaluation.config import EvalConfig
 from promise.evaluation.evaluate import evaluate
+from promise.features import dataset as items
+from promise.features import loader as cached
 from promise.features.dataset import CachedDataset, collate_cached
 from promise.features.fill import fill
 from promise.features.loader import CacheOptions, cached_or_raw
@@ -195,8 +196,8 @@ def test_the_same_picture_in_two_rows_is_encoded_once(dataset, tmp_path) -> None
 
 def test_another_mask_is_another_entry(dataset, tmp_path, monkeypatch) -> None:
     before = CachedDataset(dataset(), open_space(tmp_path)).keys
-    real = cached.content_hash
-    monkeypatch.setattr(cached, "content_hash", lambda p: "other" if "masks" in str(p) else real(p))
+    real = items.content_hash
+    monkeypatch.setattr(items, "content_hash", lambda p: "other" if "masks" in str(p) else real(p))
     assert not set(map(tuple, before)) & set(map(tuple, CachedDataset(dataset(), open_space(tmp_path)).keys))
 
 

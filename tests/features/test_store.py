@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from promise import feature_cache
+from promise.features import store as feature_cache
 from promise.features.store import (
     DamagedEntry,
     FeatureSpace,

@@ -19,13 +19,13 @@ import pytest
 from PIL import Image
 
 from promise import checkpoint
-from promise import predict as recipe
 from promise.cli.predict import main
 from promise.data.images import read_image, read_mask
 from promise.data.table import read_table
 from promise.evaluation.config import EvalConfig
 from promise.evaluation.evaluate import evaluate
 from promise.evaluation.metrics import binary_metrics
+from promise.inference import predict as recipe
 from promise.inference.config import PredictConfig
 from promise.inference.postprocess import probability_at
 from promise.inference.predict import PredictResult, predict
@@ -358,7 +358,7 @@ def test_the_tuned_postprocessing_is_used(run, build, scans, tmp_path) -> None:
 def child(ckpt, tmp_path) -> Callable[..., list[str]]:
     def child(*launch: str, output: Path, images: Path, what: str = ONCE) -> list[str]:
         script = tmp_path / "child.py"
-        script.write_text(CHILD.format(conftest=str(Path(__file__).with_name("conftest.py"))) + what)
+        script.write_text(CHILD.format(conftest=str(Path(__file__).parents[1] / "conftest.py")) + what)
         flags = ["--device", "cpu", "--precision", "fp32", "--batch-size", "2", "--contour", "--probability", "--quiet"]
         return [sys.executable, *launch, str(script), "--ckpt", str(ckpt), *flags, "--output", str(output), str(images)]
 

@@ -308,7 +308,7 @@ def test_a_missing_checkpoint_is_told(tmp_path) -> None:
 
 
 def test_the_names_of_the_package_are_those_of_the_module() -> None:
-    from promise import segmenter
+    from promise.inference import segmenter
 
     assert (promise.load, promise.Segmenter, promise.Session) == (segmenter.load, Segmenter, Session)
     assert promise.Segmentation is Segmentation

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from promise.evaluation.scoring import score
 from promise.models.checkpoint import load_reference_state, to_reference_state
+from promise.models.cpu import optimize_for_cpu
 from promise.models.promise import Promise
 from promise.models.reference_names import reference_name
 from promise.models.registry import NETS, build_net, build_parts, parse_net_name
@@ -23,9 +24,9 @@ from promise.models.sam.frozen import FrozenSam
 from promise.prompts.sampling import generator_for, oracle_points
 from promise.runtime.memory import keep_freed_memory
 from promise.training.losses import bce_dice, reference, resize_target
-from promise.types import Encoded, Points
+from promise.types import Encoded, Points, Prompts
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 SEED, LR = 0, 1e-3
 FILES = sorted(path.name for path in GOLDEN.glob("*_s0.npz"))
 TRAINED = ("APM_resnet_s0.npz", "APM_IPS_resnet_s0.npz", "IPS_GT_resnet_s0.npz")
@@ -57,7 +58,7 @@ class Full:
     def net(self, name: str) -> Promise:
         """A net with formula weights, given under the original's names."""
         apm, ips = build_parts(parse_net_name(name)[0], self.sam.backbone, num_points=16)
-        net = Promise(self.sam, apm=apm, ips=ips)
+        net = optimize_for_cpu(Promise(self.sam, apm=apm, ips=ips))
         learned = {k: v for k, v in to_reference_state(net).items() if k not in self.sam_state}
         state = {name: self.formula(name, tuple(value.shape)) for name, value in learned.items()}
         load_reference_state(net, {**self.sam_state, **state})
@@ -87,10 +88,10 @@ def _load(file: str) -> tuple[str, dict[str, np.ndarray]]:
     return json.loads(str(golden["meta"]))["net"], golden
 
 
-def _points(golden: dict[str, np.ndarray], net: Promise, prefix: str = "") -> Points | None:
+def _prompts(golden: dict[str, np.ndarray], net: Promise, prefix: str = "") -> Prompts | None:
     if not net.needs_prompts:
         return None
-    return Points(*(torch.from_numpy(golden[f"{prefix}{name}"]) for name in ("coords", "labels")))
+    return Prompts(Points(*(torch.from_numpy(golden[f"{prefix}{name}"]) for name in ("coords", "labels"))))
 
 
 def _distance(ours: Tensor, golden: np.ndarray) -> float:
@@ -110,13 +111,13 @@ def test_prompts_and_masks_are_the_originals(file: str, full: Full) -> None:
     name, golden = _load(file)
     net = full.net(name).eval()
     with torch.no_grad():
-        points = _points(golden, net) or net.apm(full.encoded.taps)
+        prompts = _prompts(golden, net) or net.prompt(full.encoded).prompts
         shift = None if net.ips is None else net.ips(full.encoded.embedding)
-        logits, iou = net.sam.decode(full.encoded, points=points, token_shift=shift, channels=(1, 2, 3))
-        prediction = net.decode(full.encoded, points)
+        logits, iou = net.sam.decode(full.encoded, prompts, token_shift=shift, channels=(1, 2, 3))
+        prediction = net.decode(full.encoded, prompts)
     probability = torch.sigmoid(logits)
-    assert _distance(points.xy, golden["coords"]) <= 1e-2
-    assert points.label.tolist() == golden["labels"].tolist()
+    assert _distance(prompts.points.xy, golden["coords"]) <= 1e-2
+    assert prompts.points.label.tolist() == golden["labels"].tolist()
     assert _distance(probability[:, :, ::4, ::4], golden["probs"]) <= 1e-4
     assert _distance(probability.mean((2, 3)), golden["probs_mean"]) <= 1e-4
     assert _distance(probability.std((2, 3)), golden["probs_std"]) <= 1e-4
@@ -134,7 +135,7 @@ def test_a_training_step_is_the_originals(file: str, full: Full) -> None:
     learned = {reference_name(k): p for k, p in net.named_parameters() if p.requires_grad}
     before = {k: p.detach().clone() for k, p in learned.items()}
     optimizer = torch.optim.Adam(learned.values(), lr=LR)
-    prediction = net.decode(full.encoded, _points(golden, net, "train_"))
+    prediction = net.decode(full.encoded, _prompts(golden, net, "train_"))
     loss = reference(prediction.mask_logits, resize_target(full.mask, (256, 256)))
     loss.backward()
     # In training mode the head normalises by a batch of two and magnifies what another processor rounds otherwise:
@@ -177,18 +178,18 @@ def test_every_net_learns_and_scores_at_full_size(name: str, full: Full) -> None
     net = full.net(name)
     encoded = Encoded(full.encoded.embedding[:1], tuple(tap[:1] for tap in full.encoded.taps))
     mask = full.mask[:1]
-    points = oracle_points(mask, 16, [generator_for(0, name)]) if net.needs_prompts else None
+    prompts = Prompts(oracle_points(mask, 16, [generator_for(0, name)])) if net.needs_prompts else None
     sam = net.sam.weights_sha256()
     net.train()
     learned = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(learned, lr=1e-4)
-    first = bce_dice(net.decode(encoded, points).mask_logits, resize_target(mask, (256, 256)))
+    first = bce_dice(net.decode(encoded, prompts).mask_logits, resize_target(mask, (256, 256)))
     first.backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in learned)
     optimizer.step()
     net.eval()
     with torch.no_grad():
-        prediction = net.decode(encoded, points)
+        prediction = net.decode(encoded, prompts)
     result = score(prediction.mask_logits[0, 0].numpy(), mask[0, 0].numpy() > 0.5)
     assert result.mask.shape == (1024, 1024)
     predicted, truth = result.mask, mask[0, 0].numpy() > 0.5

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from promise import registry
+from promise.models import registry
+from promise.models.prompters.base import PointPrompter
 from promise.models.registry import NETS, NetSpec, build_parts, list_nets, parse_net_name, register, resolve_sam
-from promise.models.sam.backbones import BACKBONES, get_backbone
+from promise.models.sam.backbones import BACKBONES, Backbone, get_backbone
 from promise.runtime.errors import UserError
 
 
@@ -99,10 +100,15 @@ class OneConvolution(torch.nn.Module):
         return self.score(taps[-1]).mean((2, 3)).unflatten(1, (-1, 2))
 
 
+def one_convolution(backbone: Backbone, num_points: int, labels: tuple[int, ...]) -> PointPrompter:
+    head = OneConvolution(tap_channels=backbone.tap_channels, num_points=num_points)
+    return PointPrompter(head, labels=labels, image_size=backbone.image_size)
+
+
 def test_a_net_of_ones_own_is_found_built_and_used(monkeypatch: pytest.MonkeyPatch, build) -> None:
-    for table in ("NETS", "HEADS", "_SHORT"):
+    for table in ("NETS", "_SHORT"):
         monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
-    spec = register(NetSpec("APM_IPS_mine", "mine", True, "auto", aliases=("mine_too",)), OneConvolution)
+    spec = register(NetSpec("APM_IPS_mine", one_convolution, token_shift=True, aliases=("mine_too",)))
     assert parse_net_name("APM_IPS_mine") == parse_net_name("mine_too") == (spec, None)
     assert parse_net_name("SAM_vit-b_APM_IPS_mine_train") == (spec, "vit_b")
     assert "APM_IPS_mine" in list_nets("vit_b")
@@ -112,9 +118,3 @@ def test_a_net_of_ones_own_is_found_built_and_used(monkeypatch: pytest.MonkeyPat
     assert prediction.points.xy.shape == (2, 4, 2)
     assert ((prediction.points.xy > 0) & (prediction.points.xy < 64)).all()
     assert prediction.points.label.tolist() == [[1, 1, 0, 0]] * 2
-
-
-def test_a_net_with_a_head_that_nobody_named_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"unknown head 'resnett'\. Did you mean 'resnet'\?"):
-        register(NetSpec("APM_other", "resnett", False, "auto"))
-    assert "APM_other" not in NETS

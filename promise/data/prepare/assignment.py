@@ -1,4 +1,4 @@
-"""Which split each found pair gets, set by set, and what is doubtful about it; opens no picture."""
+"""Assign the pairs of each data set to train, val and test; image files are not opened."""
 
 from __future__ import annotations
 
@@ -13,64 +13,66 @@ from promise.data.records import read_column
 from promise.data.splits import (
     Grouping,
     Split,
-    check_shares,
+    check_fractions,
+    divided_groups,
     draw_split,
     hold_out,
     read_grouping,
     read_split_file,
-    straddling,
     without_extension,
 )
-from promise.runtime.errors import UserError
+from promise.runtime.errors import UserError, raise_all
 
-SHARES = (0.8, 0.1, 0.1)  # of train, val and test where neither a list nor a layout says
+FRACTIONS = (0.8, 0.1, 0.1)  # of train, val and test, if neither a split file nor the layout defines the splits
+EXAMPLES = 5  # names or groups in a message
 
 
 @dataclass(frozen=True)
 class Splitting:
-    """How pairs are split; a published list goes before shares, shares before what the layout says."""
+    """How pairs are split: by a published list, else by fractions, else by the layout."""
 
     split_file: Path | None = None
     fractions: tuple[float, ...] | None = None
-    val_share: float = 0.0  # of each set's training pictures, set aside for validation
-    groups: tuple[str, ...] = ()  # SPEC or SET=SPEC
-    train_rows: int = 0  # keep so many training pictures, all sets in proportion; 0: all
+    val_share: float = 0.0  # fraction of each set's training images that is held out for validation
+    groups: tuple[str, ...] = ()  # values of --group: SPEC or SET=SPEC
+    train_rows: int = 0  # number of training images to keep, from all sets in proportion; 0: all
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Assigned:
-    """A pair, its split, and its group where there is one."""
+    """A pair, its split and its group."""
 
     set_name: str
     pair: Pair
     split: str
-    group: str = ""
+    group: str = ""  # empty: no group
 
 
 def assign(sets: Sequence[ImageSet], splitting: Splitting) -> tuple[list[Assigned], list[str]]:
     """Split every set.
 
     Returns:
-        The pairs that are in a split, and sentences on what was left out, drawn, or is doubtful.
+        The pairs that belong to a split, and notes: pairs that are left out, splits that are drawn at random, groups
+        that a published split divides.
 
     Raises:
-        UserError: values out of range; names of the list that are not there; too few groups.
+        UserError: values out of range (``invalid-fractions``, ``invalid-val-share``, ``invalid-train-rows``); a split
+            file that does not match the sets (``sets-not-named``, ``set-not-listed``, ``unknown-image-names``); groups
+            that cannot be resolved (see :mod:`promise.data.splits`).
     """
-    if splitting.fractions is not None:
-        check_shares(splitting.fractions)
-    if not 0 <= splitting.val_share < 1 or splitting.train_rows < 0:
-        raise UserError("--val-share wants a share from 0 to below 1, --train-rows a number of at least 0.")
+    _check_ranges(splitting)
     published = _published(sets, splitting.split_file)
     notes: list[str] = []
     per_set: list[tuple[ImageSet, Split, dict[str, str]]] = []
     for one in sets:
         groups = _groups(one, sets, splitting.groups)
         split = _split(one, published.get(one.name), groups, splitting, notes)
-        cut = straddling(groups, split)
-        if cut:
-            shown = ", ".join(f"{g} ({_counts(c)})" for g, c in sorted(cut.items())[:5])
-            notes.append(f"{one.name}: the given split cuts {len(cut)} groups in two: {shown}{', …' * (len(cut) > 5)}")
+        divided = sorted(divided_groups(groups, split).items())
+        if divided:
+            shown = _shorten([f"{group} ({_counts(counts)})" for group, counts in divided])
+            number = f"{len(divided)} group{'s' * (len(divided) != 1)}"
+            notes.append(f"{one.name}: the predefined split divides {number} between splits: {shown}")
         per_set.append((one, split, groups))
     total = sum(label == "train" for _, split, _ in per_set for label in split.values())
     rows = []
@@ -79,21 +81,42 @@ def assign(sets: Sequence[ImageSet], splitting: Splitting) -> tuple[list[Assigne
     return rows, notes
 
 
+def _check_ranges(splitting: Splitting) -> None:
+    if splitting.fractions is not None:
+        check_fractions(splitting.fractions)
+    errors = []
+    if not 0 <= splitting.val_share < 1:
+        errors.append(
+            UserError(
+                f"--val-share must be at least 0 and below 1; got {splitting.val_share:g}.", code="invalid-val-share"
+            )
+        )
+    if splitting.train_rows < 0:
+        errors.append(
+            UserError(f"--train-rows must be at least 0; got {splitting.train_rows}.", code="invalid-train-rows")
+        )
+    raise_all(errors)
+
+
+def _shorten(items: Sequence[str]) -> str:
+    return ", ".join(items[:EXAMPLES]) + ", …" * (len(items) > EXAMPLES)
+
+
 def _rows(one: ImageSet, split: Split, groups: dict[str, str], splitting: Splitting, total: int) -> list[Assigned]:
     train = [name for name, label in split.items() if label == "train"]
-    kept, aside = train, [name for name, label in split.items() if label == "val"]
+    kept, val = train, [name for name, label in split.items() if label == "val"]
     if splitting.val_share and train:
-        kept, drawn = hold_out(train, groups, splitting.val_share, seed=splitting.seed)
-        aside = [*aside, *drawn]
+        kept, held_out = hold_out(train, groups, splitting.val_share, seed=splitting.seed)
+        val = [*val, *held_out]
     if splitting.train_rows and kept:
-        keep = min(len(kept), round(splitting.train_rows * len(train) / total))
-        # Drawn, since the first of a set are often from one source.
+        target = min(len(kept), round(splitting.train_rows * len(train) / total))
+        # Drawn at random, since the first images of a set are often from one source.
         rng = random.Random(splitting.seed)
-        aside = rng.sample(aside, min(len(aside), max(1, round(keep / len(kept) * len(aside)))))
-        kept = rng.sample(kept, keep)
+        val = rng.sample(val, min(len(val), max(1, round(target / len(kept) * len(val)))))
+        kept = rng.sample(kept, target)
     test = [name for name, label in split.items() if label == "test"]
     by_name = {pair.name: pair for pair in one.pairs}
-    labelled = [*((n, "train") for n in kept), *((n, "val") for n in aside), *((n, "test") for n in test)]
+    labelled = [*((n, "train") for n in kept), *((n, "val") for n in val), *((n, "test") for n in test)]
     return [Assigned(one.name, by_name[name], label, groups.get(name, "")) for name, label in labelled]
 
 
@@ -102,17 +125,17 @@ def _split(
 ) -> Split:
     names = [pair.name for pair in one.pairs]
     if published is not None:
-        spare = len(set(names) - published.keys())
-        if spare:
-            notes.append(f"{one.name}: {spare} of {len(names)} pairs stand in no list of the split file; left out")
+        unlisted = len(set(names) - published.keys())
+        if unlisted:
+            notes.append(f"{one.name}: left out {unlisted} of {len(names)} pairs that the split file does not list")
         return published
-    given = {pair.name: pair.split for pair in one.pairs if pair.split}
-    if splitting.fractions is None and len(given) == len(names):
-        return given
-    shares = splitting.fractions or SHARES
-    split = draw_split(names, groups, shares, seed=splitting.seed)
-    shown = " ".join(f"{share:g}" for share in shares)
-    notes.append(f"{one.name}: train, val and test drawn with the shares {shown} and seed {splitting.seed}")
+    predefined = {pair.name: pair.split for pair in one.pairs if pair.split}
+    if splitting.fractions is None and len(predefined) == len(names):
+        return predefined
+    fractions = splitting.fractions or FRACTIONS
+    split = draw_split(names, groups, fractions, seed=splitting.seed)
+    shown = " ".join(f"{fraction:g}" for fraction in fractions)
+    notes.append(f"{one.name}: train, val and test are drawn with the fractions {shown} and seed {splitting.seed}")
     return {name: split[name] for name in names}
 
 
@@ -121,31 +144,36 @@ def _plain(name: str) -> str:
 
 
 def _published(sets: Sequence[ImageSet], path: Path | None) -> dict[str, Split]:
-    """set name → its list, for the sets that the file has."""
+    """set name → split, for the sets in the split file."""
     if path is None:
         return {}
     lists = read_split_file(path)
     if None in lists:
         if len(sets) > 1:
-            raise UserError(f"{path}: names no sets, but {len(sets)} are prepared; prepare them one by one.")
+            raise UserError(
+                f"{path}: the file names no sets, but {len(sets)} sets are prepared. Prepare them one by one.",
+                code="sets-not-named",
+            )
         found = {sets[0].name: lists[None]}
     else:
         known = {_plain(key): one.name for one in sets for key in one.keys}
         found = {known[_plain(key or "")]: split for key, split in lists.items() if _plain(key or "") in known}
-        without = [one.name for one in sets if one.name not in found]
-        if without:
-            shown = ", ".join(str(key) for key in lists)
-            raise UserError(f"{path}: has no list for {', '.join(without)}; it has them for {shown}.")
-    faults = []
+        unlisted = [one.name for one in sets if one.name not in found]
+        if unlisted:
+            listed = ", ".join(str(key) for key in lists)
+            raise UserError(
+                f"{path}: no list for {', '.join(unlisted)}; the file has lists for {listed}.", code="set-not-listed"
+            )
+    errors = []
     for one in sets:
-        named = {without_extension(pair.name): pair.name for pair in one.pairs}
-        absent = sorted(found[one.name].keys() - named.keys())
-        if absent:
-            more = ", …" * (len(absent) > 5)
-            faults.append(f"{path}: {len(absent)} names are not in {one.name}: {', '.join(absent[:5])}{more}")
-        found[one.name] = {named[name]: label for name, label in found[one.name].items() if name in named}
-    if faults:
-        raise UserError("\n".join(faults))
+        names = {without_extension(pair.name): pair.name for pair in one.pairs}
+        unknown = sorted(found[one.name].keys() - names.keys())
+        if unknown:
+            number = f"{len(unknown)} name{'s are' if len(unknown) != 1 else ' is'}"
+            text = f"{path}: {number} not in {one.name}: {_shorten(unknown)}"
+            errors.append(UserError(text, code="unknown-image-names"))
+        found[one.name] = {names[name]: label for name, label in found[one.name].items() if name in names}
+    raise_all(errors, separator="\n")
     return found
 
 
@@ -158,11 +186,13 @@ def _groups(one: ImageSet, sets: Sequence[ImageSet], specs: Sequence[str]) -> di
             grouping = read_grouping(text if named else spec)
             names = [pair.name for pair in one.pairs]
             if named is None and len(sets) > 1 and grouping.table is not None and not set(names) & set(grouping.table):
-                return {}  # a table for one of several sets
+                return {}  # the table belongs to another set
             return grouping.of(names, _columns(one, grouping))
         if named is None:
             raise UserError(
-                f"--group {spec}: with several, each is SET=…; the sets are {', '.join(s.name for s in sets)}."
+                f"--group {spec}: if --group is repeated, each value must be SET=HOW; "
+                f"the sets are {', '.join(s.name for s in sets)}.",
+                code="group-without-set",
             )
     return {}
 
@@ -172,7 +202,9 @@ def _columns(one: ImageSet, grouping: Grouping) -> dict[str, str]:
         return {}
     if one.csv is None:
         raise UserError(
-            f"--group {grouping.source}: a column needs the layout csv; for {one.name} give a JSON file or re:PATTERN."
+            f"--group {grouping.source}: a column requires the layout csv; for {one.name}, use a JSON file or "
+            "re:PATTERN.",
+            code="group-column-without-csv",
         )
     values = read_column(one.csv, grouping.column)
     return {pair.name: values[pair.line] for pair in one.pairs if pair.line in values}

@@ -1,7 +1,7 @@
-"""How a picture became a square one, and the way back for masks; knows no sets and opens no picture.
+"""Convert images into squares, and masks of the squares back to the original frame.
 
-As the original prepares polyp sets: the dark border is cut off, black is added on the right and below until the
-picture is square, and area interpolation brings it to one size.
+The steps are those of the reference implementation for polyp data: the dark border is cropped, the image is padded with
+black on the right and at the bottom to a square, and the square is resized with area interpolation.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 from promise.runtime.errors import MissingFileError, UserError
 from promise.runtime.files import write_text
 
-BRIGHT = 20  # a channel above this is no border
-ENOUGH = 10  # more bright flags than this in a row or column, summed over the channels, make it content
-CORNER = 20  # side of the top left corner that is left out: some recorders write into it
+BRIGHT = 20  # channel values above this are bright
+MIN_BRIGHT = 10  # a row or column with more bright values than this, over all channels, is content
+CORNER = 20  # pixels; side of the top left corner that is ignored, since some recorders write into it
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Crop, then pad right and below to a square, then resize; in pixels of the original, EXIF applied."""
+    """Crop, pad on the right and at the bottom to a square, resize. In original pixels, after EXIF orientation."""
 
-    width: int  # of the original
+    width: int  # of the original image
     height: int
-    left: int  # the crop; right and bottom are the first pixels outside
+    left: int  # of the crop; right and bottom are exclusive
     top: int
     right: int
     bottom: int
@@ -40,109 +40,117 @@ class Frame:
 
     @property
     def side(self) -> int:
-        """Of the square before it is resized, in original pixels."""
+        """Side of the square before resizing, in original pixels."""
         return max(self.right - self.left, self.bottom - self.top)
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The square picture.
+        """Convert an image into a square.
 
         Args:
             pixels: (height, width) or (height, width, C) uint8.
 
         Returns:
-            (size, size) or (size, size, C): each pixel the mean of the area it covers.
+            (size, size) or (size, size, C) uint8; each pixel is the mean of the area that it covers.
         """
         resized = cv2.resize(self._square(pixels), (self.size, self.size), interpolation=cv2.INTER_AREA)
         return np.asarray(resized, np.uint8)
 
     def prepare_mask(self, levels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """The square mask, (size, size) bool.
+        """Convert a mask into a square.
 
         Args:
-            levels: (height, width) uint8, 0 to 255; foreground is what has more than 127 after resizing.
+            levels: (height, width) uint8, 0 to 255.
+
+        Returns:
+            (size, size) bool; foreground is > 127 after resizing.
         """
         resized = self.prepare(levels) if self.size < self.side else _enlarge(self._square(levels), self.size)
         return np.asarray(resized > 127)
 
     def _square(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         assert pixels.shape[:2] == (self.height, self.width)
-        cut = pixels[self.top : self.bottom, self.left : self.right]
-        below, right = self.side - cut.shape[0], self.side - cut.shape[1]
-        square = cv2.copyMakeBorder(cut, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))
+        crop = pixels[self.top : self.bottom, self.left : self.right]
+        bottom, right = self.side - crop.shape[0], self.side - crop.shape[1]
+        square = cv2.copyMakeBorder(crop, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))
         return np.asarray(square, np.uint8)
 
     def restore(self, prepared: NDArray[Any]) -> NDArray[Any]:
-        """Bring a mask, or any map, of the square back to the original frame; outside of the crop it is 0.
+        """Map a mask, or any map of the square, back to the original frame; pixels outside the crop are 0.
 
-        Each original pixel takes the value at its centre, so nothing is blurred. A mask that was prepared
-        comes back the same where the square was enlarged by 1.5 or more or by 1; else its outline moves by less
-        than a pixel of the coarser of both grids.
+        Each original pixel takes the value at its centre (nearest neighbour). A prepared mask is restored exactly if
+        the square was enlarged by a factor of 1 or of at least 1.5. Otherwise its outline moves by less than one pixel
+        of the coarser grid.
 
         Args:
-            prepared: (n, n) of any type; n need not be the prepared size: a net's output will do.
+            prepared: (n, n) of any type; n may differ from :attr:`size`, as for the output of a net.
 
         Returns:
             (height, width) of the same type.
 
         Raises:
-            UserError: not square.
+            UserError: ``mask-not-square``.
         """
         if prepared.ndim != 2 or prepared.shape[0] != prepared.shape[1]:
             shown = "×".join(str(n) for n in prepared.shape[::-1])
-            raise UserError(f"a prepared mask is square and has one channel; this one is {shown}.")
+            raise UserError(
+                f"a prepared mask must be square with one channel; this one is {shown}.", code="mask-not-square"
+            )
         n, whole = prepared.shape[0], np.zeros((self.height, self.width), prepared.dtype)
-        at = (2 * np.arange(self.side) + 1) * n // (2 * self.side)  # the cell that holds each pixel's centre
-        rows, columns = at[: self.bottom - self.top], at[: self.right - self.left]
+        cells = (2 * np.arange(self.side) + 1) * n // (2 * self.side)  # the cell that contains the centre of each pixel
+        rows, columns = cells[: self.bottom - self.top], cells[: self.right - self.left]
         whole[self.top : self.bottom, self.left : self.right] = prepared[np.ix_(rows, columns)]
         return whole
 
 
 def _enlarge(square: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Area interpolation (S, S) → (size, size), size at least S, by whole numbers.
+    """Area interpolation (S, S) → (size, size), size at least S, with integer coordinates.
 
-    OpenCV finds the pixel under a cell's edge by a product of floats, and takes the one before where that falls just
-    short of a whole number: 33 pixels made 54 lose some single rows.
+    OpenCV computes the source pixel of a cell's edge as a product of floats. If the product is slightly below an
+    integer, it uses the pixel before: enlarging 33 pixels to 54 loses rows.
     """
     side, cells = len(square), np.arange(size)
     first = cells * side // size
     second = np.minimum(first + 1, side - 1)
-    of_second = np.maximum((cells + 1) * side - (first + 1) * size, 0).astype(np.float32) / side
-    rows = square[first] + of_second[:, None] * (square[second].astype(np.float32) - square[first])
-    both = rows[:, first] + of_second * (rows[:, second] - rows[:, first])
+    weight = np.maximum((cells + 1) * side - (first + 1) * size, 0).astype(np.float32) / side
+    rows = square[first] + weight[:, None] * (square[second].astype(np.float32) - square[first])
+    both = rows[:, first] + weight * (rows[:, second] - rows[:, first])
     return np.asarray(np.rint(both), np.uint8)
 
 
 def whole_frame(width: int, height: int, *, size: int) -> Frame:
-    """No crop."""
+    """The frame without crop; ``width`` and ``height`` of the original image and the side ``size``, in pixels."""
     return Frame(width, height, 0, 0, width, height, size)
 
 
 def content_frame(image: NDArray[np.uint8], *, size: int) -> Frame:
-    """Crop to the content: from the first to the last row and column with more than 10 bright flags.
+    """The frame that crops the dark border.
+
+    The content extends from the first to the last row and column with more than ``MIN_BRIGHT`` values above
+    ``BRIGHT``, over all channels. An image without content is not cropped.
 
     Args:
-        image: (H, W, 3) uint8 RGB. A picture without content is left whole.
-        size: side of the prepared square.
+        image: (H, W, 3) uint8 RGB.
+        size: side of the prepared square, pixels.
     """
     bright = image > BRIGHT
     bright[:CORNER, :CORNER] = False
-    flags = bright.sum(axis=2, dtype=np.uint8)
-    rows = np.flatnonzero(flags.sum(axis=1, dtype=np.int64) > ENOUGH)
-    columns = np.flatnonzero(flags.sum(axis=0, dtype=np.int64) > ENOUGH)
-    height, width = flags.shape
+    counts = bright.sum(axis=2, dtype=np.uint8)
+    rows = np.flatnonzero(counts.sum(axis=1, dtype=np.int64) > MIN_BRIGHT)
+    columns = np.flatnonzero(counts.sum(axis=0, dtype=np.int64) > MIN_BRIGHT)
+    height, width = counts.shape
     if not rows.size or not columns.size:
         return whole_frame(width, height, size=size)
     left, right = int(columns[0]), int(columns[-1]) + 1
     return Frame(width, height, left, int(rows[0]), right, int(rows[-1]) + 1, size)
 
 
-# --- the record -----------------------------------------------------------------------------------
+# --- frames.csv -----------------------------------------------------------------------------------
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Frame))
 
 
 def write_frames(path: Path, frames: Mapping[str, Frame]) -> None:
-    """A CSV with a line for each prepared image: its name as in the split CSV, then the frame's numbers."""
+    """Write a CSV with one line per prepared image: its path as in the split CSV, then the fields of its frame."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image_name", *_FIELDS])
@@ -151,23 +159,30 @@ def write_frames(path: Path, frames: Mapping[str, Frame]) -> None:
 
 
 def read_frames(path: str | Path) -> dict[str, Frame]:
-    """What :func:`write_frames` wrote: image name → frame.
+    """Read the CSV of :func:`write_frames`: path of the image → frame.
 
     Raises:
-        MissingFileError: no such file.
-        UserError: no record of frames, or a line of it that is damaged.
+        MissingFileError: the file does not exist.
+        UserError: another header (``not-frames-csv``), or a line that is not a frame (``invalid-frame``).
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file. promise-prepare writes frames.csv beside the images.")
+        raise MissingFileError(
+            f"{path}: no such file. promise-prepare writes frames.csv next to the images.", code="missing-file"
+        )
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
         if list(reader.fieldnames or ()) != ["image_name", *_FIELDS]:
-            raise UserError(f"{path} is no record of frames; its first line should be: image_name,{','.join(_FIELDS)}")
+            raise UserError(
+                f"{path} was not written by promise-prepare. Expected first line: image_name,{','.join(_FIELDS)}",
+                code="not-frames-csv",
+            )
         frames = {}
         for row in reader:
             try:
                 frames[row["image_name"]] = Frame(**{name: int(row[name]) for name in _FIELDS})
             except (TypeError, ValueError) as error:
-                raise UserError(f"{path}, line {reader.line_num}: not a frame ({error}).") from error
+                raise UserError(
+                    f"{path}, line {reader.line_num}: invalid frame ({error}).", code="invalid-frame"
+                ) from error
     return frames

@@ -1,7 +1,7 @@
-"""Where the images and masks of a raw download lie, by named layouts; opens no picture and writes nothing.
+"""Find the images and masks of a raw download by a named layout; image files are not opened.
 
-Folder names are compared without regard to case, spaces, hyphens and underscores. A layout lists alternatives,
-since the same set is handed on in several arrangements; the first that is there wins.
+Folder names are compared without case, spaces, hyphens and underscores. A layout lists alternatives, since the same
+data set is distributed in several folder structures; the first one that exists is used.
 """
 
 from __future__ import annotations
@@ -12,64 +12,66 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promise.data.images import EXTENSIONS
+from promise.data.locate import SEGMENTATION_SUFFIX
 from promise.data.table import read_table
 from promise.runtime.errors import MissingFileError, UserError, unknown_name
 
-LISTED = 5  # examples in a message
+EXAMPLES = 5  # items in a message
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A mask's base name is ``prefix`` + the image's base name, less ``drop`` at its end, + ``suffix``."""
+    """How masks are named: ``prefix`` + base name of the image without ``drop`` at its end + ``suffix``."""
 
     prefix: str = ""
     suffix: str = ""
     drop: str = ""
 
     def mask_of(self, stem: str) -> str:
-        """In lower case: some sets write ``_Segmentation``, some ``_segmentation``."""
+        """The base name of the mask, in lower case: data sets differ in ``_Segmentation`` and ``_segmentation``."""
         return (self.prefix + stem.removesuffix(self.drop) + self.suffix).lower()
 
 
 @dataclass(frozen=True)
 class Part:
-    """A folder of images and the folder of their masks, below the set's folder."""
+    """A folder of images and the folder of their masks, relative to the folder of the data set."""
 
     images: str
     masks: str
-    split: str = ""  # train, val or test where the folder says so
+    split: str = ""  # train, val or test, if the folder defines it
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one data set is handed on."""
+    """The folder structures in which a data set is distributed."""
 
-    text: str  # for people
-    short: str  # what its CSV is called
+    text: str  # description for people
+    short: str  # name of the data set in output files; empty: the name of the folder
     alternatives: tuple[tuple[Part, ...], ...]
     rules: tuple[Rule, ...] = (Rule(),)
+    any_folder: bool = False  # not the layout of a particular data set; folders can be named by flags
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One image and its mask, as found."""
+    """An image file and its mask file."""
 
-    name: str  # no extension; what its files will be called
+    name: str  # base name of the output files
     image: Path
     mask: Path
-    split: str = ""  # as the layout says, where it says so
-    line: int = 0  # of the CSV it was read from
+    split: str = ""  # train, val or test, if the layout defines it
+    line: int = 0  # 1-based line of the CSV; 0: not read from a CSV
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set, as found."""
+    """The pairs of a data set."""
 
-    name: str  # what its files are called
-    keys: tuple[str, ...]  # what a split file or --group may call it
+    name: str  # name of the data set in output files
+    keys: tuple[str, ...]  # names of the data set in a split file or in --group
     pairs: tuple[Pair, ...]
-    faults: tuple[str, ...] = ()  # images without mask, masks without image
-    csv: Path | None = None
+    unpaired: tuple[str, ...] = ()  # sentences about images without mask and masks without image
+    csv: Path | None = None  # the CSV that the pairs were read from
 
 
 def _pair(images: str, masks: str) -> tuple[Part, ...]:
@@ -77,33 +79,40 @@ def _pair(images: str, masks: str) -> tuple[Part, ...]:
 
 
 def _isic(training: Sequence[str], validation: Sequence[str], test: Sequence[str]) -> tuple[Part, ...]:
-    named = (("train", training), ("val", validation), ("test", test))
-    return tuple(Part(folders[0], folders[1], split) for split, folders in named if folders)
+    splits = (("train", training), ("val", validation), ("test", test))
+    return tuple(Part(folders[0], folders[1], split) for split, folders in splits if folders)
 
 
 _PLAIN = (_pair("images", "masks"), _pair("image", "mask"))
-_TRUTH = _pair("Original", "Ground Truth")
-_SPLIT_WORDS = (("train", "train"), ("training", "train"), ("val", "val"), ("valid", "val"), ("validation", "val"))
-_SPLIT_FOLDERS = (*_SPLIT_WORDS, ("test", "test"), ("testing", "test"))
+_GROUND_TRUTH = _pair("Original", "Ground Truth")
+_SPLIT_FOLDERS = (
+    ("train", "train"),
+    ("training", "train"),
+    ("val", "val"),
+    ("valid", "val"),
+    ("validation", "val"),
+    ("test", "test"),
+    ("testing", "test"),
+)  # folder → split
 
 LAYOUTS: dict[str, Layout] = {
     "kvasir-seg": Layout("images/ and masks/", "kvasir", _PLAIN),
     "cvc-clinicdb": Layout(
         "Original/ and Ground Truth/, or images/ and masks/; also below PNG/ or TIF/",
         "clinicdb",
-        (_TRUTH, *(_pair(f"{kind}/Original", f"{kind}/Ground Truth") for kind in ("PNG", "TIF")), *_PLAIN),
+        (_GROUND_TRUTH, *(_pair(f"{kind}/Original", f"{kind}/Ground Truth") for kind in ("PNG", "TIF")), *_PLAIN),
     ),
     "cvc-300": Layout("images/ and masks/, or bbdd/ and gtpolyp/", "cvc300", (*_PLAIN, _pair("bbdd", "gtpolyp"))),
     "cvc-colondb": Layout(
         "images/ and masks/, or one folder with 1.tiff, p1.tiff, …",
         "colondb",
-        (*_PLAIN, _TRUTH, _pair("CVC-ColonDB", "CVC-ColonDB")),
+        (*_PLAIN, _GROUND_TRUTH, _pair("CVC-ColonDB", "CVC-ColonDB")),
         (Rule(), Rule(prefix="p")),
     ),
     "etis": Layout(
         "ETIS-LaribPolypDB/ and Ground Truth/ with 1.tif and p1.tif, or images/ and masks/",
         "etis",
-        (*_PLAIN, _pair("ETIS-LaribPolypDB", "Ground Truth"), _TRUTH),
+        (*_PLAIN, _pair("ETIS-LaribPolypDB", "Ground Truth"), _GROUND_TRUTH),
         (Rule(), Rule(prefix="p")),
     ),
     "isic2018": Layout(
@@ -127,7 +136,7 @@ LAYOUTS: dict[str, Layout] = {
             ),
             *_PLAIN,
         ),
-        (Rule(suffix="_segmentation"), Rule()),
+        (Rule(suffix=SEGMENTATION_SUFFIX), Rule()),
     ),
     "folder": Layout(
         "any images/ and masks/, also below train/, val/ and test/; see --images, --masks, --mask-suffix",
@@ -135,52 +144,57 @@ LAYOUTS: dict[str, Layout] = {
         (
             *_PLAIN,
             *(_pair("images", masks) for masks in ("labels", "annotations", "gt", "groundtruth", "segmentations")),
-            _TRUTH,
+            _GROUND_TRUTH,
             _pair("imgs", "masks"),
-            tuple(Part(f"{word}/images", f"{word}/masks", split) for word, split in _SPLIT_FOLDERS),
+            tuple(Part(f"{folder}/images", f"{folder}/masks", split) for folder, split in _SPLIT_FOLDERS),
         ),
-        (Rule(), *(Rule(suffix=s) for s in ("_mask", "_segmentation", "-mask", "_gt", "_label", "_seg"))),
+        (Rule(), *(Rule(suffix=s) for s in ("_mask", SEGMENTATION_SUFFIX, "-mask", "_gt", "_label", "_seg"))),
+        any_folder=True,
     ),
 }
 PRANET = "TrainDataset/ and TestDataset/<set>/, each with images/ and masks/"
-CSV = "a split CSV, as data_format/README.md describes it"
+CSV = "a split CSV as described in data_format/README.md"
 NAMES = (*LAYOUTS, "pranet", "csv")
 
 
 def find_sets(
     layout: str, folder: Path, *, part: Part | None = None, rule: Rule | None = None, data_root: Path | None = None
 ) -> list[ImageSet]:
-    """The image sets of a download; several for ``pranet``, else one.
+    """Find the data sets of a download; several for ``pranet``, else one.
 
     Args:
-        layout: a name of :data:`NAMES`.
-        folder: the download's folder, or one above; a file for ``csv``.
-        part: instead of the layout's folders; only for ``folder``.
-        rule: instead of the layout's rules; only for ``folder``.
-        data_root: where the paths of a CSV begin.
+        layout: one of :data:`NAMES`.
+        folder: the folder of the download, or its parent; a file for ``csv``.
+        part: replaces the folders of the layout.
+        rule: replaces the rules of the layout.
+        data_root: for ``csv``, as in :func:`promise.data.table.read_table`.
 
     Raises:
-        MissingFileError: no such folder or file.
-        UserError: an unknown layout, or none of its arrangements is there; the text lists them.
+        MissingFileError: the folder (``missing-folder``) or file does not exist.
+        UserError: the layout is unknown (``unknown-layout``), or the folder has none of its structures
+            (``layout-not-found``; the text lists them).
     """
     if layout not in NAMES:
         raise unknown_name("layout", layout, NAMES)
     if layout == "csv":
         return [_read_csv(folder, data_root)]
     if not folder.is_dir():
-        raise MissingFileError(f"{layout}={folder}: no such folder.")
+        raise MissingFileError(f"{layout}={folder}: no such folder.", code="missing-folder")
     if layout == "pranet":
         return _find_pranet(folder)
-    known = LAYOUTS[layout]
-    alternatives = ((part,),) if part is not None else known.alternatives
+    row = LAYOUTS[layout]
+    alternatives = ((part,),) if part is not None else row.alternatives
     parts = _first_present(folder, alternatives)
     if not parts:
-        wanted = "; or ".join(f"{a[0].images or '.'}/ and {a[0].masks or '.'}/" for a in alternatives)
-        move = " Other names: --images DIR --masks DIR." if layout == "folder" and part is None else ""
-        raise UserError(f"{layout}={folder}: holds none of the arrangements of this layout: {wanted}.{move}")
-    name = known.short or _clean(folder.resolve().name)
+        expected = "; or ".join(f"{a[0].images or '.'}/ and {a[0].masks or '.'}/" for a in alternatives)
+        hint = " For other names, use --images DIR --masks DIR." if row.any_folder and part is None else ""
+        raise UserError(
+            f"{layout}={folder}: the folder has none of the structures of this layout: {expected}.{hint}",
+            code="layout-not-found",
+        )
+    name = row.short or _clean(folder.resolve().name)
     keys = (layout, name, folder.resolve().name)
-    return [_collect(name, keys, parts, (rule,) if rule is not None else known.rules)]
+    return [_collect(name, keys, parts, (rule,) if rule is not None else row.rules)]
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -200,8 +214,8 @@ def _child(folder: Path, name: str) -> Path | None:
     exact = folder / name
     if exact.is_dir():
         return exact
-    wanted = _plain(name)
-    return next((p for p in sorted(folder.iterdir()) if p.is_dir() and _plain(p.name) == wanted), None)
+    plain = _plain(name)
+    return next((p for p in sorted(folder.iterdir()) if p.is_dir() and _plain(p.name) == plain), None)
 
 
 def _below(folder: Path, relative: str) -> Path | None:
@@ -213,7 +227,7 @@ def _below(folder: Path, relative: str) -> Path | None:
 
 
 def _bases(folder: Path) -> Iterator[Path]:
-    """The folder itself, then those in it: archives often hold one folder more."""
+    """The folder and its subfolders: archives often contain one additional level."""
     yield folder
     yield from sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
@@ -232,24 +246,31 @@ def _first_present(folder: Path, alternatives: Iterable[tuple[Part, ...]]) -> li
 def _find_pranet(folder: Path) -> list[ImageSet]:
     base = next((b for b in _bases(folder) if _child(b, "TrainDataset") or _child(b, "TestDataset")), None)
     if base is None:
-        raise UserError(f"pranet={folder}: holds neither TrainDataset/ nor TestDataset/. Expected: {PRANET}.")
+        raise UserError(
+            f"pranet={folder}: the folder has neither TrainDataset/ nor TestDataset/. Expected: {PRANET}.",
+            code="layout-not-found",
+        )
     sets = []
     train, test = _child(base, "TrainDataset"), _child(base, "TestDataset")
     if train is not None:
         sets.append(_collect("train", ("pranet", "train"), _relabel(_first_present(train, _PLAIN), "train"), (Rule(),)))
     for inner in sorted(p for p in test.iterdir() if p.is_dir()) if test is not None else ():
         parts = _relabel(_first_present(inner, _PLAIN), "test")
-        short = next((known.short for key, known in LAYOUTS.items() if _same_set(key, inner.name)), _clean(inner.name))
+        short = next((row.short for key, row in LAYOUTS.items() if _same_set(key, row, inner.name)), _clean(inner.name))
         if parts:
             sets.append(_collect(short, (short, inner.name), parts, (Rule(),)))
     if not sets or not any(s.pairs for s in sets):
-        raise UserError(f"pranet={folder}: no images/ and masks/ below it. Expected: {PRANET}.")
+        raise UserError(
+            f"pranet={folder}: the folder has no images/ and masks/ with pairs. Expected: {PRANET}.",
+            code="layout-not-found",
+        )
     return sets
 
 
-def _same_set(layout: str, folder: str) -> bool:
-    short, name = _plain(layout), _plain(folder)
-    return layout != "folder" and (name.startswith(short) or short.startswith(name))
+def _same_set(key: str, layout: Layout, folder: str) -> bool:
+    """Whether a folder of PraNet's test sets is the data set of a layout; PraNet shortens some names."""
+    plain, name = _plain(key), _plain(folder)
+    return not layout.any_folder and (name.startswith(plain) or plain.startswith(name))
 
 
 def _relabel(parts: list[_Located], split: str) -> list[_Located]:
@@ -259,57 +280,61 @@ def _relabel(parts: list[_Located], split: str) -> list[_Located]:
 # --- images and their masks -----------------------------------------------------------------------
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> list[Path]:
     found = [p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")]
     return sorted(p for p in found if p.is_file())
 
 
 def _collect(name: str, keys: tuple[str, ...], parts: Sequence[_Located], rules: Sequence[Rule]) -> ImageSet:
     pairs: list[Pair] = []
-    faults: list[str] = []
+    unpaired: list[str] = []
     for images, masks, split in parts:
-        _match(images, masks, split, rules, pairs, faults)
-    return ImageSet(name, keys, tuple(pairs), tuple(faults))
+        found, texts = _match(images, masks, split, rules)
+        pairs += found
+        unpaired += texts
+    return ImageSet(name, keys, tuple(pairs), tuple(unpaired))
 
 
-def _match(images: Path, masks: Path, split: str, rules: Sequence[Rule], pairs: list[Pair], faults: list[str]) -> None:
-    pictures = [p for p in _pictures(images) if not p.stem.endswith("_superpixels")]  # ISIC 2017 lays them beside
+def _match(images: Path, masks: Path, split: str, rules: Sequence[Rule]) -> tuple[list[Pair], list[str]]:
+    """The pairs of two folders, and sentences about files without partner."""
+    sources = [p for p in _image_files(images) if not p.stem.endswith("_superpixels")]  # ISIC 2017, next to the images
     candidates: dict[str, list[Path]] = {}
-    for path in _pictures(masks):
+    for path in _image_files(masks):
         candidates.setdefault(path.stem.lower(), []).append(path)
-    shared = images.resolve() == masks.resolve()
+    same_folder = images.resolve() == masks.resolve()
     used: set[Path] = set()
-    if shared:  # a picture that is the mask of another is no image
-        used = {m for p in pictures if (m := _mask_of(p, candidates, rules)) is not None}
-        pictures = [p for p in pictures if p not in used]
-    lonely = []
-    for picture in pictures:
-        mask = _mask_of(picture, candidates, rules)
+    if same_folder:  # a file that is the mask of another file is not an image
+        used = {m for p in sources if (m := _mask_of(p, candidates, rules)) is not None}
+        sources = [p for p in sources if p not in used]
+    pairs, without_mask = [], []
+    for image in sources:
+        mask = _mask_of(image, candidates, rules)
         if mask is None:
-            lonely.append(picture.name)
+            without_mask.append(image.name)
             continue
         used.add(mask)
-        pairs.append(Pair(picture.stem, picture, mask, split))
-    faults += told_shortly(f"{images}: images without a mask in {masks}", lonely)
-    if not shared:
-        spare = [p.name for found in candidates.values() for p in found if p not in used]
-        faults += told_shortly(f"{masks}: masks without an image in {images}", spare)
+        pairs.append(Pair(image.stem, image, mask, split))
+    unpaired = summarise_items(f"{images}: images without a mask in {masks}", without_mask)
+    if not same_folder:
+        unused = [p.name for paths in candidates.values() for p in paths if p not in used]
+        unpaired += summarise_items(f"{masks}: masks without an image in {images}", unused)
+    return pairs, unpaired
 
 
-def _mask_of(picture: Path, candidates: dict[str, list[Path]], rules: Sequence[Rule]) -> Path | None:
+def _mask_of(image: Path, candidates: dict[str, list[Path]], rules: Sequence[Rule]) -> Path | None:
     for rule in rules:
-        found = [p for p in candidates.get(rule.mask_of(picture.stem), []) if p != picture]
+        found = [p for p in candidates.get(rule.mask_of(image.stem), []) if p != image]
         if found:
             return min(found, key=lambda p: EXTENSIONS.index(p.suffix.lower()))
     return None
 
 
-def told_shortly(head: str, items: Sequence[str]) -> list[str]:
-    """One sentence with a count and the first examples, or none."""
+def summarise_items(head: str, items: Sequence[str]) -> list[str]:
+    """One sentence with the number of items and the first examples; empty if there are no items."""
     if not items:
         return []
-    more = f", … and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return [f"{head} ({len(items)}): {', '.join(items[:LISTED])}{more}"]
+    more = f", … and {len(items) - EXAMPLES} more" if len(items) > EXAMPLES else ""
+    return [f"{head} ({len(items)}): {', '.join(items[:EXAMPLES])}{more}"]
 
 
 def _read_csv(path: Path, data_root: Path | None) -> ImageSet:

@@ -1,7 +1,7 @@
-"""From raw downloads to images, masks and split CSVs: the recipe; knows no torch and no model.
+"""Prepare raw downloads: square images, binary masks and split CSVs. Needs no torch.
 
-Every pair is written whole or not at all and then noted in ``frames.part``; a run that was stopped goes on from
-there. The CSVs come last: where they stand, all is done.
+Each file is written atomically, and each finished pair is recorded in ``frames.part``, from which interrupted runs
+resume. The CSVs are written last: if they exist, the preparation is complete.
 """
 
 from __future__ import annotations
@@ -20,46 +20,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from promise.data.images import read_image, read_levels, read_mask, write_png
+from promise.data.images import read_image, read_levels, read_mask, size_mismatch, write_png
 from promise.data.prepare.assignment import Assigned, Splitting, assign
 from promise.data.prepare.frame import Frame, content_frame, read_frames, whole_frame, write_frames
-from promise.data.prepare.layouts import ImageSet, Pair, told_shortly
+from promise.data.prepare.layouts import ImageSet, Pair, summarise_items
 from promise.data.table import COLUMNS
-from promise.runtime.errors import ExistingRunError, UserError
+from promise.runtime.errors import SHOWN, ExistingRunError, UserError, raise_all
 from promise.runtime.files import remove_leftovers, write_text
 from promise.runtime.progress import progress_bar
 from promise.runtime.workers import default_workers, ordered_map
 
-JOURNAL = "frames.part"  # its first line are the settings, then a line a pair
+JOURNAL = "frames.part"  # JSON lines: the settings, then one line per finished pair
 FRAMES = "frames.csv"
-SHOWN = 20  # faults told in full
-HOW_NAMED = (
-    "--mask-suffix, --mask-prefix and --image-suffix say how a mask is called; without them the usual names are tried."
+NAMING_HINT = (
+    "--mask-suffix, --mask-prefix and --image-suffix define how masks are named; by default, common names are tried."
 )
-SKIP_UNPAIRED = "--skip-unpaired leaves out what has no partner."
+SKIP_HINT = "--skip-unpaired leaves these files out."
+_FLAGS = {  # of a pair → end of the note about the pairs that have it
+    "empty": "no foreground",
+    "cut": "foreground outside the crop, which is lost",
+}
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What is done to each picture."""
+class PrepareOptions:
+    """How images are prepared."""
 
     size: int = 1024  # side of the prepared squares, pixels
-    crop_border: bool = True  # cut off the dark border
-    in_place: bool = False  # write only CSVs, which name the files where they lie
+    crop_border: bool = True  # crop the dark border
+    in_place: bool = False  # write only CSVs, which refer to the original files
     skip_unpaired: bool = False  # leave out images without mask and masks without image
     overwrite: bool = False
-    workers: int = dataclasses.field(default_factory=default_workers)
+    workers: int = dataclasses.field(default_factory=default_workers)  # threads
     quiet: bool = False  # no progress bar
+
+
+Recipe = PrepareOptions  # earlier name
 
 
 @dataclass(frozen=True)
 class Prepared:
     """What was written."""
 
-    tables: dict[Path, dict[str, int]]  # CSV → rows of each split
+    tables: dict[Path, dict[str, int]]  # CSV → number of rows of each split
     notes: tuple[str, ...]
-    made: int  # pictures made now
-    kept: int  # pictures of an earlier run that was stopped
+    made: int  # images prepared in this run
+    kept: int  # images prepared in an earlier, interrupted run
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class _Job:
     mask: Path
 
     def entry(self) -> dict[str, Any]:
-        """What must be the same for a picture to be taken over."""
+        """The part of the journal entry that must be unchanged for a finished pair to be kept."""
         sources = (self.row.pair.image, self.row.pair.mask)
         stamps = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in sources]
         return {"image": self.image.as_posix(), "sources": stamps}
@@ -78,66 +84,90 @@ class _Job:
 @dataclass(frozen=True)
 class _Outcome:
     job: _Job
-    frame: Frame | None = None
-    fault: str = ""
+    frame: Frame | None = None  # None: failed
+    error: UserError | None = None
     empty: bool = False
-    cut: bool = False  # foreground outside of the crop
+    cut: bool = False  # foreground outside the crop
 
 
-def prepare(sets: Sequence[ImageSet], output: Path, *, recipe: Recipe, splitting: Splitting) -> Prepared:
+def prepare(sets: Sequence[ImageSet], output: Path, *, recipe: PrepareOptions, splitting: Splitting) -> Prepared:
     """Split the sets and write ``images/``, ``masks/``, the split CSVs and ``frames.csv`` below ``output``.
 
-    One set becomes ``split.csv``; several become ``train.csv`` with everybody's train and val rows, and a CSV a
-    set with its test rows.
+    One set is written as ``split.csv``. Several sets are written as ``train.csv``, with the train and val rows of all
+    sets, and one CSV per set with its test rows.
+
+    Args:
+        sets: results of :func:`promise.data.prepare.layouts.find_sets`.
+        output: the output folder.
+        recipe: how images are prepared.
+        splitting: how pairs are split.
 
     Raises:
-        ExistingRunError: the folder holds results, or an unfinished run with other settings.
-        UserError: faults of the sets, the split or the files, all told at once. What could be made stays, and the
-            next run goes on from it.
+        ExistingRunError: the folder contains results (``existing-output``), an unfinished run with other settings
+            (``unfinished-run``) or other images (``foreign-folder``).
+        UserError: values out of range (``invalid-size``, ``invalid-workers``), faults of the sets
+            (``duplicate-set``, ``no-pairs``, ``duplicate-base-name``, ``unpaired-files``) or of the split (see
+            :func:`promise.data.prepare.assignment.assign`), or pairs that cannot be prepared (``pairs-not-prepared``,
+            with the errors of all pairs). Finished pairs are kept, and the next run resumes.
     """
-    if recipe.size < 16 or recipe.workers < 1:
-        raise UserError("--size must be at least 16 and --workers at least 1.")
-    notes = _pairing(sets, skip=recipe.skip_unpaired)
-    rows, told = assign(sets, splitting)
-    notes += told
+    _check_options(recipe)
+    notes = _check_pairs(sets, skip=recipe.skip_unpaired)
+    rows, split_notes = assign(sets, splitting)
+    notes += split_notes
     plan = _plan(rows, several=len(sets) > 1)
     if recipe.in_place:
         _forbid_existing(output, [*plan, FRAMES, JOURNAL], overwrite=recipe.overwrite)
-        written = {row: (_relative(row.pair.image, output), _relative(row.pair.mask, output)) for row in rows}
-        return Prepared(_write_tables(output, plan, written), tuple(notes), made=0, kept=0)
+        paths = {row: (_relative(row.pair.image, output), _relative(row.pair.mask, output)) for row in rows}
+        return Prepared(_write_tables(output, plan, paths), tuple(notes), made=0, kept=0)
     jobs = [_job(row, several=len(sets) > 1) for row in rows]
-    done = _start(output, [*plan, FRAMES], recipe)
-    frames, more, kept = _make(jobs, output, done, recipe)
-    written = {job.row: (job.image.as_posix(), job.mask.as_posix()) for job in jobs}
+    finished = _start(output, [*plan, FRAMES], recipe)
+    frames, mask_notes, kept = _prepare_pairs(jobs, output, finished, recipe)
+    paths = {job.row: (job.image.as_posix(), job.mask.as_posix()) for job in jobs}
     write_frames(output / FRAMES, {job.image.as_posix(): frames[job.image.as_posix()] for job in jobs})
-    tables = _write_tables(output, plan, written)
+    tables = _write_tables(output, plan, paths)
     (output / JOURNAL).unlink()
-    return Prepared(tables, (*notes, *more), made=len(jobs) - kept, kept=kept)
+    return Prepared(tables, (*notes, *mask_notes), made=len(jobs) - kept, kept=kept)
 
 
-def _pairing(sets: Sequence[ImageSet], *, skip: bool) -> list[str]:
+def _check_options(options: PrepareOptions) -> None:
+    errors = []
+    if options.size < 16:
+        errors.append(UserError(f"--size must be at least 16; got {options.size}.", code="invalid-size"))
+    if options.workers < 1:
+        errors.append(UserError(f"--workers must be at least 1; got {options.workers}.", code="invalid-workers"))
+    raise_all(errors)
+
+
+def _check_pairs(sets: Sequence[ImageSet], *, skip: bool) -> list[str]:
+    """Check names and pairs; returns notes about files that are left out."""
     names = Counter(one.name for one in sets)
-    faults = [f"{count} sets are called {name}; prepare them apart." for name, count in names.items() if count > 1]
-    faults += [f"{one.name}: holds no image with a mask." for one in sets if not one.pairs]
+    errors = [
+        UserError(f"{count} sets have the name {name}; prepare them separately.", code="duplicate-set")
+        for name, count in names.items()
+        if count > 1
+    ]
+    errors += [UserError(f"{one.name}: no image has a mask.", code="no-pairs") for one in sets if not one.pairs]
     for one in sets:
         images: dict[str, list[str]] = {}
         for pair in one.pairs:
             images.setdefault(pair.name.lower(), []).append(str(pair.image))
-        twice = [" and ".join(paths) for paths in images.values() if len(paths) > 1]
-        faults += told_shortly(f"{one.name}: base names that stand for two images", twice)
-    lonely = [fault for one in sets for fault in one.faults]
-    if lonely and not skip:
-        faults += [*lonely, HOW_NAMED if any(not one.pairs for one in sets) else SKIP_UNPAIRED]
-    if faults:
-        raise UserError("\n".join(faults))
-    return [f"left out: {fault}" for fault in lonely]
+        repeated = [" and ".join(paths) for paths in images.values() if len(paths) > 1]
+        texts = summarise_items(f"{one.name}: images with the same base name", repeated)
+        errors += [UserError(text, code="duplicate-base-name") for text in texts]
+    unpaired = [text for one in sets for text in one.unpaired]
+    if unpaired and not skip:
+        hint = NAMING_HINT if any(not one.pairs for one in sets) else SKIP_HINT
+        unpaired[-1] += f"\n{hint}"
+        errors += [UserError(text, code="unpaired-files") for text in unpaired]
+    raise_all(errors, separator="\n")
+    return [f"left out: {text}" for text in unpaired]
 
 
-# --- the CSVs -------------------------------------------------------------------------------------
+# --- split CSVs -----------------------------------------------------------------------------------
 
 
 def _plan(rows: Sequence[Assigned], *, several: bool) -> dict[str, list[Assigned]]:
-    """file name → its rows."""
+    """CSV → rows."""
     if not several:
         return {"split.csv": list(rows)}
     plan: dict[str, list[Assigned]] = {}
@@ -147,7 +177,7 @@ def _plan(rows: Sequence[Assigned], *, several: bool) -> dict[str, list[Assigned
 
 
 def _write_tables(
-    output: Path, plan: dict[str, list[Assigned]], written: dict[Assigned, tuple[str, str]]
+    output: Path, plan: dict[str, list[Assigned]], paths: dict[Assigned, tuple[str, str]]
 ) -> dict[Path, dict[str, int]]:
     grouped = any(row.group for rows in plan.values() for row in rows)
     tables = {}
@@ -156,7 +186,7 @@ def _write_tables(
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*COLUMNS, *(["group"] if grouped else [])])
         for row in rows:
-            image, mask = written[row]
+            image, mask = paths[row]
             writer.writerow([image, row.split, mask, *([row.group] if grouped else [])])
         write_text(output / name, text.getvalue())
         tables[output / name] = dict(Counter(row.split for row in rows))
@@ -166,24 +196,26 @@ def _write_tables(
 def _relative(path: Path, output: Path) -> str:
     try:
         return Path(os.path.relpath(path.resolve(), output.resolve())).as_posix()
-    except ValueError:  # another drive of Windows
+    except ValueError:  # on Windows, a path on another drive
         return path.resolve().as_posix()
 
 
-# --- starting and going on ------------------------------------------------------------------------
+# --- output folder --------------------------------------------------------------------------------
 
 
 def _forbid_existing(output: Path, names: Sequence[str], *, overwrite: bool) -> None:
-    there = [name for name in names if (output / name).exists()]
-    if there and not overwrite:
-        raise ExistingRunError(f"{output} holds {', '.join(there)} already; --overwrite replaces them.")
+    existing = [name for name in names if (output / name).exists()]
+    if existing and not overwrite:
+        raise ExistingRunError(
+            f"{output} already contains {', '.join(existing)}; --overwrite replaces them.", code="existing-output"
+        )
 
 
-def _start(output: Path, names: Sequence[str], recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Begin or go on; returns image name → line of the journal."""
-    settings = {"size": recipe.size, "crop_border": recipe.crop_border}
+def _start(output: Path, names: Sequence[str], options: PrepareOptions) -> dict[str, dict[str, Any]]:
+    """Start or resume a preparation; returns image → entry of the journal, for finished pairs."""
+    settings = {"size": options.size, "crop_border": options.crop_border}
     journal = output / JOURNAL
-    if recipe.overwrite:
+    if options.overwrite:
         _clear(output, names)
     _forbid_existing(output, names, overwrite=False)
     if journal.exists():
@@ -192,17 +224,22 @@ def _start(output: Path, names: Sequence[str], recipe: Recipe) -> dict[str, dict
             remove_leftovers(output)
             return {entry["image"]: entry for entry in entries[1:]}
         raise ExistingRunError(
-            f"{output} holds an unfinished preparation with other settings; give those, or --overwrite to start anew."
+            f"{output} contains an unfinished preparation with other settings. Use the same settings to resume it, or "
+            "--overwrite to start again.",
+            code="unfinished-run",
         )
     folders = [name for name in ("images", "masks") if (output / name).exists()]
     if folders:
-        raise ExistingRunError(f"{output} holds {' and '.join(folders)} of something else; choose another folder.")
+        raise ExistingRunError(
+            f"{output} contains {' and '.join(folders)} that promise-prepare did not write; choose another folder.",
+            code="foreign-folder",
+        )
     write_text(journal, json.dumps(settings) + "\n")
     return {}
 
 
 def _read_journal(journal: Path) -> list[dict[str, Any]]:
-    """Its whole lines: a kill may have left half a line, whose picture is made again."""
+    """The complete lines; an interrupted run may leave an incomplete line, whose pair is prepared again."""
     entries = []
     for line in journal.read_text(encoding="utf-8").splitlines():
         try:
@@ -213,7 +250,7 @@ def _read_journal(journal: Path) -> list[dict[str, Any]]:
 
 
 def _clear(output: Path, names: Sequence[str]) -> None:
-    """Remove what an earlier preparation wrote, and nothing else."""
+    """Remove the files of an earlier preparation; other files are kept."""
     images: list[str] = []
     if (output / FRAMES).exists():
         images += read_frames(output / FRAMES)
@@ -241,7 +278,7 @@ def _mask_name(image: str) -> str:
     return "masks" + image.removeprefix("images")
 
 
-# --- pictures -------------------------------------------------------------------------------------
+# --- images and masks -----------------------------------------------------------------------------
 
 
 def _job(row: Assigned, *, several: bool) -> _Job:
@@ -249,72 +286,70 @@ def _job(row: Assigned, *, several: bool) -> _Job:
     return _Job(row, "images" / inner, "masks" / inner)
 
 
-def _make(
-    jobs: Sequence[_Job], output: Path, done: dict[str, dict[str, Any]], recipe: Recipe
+def _prepare_pairs(
+    jobs: Sequence[_Job], output: Path, finished: dict[str, dict[str, Any]], options: PrepareOptions
 ) -> tuple[dict[str, Frame], list[str], int]:
-    """Make what is not done yet; returns image name → frame, notes, and how many were there."""
+    """Prepare the pairs that are not finished; returns image → frame, notes, and the number of finished pairs."""
     frames: dict[str, Frame] = {}
-    left = []
-    counted: Counter[str] = Counter()
+    todo = []
+    counts: Counter[str] = Counter()
     for job in jobs:
-        entry = done.get(job.image.as_posix())
-        if entry is not None and _is_done(job, entry, output):
+        entry = finished.get(job.image.as_posix())
+        if entry is not None and _is_unchanged(job, entry, output):
             frames[entry["image"]] = Frame(**entry["frame"])
-            counted.update(key for key in ("empty", "cut") if entry[key])
+            counts.update(flag for flag in _FLAGS if entry[flag])
         else:
-            left.append(job)
-    kept = len(jobs) - len(left)
-    faults = []
+            todo.append(job)
+    kept = len(jobs) - len(todo)
+    errors = []
     with (
         (output / JOURNAL).open("a", encoding="utf-8") as journal,
-        progress_bar(total=len(jobs), name="preparing", unit="image", quiet=recipe.quiet) as bar,
+        progress_bar(total=len(jobs), name="preparing", unit="image", quiet=options.quiet) as bar,
     ):
         bar.update(kept)
-        for outcome in ordered_map(_worker(output, recipe), left, workers=recipe.workers):
+        for outcome in ordered_map(_worker(output, options), todo, workers=options.workers):
             bar.update(1)
             if outcome.frame is None:
-                faults.append(outcome.fault)
+                errors += [outcome.error] if outcome.error is not None else []
                 continue
             flags = {"empty": outcome.empty, "cut": outcome.cut}
-            counted.update(key for key, value in flags.items() if value)
+            counts.update(flag for flag, value in flags.items() if value)
             entry = {**outcome.job.entry(), "frame": dataclasses.asdict(outcome.frame), **flags}
             journal.write(json.dumps(entry) + "\n")
             journal.flush()
             frames[entry["image"]] = outcome.frame
-    if faults:
-        more = [f"  … and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-        head = f"{len(faults)} of {len(jobs)} pairs cannot be prepared; the others are, and the next run goes on:"
-        raise UserError("\n".join([head, *(f"  {fault}" for fault in faults[:SHOWN]), *more]))
-    texts = {"empty": "have no foreground", "cut": "have foreground outside of the crop, which is lost"}
-    return frames, [f"{number} masks {texts[key]}" for key, number in counted.items()], kept
+    if errors:
+        more = [f"  … and {len(errors) - SHOWN} more"] if len(errors) > SHOWN else []
+        head = f"{len(errors)} of {len(jobs)} pairs cannot be prepared; the others are finished, the next run resumes:"
+        text = "\n".join([head, *(f"  {error}" for error in errors[:SHOWN]), *more])
+        raise UserError(text, code="pairs-not-prepared", errors=errors)
+    notes = [f"{number} mask{'s have' if number != 1 else ' has'} {_FLAGS[flag]}" for flag, number in counts.items()]
+    return frames, notes, kept
 
 
-def _is_done(job: _Job, entry: dict[str, Any], output: Path) -> bool:
+def _is_unchanged(job: _Job, entry: dict[str, Any], output: Path) -> bool:
     same = {key: entry.get(key) for key in ("image", "sources")} == job.entry()
     return same and (output / job.image).is_file() and (output / job.mask).is_file()
 
 
-def _worker(output: Path, recipe: Recipe) -> Callable[[_Job], _Outcome]:
+def _worker(output: Path, options: PrepareOptions) -> Callable[[_Job], _Outcome]:
     def work(job: _Job) -> _Outcome:
         try:
-            return _prepare_pair(job, output, recipe)
+            return _prepare_pair(job, output, options)
         except UserError as error:
-            return _Outcome(job, fault=str(error))
+            return _Outcome(job, error=error)
 
     return work
 
 
-def _prepare_pair(job: _Job, output: Path, recipe: Recipe) -> _Outcome:
+def _prepare_pair(job: _Job, output: Path, options: PrepareOptions) -> _Outcome:
     pair = job.row.pair
     image, levels = read_image(pair.image), _read_levels(pair)
     height, width = levels.shape
     if image.shape[:2] != levels.shape:
-        raise UserError(
-            f"{pair.image} is {image.shape[1]}×{image.shape[0]} but its mask {pair.mask} is {width}×{height}."
-        )
-    frame = (
-        content_frame(image, size=recipe.size) if recipe.crop_border else whole_frame(width, height, size=recipe.size)
-    )
+        raise size_mismatch(pair.image, image.shape[:2], pair.mask, levels.shape)
+    size = options.size
+    frame = content_frame(image, size=size) if options.crop_border else whole_frame(width, height, size=size)
     inside = int((levels[frame.top : frame.bottom, frame.left : frame.right] > 127).sum())
     mask = frame.prepare_mask(levels)
     write_png(output / job.mask, mask * np.uint8(255))
@@ -330,4 +365,7 @@ def _read_levels(pair: Pair) -> NDArray[np.uint8]:
             read_mask(pair.image)
         except UserError:
             raise error from None
-        raise UserError(f"{error} Its image {pair.image} is one: are images and masks swapped?") from None
+        raise UserError(
+            f"{error} Its image {pair.image} is a binary mask. Are images and masks swapped?",
+            code="images-and-masks-swapped",
+        ) from None

@@ -1,4 +1,4 @@
-"""From a picture and its mask to a net's input, by named recipes; knows no CSV and no model."""
+"""Transform an image and its mask into the input of a net, by named augmentation recipes."""
 
 from promise.data.transforms.recipes import (
     IMAGENET_MEAN,
@@ -11,6 +11,7 @@ from promise.data.transforms.recipes import (
     normalise,
     photometric_steps,
     plain_recipe,
+    recipe_code,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "normalise",
     "photometric_steps",
     "plain_recipe",
+    "recipe_code",
 ]

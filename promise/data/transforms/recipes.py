@@ -1,7 +1,7 @@
-"""How a picture and its mask become a net's input: resize, augment, normalise; knows no CSV and no model.
+"""Augmentation recipes: resize, augment and normalise an image and its mask for a net.
 
-The named recipes stand in one table. All randomness comes from torch's global CPU generator: whoever
-calls seeds it, and the same seed gives the same sample.
+Recipes are rows of one table. All random numbers come from the global CPU generator of torch, which the caller seeds;
+the same seed gives the same sample.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Chance:
-    """With probability ``p``, one of ``choices``, each as likely as the other."""
+    """Apply, with probability ``p``, one of ``choices``, each with the same probability."""
 
     p: float
     choices: tuple[Step, ...]
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The pair, changed by one step or left alone."""
+        """Apply one step, or return the pair unchanged."""
         if uniform(0, 1) >= self.p:
             return image, mask
         return self.choices[pick(len(self.choices))](image, mask)
@@ -55,11 +55,18 @@ class Chance:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The named augmentations: geometry first, then photometry, then how pixels are normalised."""
+    """A named augmentation: geometric steps, then photometric steps, then normalisation of the pixels."""
 
+    code: str  # name in the reference implementation; stored in files and in the keys of caches
+    name: str  # readable name; accepted wherever the code is
     geometry: tuple[Chance, ...] = ()
     photometry: tuple[Chance, ...] = ()
-    pixels: str | None = None  # None: as the backbone wants it
+    pixels: str | None = None  # normalisation, see `normalise`; None: that of the backbone
+
+    @property
+    def augments(self) -> bool:
+        """Whether the recipe draws random augmentations."""
+        return bool(self.geometry or self.photometry)
 
 
 def _photometry(*artefacts: Callable[[Pixels], Pixels]) -> tuple[Chance, ...]:
@@ -72,18 +79,22 @@ def _photometry(*artefacts: Callable[[Pixels], Pixels]) -> tuple[Chance, ...]:
     )
 
 
-# Counted up when any recipe gives other pixels than before, so that cached features of the old ones are not used.
+# Increased whenever a recipe produces different pixels than before, which invalidates cached features.
 PIXELS_VERSION = 1
 
-RECIPES: dict[str, Recipe] = {
-    "basic_color": Recipe(),
-    "basic_gray": Recipe(pixels="half"),
-    "basic_color_nonorm": Recipe(pixels="none"),
-    "train1_color": Recipe(
+_TABLE = (
+    Recipe("basic_color", "none"),
+    Recipe("basic_gray", "gray", pixels="half"),
+    Recipe("basic_color_nonorm", "unnormalized", pixels="none"),
+    Recipe(
+        "train1_color",
+        "light",
         geometry=(Chance(0.25, (ResizedCrop(),)), Chance(0.25, (ShiftScaleRotate(10),))),
         photometry=_photometry(jpeg, gaussian_noise),
     ),
-    "train2_color": Recipe(
+    Recipe(
+        "train2_color",
+        "strong",
         geometry=(
             Chance(0.25, (ResizedCrop(),)),
             Chance(0.25, (Flip(horizontal=True),)),
@@ -92,25 +103,66 @@ RECIPES: dict[str, Recipe] = {
         ),
         photometry=_photometry(jpeg, gaussian_noise, clahe, sharpen),
     ),
-}
+)
+RECIPES: dict[str, Recipe] = {recipe.code: recipe for recipe in _TABLE}
+_BY_NAME: dict[str, Recipe] = {recipe.name: recipe for recipe in _TABLE}
+PLAIN = _BY_NAME["none"].code  # the recipe without augmentation and with the normalisation of the backbone
+
+
+def _recipe(name: str) -> Recipe:
+    recipe = RECIPES.get(name) or _BY_NAME.get(name)
+    if recipe is None:
+        raise unknown_name("recipe", name, _BY_NAME)
+    return recipe
+
+
+def recipe_code(name: str) -> str:
+    """The code of a recipe, which is what files and caches store.
+
+    Args:
+        name: a readable name (``none``, ``gray``, ``unnormalized``, ``light``, ``strong``) or a code.
+
+    Raises:
+        UserError: ``unknown-recipe``; the text lists the readable names.
+    """
+    return _recipe(name).code
+
+
+def plain_recipe(augment: str | None) -> str:
+    """The code of the recipe for rows that are not trained on: no augmentation, the same normalisation of pixels.
+
+    Args:
+        augment: the training recipe, a readable name or a code; ``None``: unknown.
+
+    Raises:
+        UserError: ``unknown-recipe``.
+    """
+    if augment is None:
+        return PLAIN
+    recipe = _recipe(augment)
+    return PLAIN if recipe.augments else recipe.code
 
 
 def _scaled(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """[0, 255] to [0, 1], minus mean, over std, channel by channel."""
+    """Scale [0, 255] to [0, 1], subtract ``mean`` and divide by ``std``, per channel; in place."""
     shape = (-1, 1, 1)
     return image.div_(255).sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
 
 
 def normalise(image: Tensor, pixels: str) -> Tensor:
-    """(3, S, S) uint8 to float32.
+    """Normalise an image to float32.
 
     Args:
-        image: as it is resized and augmented.
-        pixels: ``"imagenet"``, ``"minmax"``, ``"half"`` or ``"none"``; see :func:`build_transform`.
+        image: (3, S, S) uint8, resized and augmented.
+        pixels: ``"imagenet"`` (mean and standard deviation of ImageNet on [0, 1]), ``"minmax"`` (minimum and maximum
+            of the image scaled to [0, 1]), ``"half"`` (mean and standard deviation 0.5) or ``"none"`` ([0, 1]).
+
+    Returns:
+        (3, S, S) float32.
     """
     values = image.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     if pixels == "minmax":
-        # A constant image has no range: it becomes zeros, not NaN.
+        # A constant image becomes zeros, not NaN.
         low, high = values.min(), values.max()
         return values.sub_(low).div_((high - low).clamp_(min=1))
     if pixels == "none":
@@ -122,19 +174,19 @@ def normalise(image: Tensor, pixels: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Transform:
-    """Resize, then the steps, then normalisation. Made by :func:`build_transform`."""
+    """Resizes, applies the steps and normalises. Created by :func:`build_transform`."""
 
-    image_size: int
+    image_size: int  # side S in pixels
     steps: tuple[Step, ...]
-    pixels: str
+    pixels: str  # see normalise
 
     @property
     def deterministic(self) -> bool:
-        """Whether the same input always gives the same output, so that its features may be cached."""
+        """Whether the output depends only on the input, so that features can be cached."""
         return not self.steps
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """One sample.
+        """Transform one sample.
 
         Args:
             image: (3, H, W) uint8 RGB.
@@ -149,42 +201,27 @@ class Transform:
         return normalise(image, self.pixels), mask.to(torch.float32, memory_format=torch.contiguous_format)
 
 
-def _recipe(name: str) -> Recipe:
-    if name not in RECIPES:
-        raise unknown_name("augmentation recipe", name, RECIPES)
-    return RECIPES[name]
-
-
-def plain_recipe(augment: str | None) -> str:
-    """The recipe of rows that are only looked at, beside a training recipe: the same pixels, no augmentation."""
-    if augment is None:
-        return "basic_color"
-    recipe = _recipe(augment)
-    return "basic_color" if recipe.geometry or recipe.photometry else augment
-
-
 def geometric_steps(recipe: str) -> tuple[Step, ...]:
-    """Every geometric step of a recipe, each applied always: for tests, and to look at them one by one."""
+    """All geometric steps of a recipe, without their probabilities, to test or display them one by one."""
     return tuple(step for chance in _recipe(recipe).geometry for step in chance.choices)
 
 
 def photometric_steps(recipe: str) -> tuple[Step, ...]:
-    """Every photometric step of a recipe, each applied always."""
+    """All photometric steps of a recipe, without their probabilities."""
     return tuple(step for chance in _recipe(recipe).photometry for step in chance.choices)
 
 
 def build_transform(recipe: str, *, image_size: int, pixels: str) -> Transform:
-    """The transform of a named recipe.
+    """The transform of a recipe.
 
     Args:
-        recipe: a key of :data:`RECIPES`.
-        image_size: side S of the net's input, pixels.
-        pixels: what the backbone wants: ``"imagenet"`` (mean and std on [0, 1]) or ``"minmax"`` (each
-            image scaled to [0, 1] after augmentation). ``basic_gray`` (mean and std 0.5) and
-            ``basic_color_nonorm`` ([0, 1]) keep their own whatever this says.
+        recipe: a readable name or a code; see :func:`recipe_code`.
+        image_size: side S of the input of the net, pixels.
+        pixels: the normalisation of the backbone, ``"imagenet"`` or ``"minmax"``, see :func:`normalise`. The recipes
+            ``gray`` and ``unnormalized`` have their own normalisation and ignore it.
 
     Raises:
-        UserError: for an unknown recipe or pixel normalisation.
+        UserError: ``unknown-recipe`` or ``unknown-pixel-normalisation``.
     """
     found = _recipe(recipe)
     if pixels not in ("imagenet", "minmax"):

@@ -1,9 +1,8 @@
-"""What one augmentation step does to a picture and its mask; knows no recipe and no probability.
+"""Single augmentation steps for an image and its mask.
 
-Steps are plain picklable objects ``(image, mask) -> (image, mask)`` on uint8 tensors (3, S, S) and
-(1, S, S), so that worker processes can carry them. All randomness comes from torch's global CPU
-generator. Where a recipe names an operation but not its strength, the strength is the usual one and
-stands here as a default.
+A step is a picklable callable ``(image, mask) -> (image, mask)`` on uint8 tensors (3, S, S) and (1, S, S). All random
+numbers come from the global CPU generator of torch. Where the recipes of the reference implementation name an operation
+without its strength, the default of this module is the usual strength of that operation.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ Pixels = NDArray[Any]
 
 
 def uniform(low: float, high: float) -> float:
-    """One draw from [low, high)."""
+    """A random number from [low, high)."""
     return float(torch.empty(()).uniform_(low, high))
 
 
 def pick(count: int) -> int:
-    """One draw from 0 … count - 1."""
+    """A random integer from 0 to count - 1."""
     return int(torch.randint(count, ()))
 
 
 def _to_array(tensor: Tensor) -> Pixels:
-    """(C, H, W) tensor to a contiguous (H, W, C) array, as OpenCV wants it."""
+    """(C, H, W) tensor to a contiguous (H, W, C) array, the layout of OpenCV."""
     array: Pixels = tensor.permute(1, 2, 0).contiguous().numpy()
     return array
 
@@ -46,11 +45,11 @@ def _to_tensor(array: Pixels) -> Tensor:
     return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
 
 
-# --- geometry: image and mask move together -------------------------------------------------------
+# --- geometric steps: applied to image and mask ---------------------------------------------------
 
 
 def resize(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Squash both to size × size: bilinear with antialias, and nearest-exact (no half-pixel shift)."""
+    """Resize both to size × size: the image bilinearly with antialiasing, the mask nearest-exact (without shift)."""
     if image.shape[-2:] != (size, size):
         image = F.resize(image, [size, size], InterpolationMode.BILINEAR, antialias=True)
     if mask.shape[-2:] != (size, size):
@@ -60,18 +59,18 @@ def resize(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """Cut a window of 0.95–1.05 of the area and aspect, and bring it back to the full size.
+    """Crop a random window and resize it to the full size.
 
-    A window larger than the picture cannot be cut. As in the original's library it is drawn again, up
-    to ten times, and then the largest central window is taken: the upper half of the range means "keep
-    (nearly) everything", never "pad".
+    The window has 0.95–1.05 of the area of the image and an aspect ratio of 0.95–1.05. As in the library that the
+    reference implementation uses, a window larger than the image is drawn again, up to ten times; then the largest
+    central window is used. The image is never padded.
     """
 
     scale: tuple[float, float] = (0.95, 1.05)
     ratio: tuple[float, float] = (0.95, 1.05)
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Image and mask cut by the same window; sizes unchanged."""
+        """Crop both with the same window; sizes are unchanged."""
         window = RandomResizedCrop.get_params(image, list(self.scale), list(self.ratio))
         top, left, height, width = (int(v) for v in window)
         area = (..., slice(top, top + height), slice(left, left + width))
@@ -80,29 +79,30 @@ class ResizedCrop:
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirror left-right (``horizontal``) or top-bottom."""
+    """Flip left-right (``horizontal``) or top-bottom."""
 
     horizontal: bool
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Both mirrored."""
+        """Flip both."""
         axis = -1 if self.horizontal else -2
         return image.flip(axis), mask.flip(axis)
 
 
 @dataclass(frozen=True)
 class ShiftScaleRotate:
-    """One affine move; what comes in from outside is the picture's own reflection, in the mask too.
+    """A random affine transform; pixels from outside are reflected at the border, in the image and in the mask.
 
-    Reflection without repeating the border pixel is what the original's library does by default.
+    The reflection does not repeat the border pixel, which is the default of the library that the reference
+    implementation uses.
     """
 
-    degrees: float
-    shift: float = 0.0625  # of the side
-    scale: float = 0.05
+    degrees: float  # largest rotation
+    shift: float = 0.0625  # largest shift, as a fraction of the side
+    scale: float = 0.05  # the scale factor is 1 ± scale
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Both moved by the same matrix: image bilinear, mask nearest."""
+        """Transform both with the same matrix: the image bilinearly, the mask with the nearest pixel."""
         height, width = image.shape[-2:]
         angle = uniform(-self.degrees, self.degrees)
         factor = 1 + uniform(-self.scale, self.scale)
@@ -118,17 +118,17 @@ class ShiftScaleRotate:
         return move(image, cv2.INTER_LINEAR), move(mask, cv2.INTER_NEAREST)
 
 
-# --- photometry: the mask stays as it is ----------------------------------------------------------
+# --- photometric steps: applied to the image only --------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Photometric:
-    """A step that changes pixels in place: applies ``change`` to the (S, S, 3) uint8 array."""
+    """A step that applies ``change``, a function of (S, S, 3) uint8 RGB arrays, to the image; the mask is unchanged."""
 
     change: Callable[[Pixels], Pixels]
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The changed image and the same mask."""
+        """Change the image; its tensor is not modified in place."""
         return _to_tensor(np.ascontiguousarray(self.change(_to_array(image)))), mask
 
 
@@ -137,24 +137,24 @@ def _kernel_size() -> int:
 
 
 def box_blur(image: Pixels) -> Pixels:
-    """Mean over 3×3 or 5×5."""
+    """Mean filter of 3×3 or 5×5 pixels."""
     size = _kernel_size()
     return np.asarray(cv2.blur(image, (size, size)))
 
 
 def gaussian_blur(image: Pixels) -> Pixels:
-    """Gaussian of 3×3 or 5×5, sigma from the size by OpenCV's rule."""
+    """Gaussian filter of 3×3 or 5×5 pixels; OpenCV derives sigma from the size."""
     size = _kernel_size()
     return np.asarray(cv2.GaussianBlur(image, (size, size), 0))
 
 
 def median_blur(image: Pixels) -> Pixels:
-    """Median over 3×3 or 5×5."""
+    """Median filter of 3×3 or 5×5 pixels."""
     return np.asarray(cv2.medianBlur(image, _kernel_size()))
 
 
 def motion_blur(image: Pixels) -> Pixels:
-    """Mean along a line of random direction through a 3×3 or 5×5 window."""
+    """Mean along a line of random direction in a window of 3×3 or 5×5 pixels."""
     size = _kernel_size()
     angle, half = uniform(0, float(np.pi)), (size - 1) / 2
     dx, dy = half * np.cos(angle), half * np.sin(angle)
@@ -164,29 +164,29 @@ def motion_blur(image: Pixels) -> Pixels:
 
 
 def brightness_contrast(image: Pixels) -> Pixels:
-    """Contrast × (1 ± 0.1) about black, then brightness ± 0.1 of the full range."""
+    """Multiply by 1 ± 0.1, then add ± 0.1 of the full range."""
     table = np.arange(256) * (1 + uniform(-0.1, 0.1)) + 255 * uniform(-0.1, 0.1)
     return np.asarray(cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8)))
 
 
 def jpeg(image: Pixels) -> Pixels:
-    """JPEG there and back, quality 80–100."""
+    """Compress as JPEG of quality 80–100 and decompress."""
     options = (cv2.IMWRITE_JPEG_QUALITY, 80 + pick(21))
-    # OpenCV takes BGR for granted; in RGB order the wrong channels would lose their detail.
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-    assert done
+    # OpenCV expects BGR; in RGB order, JPEG would subsample the wrong chroma.
+    encoded, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    assert encoded
     return np.asarray(cv2.cvtColor(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB))
 
 
 def gaussian_noise(image: Pixels) -> Pixels:
-    """Gaussian noise for each pixel and channel, variance 10–50 grey levels squared."""
+    """Add independent Gaussian noise to each pixel and channel, with a variance of 10–50 squared grey levels."""
     noise = torch.randn(image.shape) * uniform(10, 50) ** 0.5
     noisy: Pixels = noise.add_(torch.from_numpy(image)).round_().clamp_(0, 255).to(torch.uint8).numpy()
     return noisy
 
 
 def clahe(image: Pixels) -> Pixels:
-    """Contrast-limited histogram equalisation of the lightness: clip limit 1–4, 8×8 tiles."""
+    """Contrast-limited adaptive histogram equalisation of the lightness: clip limit 1–4, 8×8 tiles."""
     lab = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2LAB))
     equalise = cv2.createCLAHE(clipLimit=uniform(1, 4), tileGridSize=(8, 8))
     lab[:, :, 0] = equalise.apply(np.ascontiguousarray(lab[:, :, 0]))
@@ -194,7 +194,7 @@ def clahe(image: Pixels) -> Pixels:
 
 
 def sharpen(image: Pixels) -> Pixels:
-    """Blend 20–50 % of a 3×3 sharpening into the image; the mean brightness stays."""
+    """Sharpen with a 3×3 kernel of strength 0.2–0.5; the mean brightness is unchanged."""
     alpha = uniform(0.2, 0.5)
     kernel = np.full((3, 3), -alpha, np.float32)
     kernel[1, 1] = 1 + 8 * alpha
@@ -202,7 +202,7 @@ def sharpen(image: Pixels) -> Pixels:
 
 
 def coarse_dropout(image: Pixels) -> Pixels:
-    """Black out 8 squares of 8×8 pixels, wherever they fall."""
+    """Set 8 squares of 8×8 pixels at random positions to black."""
     image = image.copy()
     for _ in range(8):
         top, left = pick(max(1, image.shape[0] - 7)), pick(max(1, image.shape[1] - 7))

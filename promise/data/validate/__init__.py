@@ -1,1 +1,1 @@
-"""Checks of data sets: unreadable files, doubtful masks, leaks between splits."""
+"""Validate data sets: unreadable files, suspicious masks, leaks between splits."""

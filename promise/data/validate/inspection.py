@@ -1,7 +1,4 @@
-"""What the image and the mask of one row are like: what cannot be used, sizes, foreground, hashes; no torch.
-
-It compares nothing with other rows.
-"""
+"""Inspect the image and the mask of one row: errors, sizes, foreground, hashes; rows are not compared here."""
 
 from __future__ import annotations
 
@@ -12,65 +9,70 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from promise.data.images import content_hash, read_image, read_mask_and_value
-from promise.data.table import Row, tell_sizes
-from promise.data.validate.likeness import Likeness, likeness
+from promise.data.images import content_hash, read_image, read_mask_and_value, size_mismatch
+from promise.data.table import Row
+from promise.data.validate.likeness import Fingerprint, fingerprint
 from promise.runtime.errors import UserError
 
-SPECK = 10  # a component of fewer pixels is a speck
-MOSTLY = 0.5  # a mask of more foreground than this …
-FRAMED = 0.9  # … that also takes this share of the picture's edge is suspected to be inverted
+SPECK = 10  # pixels; smaller components are specks
+INVERTED_AREA = 0.5  # a mask with a larger fraction of foreground than this …
+INVERTED_EDGE = 0.9  # … and at least this fraction of foreground on its edge may be inverted
 
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """What a mask holds."""
+    """Properties of a mask."""
 
-    foreground: float  # share of the pixels
+    foreground: float  # fraction of the pixels
     components: int  # 8-connected
     specks: int  # components of fewer than 10 pixels
-    edge: float  # share of the picture's edge that is foreground
-    value: int  # what stands for foreground: 1 or 255; 0 where there is none
+    edge: float  # fraction of the pixels on the edge of the image that are foreground
+    value: int  # value of foreground pixels: 1 or 255; 0 for an empty mask
     content: str  # hash of size and pixels
 
     @property
     def inverted(self) -> bool:
-        """Whether it looks like background and foreground were swapped."""
-        return MOSTLY < self.foreground < 1 and self.edge >= FRAMED
+        """Whether foreground and background may be swapped."""
+        return INVERTED_AREA < self.foreground < 1 and self.edge >= INVERTED_EDGE
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Of one row."""
+    """The result for one row."""
 
-    faults: tuple[str, ...]
-    size: tuple[int, int] | None  # height, width of the image
-    content: str  # hash of the image file's bytes; empty when it cannot be read
-    look: Likeness | None
-    mask: MaskFacts | None
+    errors: tuple[UserError, ...]
+    size: tuple[int, int] | None  # (height, width) of the image; None if it cannot be read
+    content: str  # hash of the bytes of the image file; empty if it cannot be read
+    fingerprint: Fingerprint | None
+    mask: MaskFacts | None  # None if the mask cannot be read
 
 
 def inspect_row(row: Row) -> Inspection:
-    """Decode both files of a row, every pixel of them; faults are returned, not raised."""
-    faults = []
+    """Decode all pixels of both files of a row; errors are returned, not raised."""
+    errors: list[UserError] = []
     size, content, look, facts = None, "", None, None
     try:
         image = read_image(row.image)
-        size, content, look = (image.shape[0], image.shape[1]), content_hash(row.image), likeness(image)
+        size, content, look = (image.shape[0], image.shape[1]), content_hash(row.image), fingerprint(image)
     except UserError as error:
-        faults.append(f"image {error}")
+        errors.append(UserError(f"image {error}", code=error.code))
     try:
         mask, value = read_mask_and_value(row.mask)
         facts = describe_mask(mask, value)
         if size is not None and size != mask.shape:
-            faults.append(tell_sizes(row, size, mask.shape))
+            errors.append(size_mismatch(row.image, size, row.mask, mask.shape))
     except UserError as error:
-        faults.append(f"mask {error}")
-    return Inspection(tuple(faults), size, content, look, facts)
+        errors.append(UserError(f"mask {error}", code=error.code))
+    return Inspection(tuple(errors), size, content, look, facts)
 
 
 def describe_mask(mask: NDArray[np.bool_], value: int) -> MaskFacts:
-    """Facts of a mask (H, W) bool whose foreground is written as ``value``."""
+    """The properties of a mask.
+
+    Args:
+        mask: (H, W) bool.
+        value: value of foreground pixels in the file.
+    """
     areas = _component_areas(mask)
     edge = np.concatenate((mask[0], mask[-1], mask[:, 0], mask[:, -1]))
     digest = hashlib.blake2b(repr(mask.shape).encode(), digest_size=8)
@@ -86,11 +88,11 @@ def describe_mask(mask: NDArray[np.bool_], value: int) -> MaskFacts:
 
 
 def _component_areas(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Pixels of each 8-connected component of the foreground."""
+    """The number of pixels of each 8-connected component of the foreground."""
     pixels = mask.view(np.uint8)
     left, top, width, height = cv2.boundingRect(pixels)
     if not width:
         return np.zeros(0, np.int32)
-    inner = pixels[top : top + height, left : left + width]  # most of a mask is background
+    inner = pixels[top : top + height, left : left + width]  # faster: most of a mask is background
     number, _, stats, _ = cv2.connectedComponentsWithStats(inner, connectivity=8)
     return np.asarray(stats, np.int32)[1:number, cv2.CC_STAT_AREA]

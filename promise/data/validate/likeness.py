@@ -1,7 +1,7 @@
-"""Which pictures look the same, by a perceptual hash and a thumbnail; knows no files and no splits.
+"""Find images that look alike, by a perceptual hash and a thumbnail.
 
-The hash is 64 signs of the low frequencies in the cosine transform of the grey picture at 32 × 32 pixels: it survives
-JPEG and resizing. It only proposes; the difference of 16 × 16 thumbnails decides.
+The hash has 64 bits: the signs of the low frequencies in the cosine transform of the grey image at 32 × 32 pixels. It
+is robust to JPEG compression and resizing. The hash selects candidates; the difference of 16 × 16 thumbnails decides.
 """
 
 from __future__ import annotations
@@ -13,61 +13,66 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-HASHED = 32  # side of what is hashed
-SIDE = 16  # of a thumbnail
-RADIUS = 10  # hashes that differ in at most so many of 64 bits are compared by thumbnail
-COPY = 2.0  # root mean square difference, of 255, up to which two are practically the same picture
-ALIKE = 10.0  # up to which it looks like another one
-CANDIDATES = 64  # nearest hashes that are compared, of the same split and of others each
+HASHED_SIDE = 32  # pixels; side of the image that is hashed
+THUMBNAIL_SIDE = 16  # pixels
+MAX_BITS = 10  # images whose hashes differ in at most this many of 64 bits are compared by thumbnail
+COPY = 2.0  # two images are copies up to this root mean square difference of the thumbnails, in grey levels of 255
+ALIKE = 10.0  # two images look alike up to this difference
+CANDIDATES = 64  # number of nearest hashes that are compared, separately for the same split and for other splits
 
 _ONES = np.array([bin(value).count("1") for value in range(1 << 16)], np.uint8)
 
 
 @dataclass(frozen=True)
-class Likeness:
-    """What is kept of a picture."""
+class Fingerprint:
+    """The hash and the thumbnail of an image."""
 
-    bits: int  # 64
+    bits: int  # 64 bits
     thumbnail: NDArray[np.uint8]  # (16, 16) grey
 
 
 @dataclass(frozen=True)
 class Match:
-    """The nearest other picture."""
+    """The nearest other image."""
 
     index: int
-    difference: float  # root mean square of the thumbnails, of 255
+    difference: float  # root mean square difference of the thumbnails, in grey levels of 255
 
 
-def likeness(image: NDArray[np.uint8]) -> Likeness:
-    """Hash and thumbnail of a picture (H, W, 3) uint8 RGB."""
+def difference(first: Fingerprint, second: Fingerprint) -> float:
+    """Root mean square difference of two thumbnails, in grey levels of 255."""
+    return float(np.sqrt(((first.thumbnail.astype(np.float32) - second.thumbnail) ** 2).mean()))
+
+
+def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
+    """Hash and thumbnail of an image, (H, W, 3) uint8 RGB."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(grey, (HASHED, HASHED), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(grey, (HASHED_SIDE, HASHED_SIDE), interpolation=cv2.INTER_AREA)
     low = np.asarray(cv2.dct(small.astype(np.float32)))[:8, :8].ravel()
-    signs = low > np.median(low[1:])  # the first is the mean brightness
-    thumbnail = cv2.resize(small, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    return Likeness(int.from_bytes(np.packbits(signs).tobytes(), "big"), np.asarray(thumbnail, np.uint8))
+    signs = low > np.median(low[1:])  # the first coefficient is the mean brightness
+    thumbnail = cv2.resize(small, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
+    return Fingerprint(int.from_bytes(np.packbits(signs).tobytes(), "big"), np.asarray(thumbnail, np.uint8))
 
 
-def nearest(pictures: Sequence[Likeness], ranks: Sequence[int]) -> tuple[list[Match | None], list[Match | None]]:
-    """For each picture, the nearest one that looks like it.
+def nearest(images: Sequence[Fingerprint], ranks: Sequence[int]) -> tuple[list[Match | None], list[Match | None]]:
+    """For each image, find the nearest images that look alike.
 
     Args:
-        pictures: N.
-        ranks: N; a picture's split, in the order of use: train, val, test.
+        images: N fingerprints.
+        ranks: N; the split of each image, as its index in train, val, test.
 
     Returns:
-        The nearest of a lower rank, and the nearest of the same rank that stands before it; None where nothing
-        looks alike. Time grows with N²: a second for 10,000.
+        Two lists of length N: the nearest image of a lower rank, and the nearest image of the same rank with a lower
+        index; ``None`` if no image looks alike. The time is quadratic in N, about one second for 10,000 images.
     """
-    bits = np.array([p.bits for p in pictures], np.uint64).view(np.uint16).reshape(-1, 4).T.copy()  # four quarters
-    thumbnails = np.array([p.thumbnail for p in pictures], np.int16).reshape(len(pictures), SIDE * SIDE)
+    bits = np.array([p.bits for p in images], np.uint64).view(np.uint16).reshape(-1, 4).T.copy()  # (4, N)
+    thumbnails = np.array([p.thumbnail for p in images], np.int16).reshape(len(images), THUMBNAIL_SIDE**2)
     rank = np.array(ranks)
     before: list[Match | None] = []
     within: list[Match | None] = []
-    for index in range(len(pictures)):
+    for index in range(len(images)):
         distance = _ONES[bits ^ bits[:, index, None]].sum(axis=0, dtype=np.uint8)
-        close = np.flatnonzero(distance <= RADIUS)
+        close = np.flatnonzero(distance <= MAX_BITS)
         earlier = close[rank[close] < rank[index]]
         twins = close[(rank[close] == rank[index]) & (close < index)]
         before.append(_best(index, earlier, distance, thumbnails))
@@ -82,7 +87,6 @@ def _best(
         close = close[np.argpartition(distance[close], CANDIDATES)[:CANDIDATES]]
     if not close.size:
         return None
-    apart = (thumbnails[close] - thumbnails[index]).astype(np.float32)
-    difference = np.sqrt((apart**2).mean(axis=1))
-    best = int(np.argmin(difference))
-    return Match(int(close[best]), float(difference[best])) if difference[best] <= ALIKE else None
+    differences = np.sqrt(((thumbnails[close] - thumbnails[index]).astype(np.float32) ** 2).mean(axis=1))
+    best = int(np.argmin(differences))
+    return Match(int(close[best]), float(differences[best])) if differences[best] <= ALIKE else None

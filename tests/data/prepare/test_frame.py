@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +12,12 @@ from hypothesis import strategies as st
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from promise.data.prepare.frame import Frame, content_frame, read_frames, whole_frame, write_frames
-from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.errors import MissingFileError
 
 
 @st.composite
 def framed_masks(draw: st.DrawFn) -> tuple[Frame, np.ndarray]:
-    """A crop of a picture of up to 60 pixels a side, and a mask of blobs and speckle within the crop."""
+    """A crop of an image of at most 60 × 60 pixels, and a mask of blobs and speckle within the crop."""
     width, height = draw(st.integers(1, 60)), draw(st.integers(1, 60))
     left, top = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
     right, bottom = draw(st.integers(left + 1, width)), draw(st.integers(top + 1, height))
@@ -33,7 +35,7 @@ def framed_masks(draw: st.DrawFn) -> tuple[Frame, np.ndarray]:
 @settings(max_examples=300, deadline=None)
 @example((Frame(1, 33, 0, 0, 1, 33, 54), np.arange(33)[:, None] % 11 == 0))  # where OpenCV's rounding shifts rows
 @given(framed_masks())
-def test_a_mask_comes_back_exact_to_a_pixel(framed: tuple[Frame, np.ndarray]) -> None:
+def test_a_mask_is_restored_to_within_one_pixel(framed: tuple[Frame, np.ndarray]) -> None:
     frame, mask = framed
     prepared = frame.prepare_mask(mask.astype(np.uint8) * 255)
     assert prepared.shape == (frame.size, frame.size)
@@ -43,16 +45,16 @@ def test_a_mask_comes_back_exact_to_a_pixel(framed: tuple[Frame, np.ndarray]) ->
     if enlarged >= 1.5 or enlarged == 1:
         assert np.array_equal(back, mask)
         return
-    # One pixel of the coarser grid: whatever differs has a pixel of its own label that near.
+    # Each differing pixel has a pixel of its own label within one pixel of the coarser grid.
     reach = 2 * math.ceil(max(1, 1 / enlarged)) + 1
     assert not (back & ~maximum_filter(mask, reach, mode="constant")).any()
-    outside = minimum_filter(mask, reach, mode="constant")  # the padding and what lies outside are background
+    outside = minimum_filter(mask, reach, mode="constant")  # the padding and pixels outside the crop are background
     assert not (~back & outside).any()
 
 
 @settings(max_examples=60, deadline=None)
 @given(framed_masks())
-def test_nothing_is_shifted_and_the_padding_never_comes_back(framed: tuple[Frame, np.ndarray]) -> None:
+def test_the_crop_is_restored_in_place_without_padding(framed: tuple[Frame, np.ndarray]) -> None:
     frame, _ = framed
     back = frame.restore(np.ones((frame.size, frame.size), bool))
     inside = np.zeros_like(back)
@@ -60,10 +62,10 @@ def test_nothing_is_shifted_and_the_padding_never_comes_back(framed: tuple[Frame
     assert np.array_equal(back, inside)
 
 
-def test_a_smaller_prediction_comes_back_at_the_same_place() -> None:
+def test_a_smaller_prediction_is_restored_in_place() -> None:
     frame = Frame(width=100, height=60, left=10, top=4, right=90, bottom=54, size=320)
     mask = np.zeros((60, 100), bool)
-    mask[20:40, 30:50] = True  # 8 pixels of the original are 8 cells of an 80 × 80 prediction
+    mask[20:40, 30:50] = True  # one original pixel is one cell of an 80 × 80 prediction
     prediction = np.zeros((80, 80), bool)
     prediction[16:36, 20:40] = True
     assert np.array_equal(frame.restore(prediction), mask)
@@ -76,12 +78,13 @@ def test_a_probability_map_keeps_its_values() -> None:
     assert back.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_what_is_not_square_is_told() -> None:
-    with pytest.raises(UserError, match=r"this one is 4×2\."):
+def test_a_mask_that_is_not_square(user_error: Callable[..., Any]) -> None:
+    with user_error("mask-not-square") as caught:
         whole_frame(4, 4, size=4).restore(np.zeros((2, 4)))
+    assert "4×2" in str(caught.value)
 
 
-def test_padding_is_black_on_the_right_and_below() -> None:
+def test_padding_is_black_on_the_right_and_at_the_bottom() -> None:
     wide = whole_frame(4, 2, size=4).prepare(np.full((2, 4, 3), 200, np.uint8))
     tall = whole_frame(2, 4, size=4).prepare(np.full((4, 2, 3), 200, np.uint8))
     assert (wide[:2] == 200).all()
@@ -103,35 +106,35 @@ def test_foreground_is_above_127() -> None:
 # --- the content box ---
 
 
-def picture(height: int = 60, width: int = 80) -> np.ndarray:
+def black(height: int = 60, width: int = 80) -> np.ndarray:
     return np.zeros((height, width, 3), np.uint8)
 
 
-def test_the_dark_border_is_cut_off() -> None:
-    image = picture()
+def test_the_dark_border_is_cropped() -> None:
+    image = black()
     image[25:50, 30:70] = 90
     assert content_frame(image, size=8) == Frame(80, 60, 30, 25, 70, 50, 8)
 
 
 def test_twenty_is_still_border() -> None:
-    image = picture()
+    image = black()
     image[...] = 20
     image[25:50, 30:70] = 21
     assert content_frame(image, size=8) == Frame(80, 60, 30, 25, 70, 50, 8)
 
 
-def test_a_row_needs_more_than_ten_bright_flags() -> None:
-    image = picture()
+def test_a_row_needs_more_than_ten_bright_values() -> None:
+    image = black()
     image[25:50, 30:70] = 90
-    image[22, 40:43] = 90  # 3 pixels, 9 flags
-    image[22, 43, 0] = 90  # 10 flags
+    image[22, 40:43] = 90  # 3 pixels, 9 values
+    image[22, 43, 0] = 90  # 10 values
     assert content_frame(image, size=8).top == 25
-    image[22, 43, 1] = 90  # 11 flags
+    image[22, 43, 1] = 90  # 11 values
     assert content_frame(image, size=8).top == 22
 
 
-def test_the_corner_is_ignored_and_no_more() -> None:
-    image = picture()
+def test_only_the_corner_is_ignored() -> None:
+    image = black()
     image[25:50, 30:70] = 90
     image[:20, :20] = 255
     assert content_frame(image, size=8) == Frame(80, 60, 30, 25, 70, 50, 8)
@@ -139,36 +142,40 @@ def test_the_corner_is_ignored_and_no_more() -> None:
     assert content_frame(image, size=8) == Frame(80, 60, 20, 5, 70, 50, 8)
 
 
-def test_a_picture_without_content_stays_whole() -> None:
-    assert content_frame(picture(), size=8) == whole_frame(80, 60, size=8)
+def test_an_image_without_content_is_not_cropped() -> None:
+    assert content_frame(black(), size=8) == whole_frame(80, 60, size=8)
 
 
-def test_a_large_bright_picture_does_not_overflow() -> None:
+def test_a_large_bright_image_does_not_overflow() -> None:
     assert content_frame(np.full((300, 400, 3), 255, np.uint8), size=8) == whole_frame(400, 300, size=8)
 
 
-# --- the record ---
+# --- frames.csv ---
 
 
-def test_frames_survive_the_record(tmp_path: Path) -> None:
+def test_written_frames_are_read_again(tmp_path: Path) -> None:
     frames = {"images/a, b.png": Frame(80, 60, 30, 25, 70, 50, 8), "images/ä.png": whole_frame(3, 5, size=9)}
     write_frames(tmp_path / "frames.csv", frames)
     assert read_frames(tmp_path / "frames.csv") == frames
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "code", "fact"),
     [
-        ("image_name,train_type,mask_name\n", "is no record of frames"),
-        ("image_name,width,height,left,top,right,bottom,size\na.png,1,2,3\n", "line 2: not a frame"),
+        ("image_name,train_type,mask_name\n", "not-frames-csv", "image_name,width,height"),
+        ("image_name,width,height,left,top,right,bottom,size\na.png,1,2,3\n", "invalid-frame", "line 2"),
     ],
 )
-def test_a_damaged_record_is_told(tmp_path: Path, text: str, words: str) -> None:
+def test_an_invalid_frames_csv(tmp_path: Path, text: str, code: str, fact: str, user_error: Callable[..., Any]) -> None:
     (tmp_path / "frames.csv").write_text(text)
-    with pytest.raises(UserError, match=words):
+    with user_error(code) as caught:
         read_frames(tmp_path / "frames.csv")
+    assert "frames.csv" in str(caught.value)
+    assert fact in str(caught.value)
 
 
-def test_an_absent_record_is_told(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match=r"frames\.csv: no such file"):
+def test_a_missing_frames_csv(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError) as caught:
         read_frames(tmp_path / "frames.csv")
+    assert caught.value.code == "missing-file"
+    assert "frames.csv: " in str(caught.value)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,16 +23,17 @@ from promise.data.phantom import make_phantom
 from promise.data.prepare.assignment import Splitting
 from promise.data.prepare.frame import read_frames
 from promise.data.prepare.layouts import ImageSet, find_sets
-from promise.data.prepare.prepare import Recipe, prepare
+from promise.data.prepare.prepare import PrepareOptions, prepare
 from promise.data.table import read_table
-from promise.runtime.errors import ExistingRunError, UserError
+from promise.runtime.errors import ExistingRunError
 
 BORDER = 24
+Errors = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sets of phantoms with a black border of 24 pixels on the left and 7 above."""
+    """Two sets of phantoms with a black border of 24 pixels on the left and 7 pixels at the top."""
     folder = tmp_path_factory.mktemp("raw")
     for number, (name, count) in enumerate((("kvasir_seg", 10), ("cvc_clinicdb", 12))):
         for kind in ("images", "masks"):
@@ -59,8 +62,8 @@ def sets(raw: Path) -> list[ImageSet]:
     return [*find_sets("kvasir-seg", kvasir), *find_sets("cvc-clinicdb", clinic)]
 
 
-def quick(**options: object) -> Recipe:
-    return Recipe(**{"size": 48, "quiet": True, "workers": 2, **options})
+def quick(**options: object) -> PrepareOptions:
+    return PrepareOptions(**{"size": 48, "quiet": True, "workers": 2, **options})
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -72,10 +75,10 @@ def lines(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-# --- what comes out ---
+# --- output ---
 
 
-def test_one_set_becomes_a_set_of_our_own_format(raw: Path, tmp_path: Path) -> None:
+def test_one_set_becomes_images_masks_and_a_split_csv(raw: Path, tmp_path: Path) -> None:
     (kvasir, _) = sets(raw)
     result = prepare([kvasir], tmp_path / "out", recipe=quick(), splitting=Splitting(fractions=(0.6, 0.2, 0.2)))
     assert result.tables == {tmp_path / "out/split.csv": {"train": 6, "val": 2, "test": 2}}
@@ -88,7 +91,7 @@ def test_one_set_becomes_a_set_of_our_own_format(raw: Path, tmp_path: Path) -> N
         assert read_mask(row.mask).shape == (48, 48)
 
 
-def test_pixels_are_cropped_padded_and_resized_and_the_frame_says_how(raw: Path, tmp_path: Path) -> None:
+def test_pixels_are_cropped_padded_and_resized_as_recorded_in_the_frames(raw: Path, tmp_path: Path) -> None:
     (kvasir, _) = sets(raw)
     prepare([kvasir], tmp_path, recipe=quick(size=200), splitting=Splitting())
     frames = read_frames(tmp_path / "frames.csv")
@@ -99,11 +102,11 @@ def test_pixels_are_cropped_padded_and_resized_and_the_frame_says_how(raw: Path,
         assert (frame.height, frame.width) == mask.shape
         assert (frame.left, frame.top, frame.right, frame.bottom) == (BORDER, 7, frame.width, frame.height)
         assert np.array_equal(read_image(tmp_path / f"images/{pair.name}.png"), frame.prepare(image))
-        # Enlarged by more than 1.5: exactly the original mask comes back.
+        # Enlarged by more than 1.5: the original mask is restored exactly.
         assert np.array_equal(frame.restore(read_mask(tmp_path / f"masks/{pair.name}.png")), mask)
 
 
-def test_without_the_crop_the_border_stays(raw: Path, tmp_path: Path) -> None:
+def test_without_the_crop_the_border_is_kept(raw: Path, tmp_path: Path) -> None:
     (kvasir, _) = sets(raw)
     prepare([kvasir], tmp_path, recipe=quick(crop_border=False), splitting=Splitting())
     for frame in read_frames(tmp_path / "frames.csv").values():
@@ -121,13 +124,13 @@ def test_the_polyp_split(raw: Path, tmp_path: Path) -> None:
         "clinicdb.csv": {"test": 3},
     }
     rows = lines(tmp_path / "out/train.csv")
-    aside = {Path(r["image_name"]).stem for r in rows if r["train_type"] == "val" and "clinicdb" in r["image_name"]}
-    assert aside in ({"1", "2", "3"}, {"4", "5", "6"}, {"7", "8", "9"})  # a whole sequence
-    assert {r["group"] for r in rows if Path(r["image_name"]).stem in aside} == {str((int(min(aside)) - 1) // 3)}
+    held_out = {Path(r["image_name"]).stem for r in rows if r["train_type"] == "val" and "clinicdb" in r["image_name"]}
+    assert held_out in ({"1", "2", "3"}, {"4", "5", "6"}, {"7", "8", "9"})  # a whole sequence
+    assert {r["group"] for r in rows if Path(r["image_name"]).stem in held_out} == {str((int(min(held_out)) - 1) // 3)}
     read_table(tmp_path / "out/train.csv")
 
 
-def test_in_place_only_writes_csvs_that_fit_with_and_without_a_root(raw: Path, tmp_path: Path) -> None:
+def test_in_place_writes_only_csvs_that_work_with_and_without_a_root(raw: Path, tmp_path: Path) -> None:
     splitting = Splitting(split_file=raw / "split.json", val_share=0.2, seed=3)
     result = prepare(sets(raw), tmp_path / "out", recipe=quick(in_place=True), splitting=splitting)
     assert sorted(content(tmp_path / "out")) == ["clinicdb.csv", "kvasir.csv", "train.csv"]
@@ -145,7 +148,7 @@ def test_fewer_training_rows_in_proportion(raw: Path, tmp_path: Path) -> None:
     assert result.tables[tmp_path / "clinicdb.csv"] == {"test": 3}
 
 
-def test_fewer_training_rows_are_drawn_not_the_first(raw: Path, tmp_path: Path) -> None:
+def test_fewer_training_rows_are_drawn_at_random(raw: Path, tmp_path: Path) -> None:
     drawn = []
     for seed in (0, 0, 1, 2):
         splitting = Splitting(split_file=raw / "split.json", train_rows=8, seed=seed)
@@ -155,14 +158,14 @@ def test_fewer_training_rows_are_drawn_not_the_first(raw: Path, tmp_path: Path) 
     assert len({frozenset(names) for names in drawn}) == 3
 
 
-def test_a_published_split_that_cuts_groups_is_told(raw: Path, tmp_path: Path) -> None:
+def test_a_published_split_that_divides_groups_is_noted(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(json.dumps({"train": [str(i) for i in range(1, 12)], "test": ["12"]}))
     splitting = Splitting(split_file=tmp_path / "s.json", groups=(str(raw / "sequences.json"),))
     result = prepare(sets(raw)[1:], tmp_path / "o", recipe=quick(in_place=True), splitting=splitting)
-    assert result.notes == ("clinicdb: the given split cuts 1 groups in two: 3 (2 train, 1 test)",)
+    assert result.notes == ("clinicdb: the predefined split divides 1 group between splits: 3 (2 train, 1 test)",)
 
 
-def test_groups_drawn_stay_whole(raw: Path, tmp_path: Path) -> None:
+def test_random_splits_keep_groups_together(raw: Path, tmp_path: Path) -> None:
     splitting = Splitting(fractions=(0.5, 0.25, 0.25), groups=(str(raw / "sequences.json"),))
     prepare(sets(raw)[1:], tmp_path, recipe=quick(in_place=True), splitting=splitting)
     by_group: dict[str, set[str]] = {}
@@ -223,7 +226,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise: written lying down, shown upright
+    exif[0x0112] = 6  # the pixels are rotated by 90° clockwise for display
     Image.fromarray(np.ascontiguousarray(np.rot90(image))).save(tmp_path / "images/a.png", exif=exif)
     Image.fromarray(mask * np.uint8(255)).save(tmp_path / "masks/a.png")
     recipe = quick(size=64, crop_border=False)
@@ -231,10 +234,10 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "o/images/a.png")[:40], image)
 
 
-# --- stopping, going on, overwriting ---
+# --- interrupting, resuming, overwriting ---
 
 
-def test_a_killed_run_goes_on(raw: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes(raw: Path, tmp_path: Path) -> None:
     many = tmp_path / "many"
     for kind in ("images", "masks"):
         (many / kind).mkdir(parents=True)
@@ -253,7 +256,7 @@ def test_a_killed_run_goes_on(raw: Path, tmp_path: Path) -> None:
     process.communicate()
     assert not (out / "split.csv").exists()
     for path in out.rglob("*/[!.]*.png"):
-        assert read_image(path).shape == (400, 400, 3)  # whole or not there
+        assert read_image(path).shape == (400, 400, 3)  # complete, or absent
     with (out / "frames.part").open("a") as journal:
         journal.write('{"image": "images/0_k')  # half a line
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*/[!.]*.png")}
@@ -269,14 +272,16 @@ def test_a_killed_run_goes_on(raw: Path, tmp_path: Path) -> None:
     assert content(out) == content(whole)
 
 
-def test_a_changed_source_is_made_again(raw: Path, tmp_path: Path) -> None:
+def test_a_changed_source_is_prepared_again(raw: Path, tmp_path: Path, user_error: Errors) -> None:
     source = tmp_path / "source"
     shutil.copytree(raw / "kvasir_seg", source)
     broken = source / "masks/k3.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:-40])
-    with pytest.raises(UserError, match="1 of 10 pairs cannot be prepared"):
+    with user_error("corrupt-image") as caught:
         prepare(find_sets("kvasir-seg", source), tmp_path / "o", recipe=quick(), splitting=Splitting())
+    assert caught.value.code == "pairs-not-prepared"
+    assert str(caught.value).startswith("1 of 10 pairs ")
     assert not (tmp_path / "o/split.csv").exists()
     broken.write_bytes(whole)
     shutil.copy(source / "images/k5.png", source / "images/k4.png")
@@ -285,17 +290,20 @@ def test_a_changed_source_is_made_again(raw: Path, tmp_path: Path) -> None:
     assert (result.made, result.kept) == (2, 8)
 
 
-def test_nothing_is_overwritten_unasked(raw: Path, tmp_path: Path) -> None:
+def test_results_are_not_replaced_by_default(raw: Path, tmp_path: Path) -> None:
     (kvasir, _) = sets(raw)
     prepare([kvasir], tmp_path / "o", recipe=quick(), splitting=Splitting())
     before = content(tmp_path / "o")
     for recipe in (quick(size=64), quick(in_place=True)):
-        with pytest.raises(ExistingRunError, match=r"holds split.csv, frames.csv already; --overwrite replaces them"):
+        with pytest.raises(ExistingRunError) as caught:
             prepare([kvasir], tmp_path / "o", recipe=recipe, splitting=Splitting())
+        assert caught.value.code == "existing-output"
+        assert "split.csv, frames.csv" in str(caught.value)
+        assert "--overwrite" in str(caught.value)
     assert content(tmp_path / "o") == before
 
 
-def test_overwriting_leaves_nothing_of_the_old_and_all_of_others(raw: Path, tmp_path: Path) -> None:
+def test_overwriting_removes_earlier_results_and_keeps_other_files(raw: Path, tmp_path: Path) -> None:
     kvasir, clinic = sets(raw)
     prepare([kvasir], tmp_path / "o", recipe=quick(), splitting=Splitting())
     (tmp_path / "o/images/mine.png").write_bytes(b"mine")
@@ -305,49 +313,80 @@ def test_overwriting_leaves_nothing_of_the_old_and_all_of_others(raw: Path, tmp_
     assert content(tmp_path / "o") == {**content(tmp_path / "fresh"), "mine.png": b"mine"}
 
 
-def test_an_unfinished_run_with_other_settings_is_told(raw: Path, tmp_path: Path) -> None:
+def test_an_unfinished_run_with_other_settings(raw: Path, tmp_path: Path) -> None:
     (kvasir, _) = sets(raw)
     (tmp_path / "frames.part").write_text('{"size": 64, "crop_border": true}\n')
-    with pytest.raises(ExistingRunError, match="unfinished preparation with other settings"):
+    with pytest.raises(ExistingRunError) as caught:
         prepare([kvasir], tmp_path, recipe=quick(), splitting=Splitting())
+    assert caught.value.code == "unfinished-run"
+    assert "--overwrite" in str(caught.value)
 
 
-def test_a_folder_with_other_images_is_not_written_into(raw: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_images_is_not_written_to(raw: Path, tmp_path: Path) -> None:
     (kvasir, _) = sets(raw)
     (tmp_path / "images").mkdir()
-    with pytest.raises(ExistingRunError, match="holds images of something else"):
+    with pytest.raises(ExistingRunError) as caught:
         prepare([kvasir], tmp_path, recipe=quick(), splitting=Splitting())
+    assert caught.value.code == "foreign-folder"
+    assert f"{tmp_path} contains images" in str(caught.value)
 
 
-# --- faults ---
+# --- errors ---
 
 
-def damage_all(folder: Path) -> None:
+def corrupt_four(folder: Path) -> None:
     (folder / "images/k1.png").write_bytes(b"")
-    (folder / "masks/k2.png").write_text("no picture")
+    (folder / "masks/k2.png").write_text("not an image")
     cv2.imwrite(str(folder / "masks/k3.png"), np.zeros((5, 6), np.uint8))
     cv2.imwrite(str(folder / "masks/k4.png"), np.dstack([np.full((9, 9), v, np.uint8) for v in (0, 0, 255)]))
 
 
-def test_all_faults_are_told_at_once(raw: Path, tmp_path: Path) -> None:
+def test_the_errors_of_all_pairs_are_reported(raw: Path, tmp_path: Path, user_error: Errors) -> None:
     shutil.copytree(raw / "kvasir_seg", tmp_path / "k")
-    damage_all(tmp_path / "k")
-    with pytest.raises(UserError) as caught:
+    corrupt_four(tmp_path / "k")
+    codes = {
+        "images/k1.png": "empty-file",
+        "masks/k2.png": "not-an-image",
+        "masks/k3.png": "image-size-mismatch",
+        "masks/k4.png": "mask-channels-differ",
+    }
+    with user_error() as caught:
         prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", recipe=quick(), splitting=Splitting())
-    told = str(caught.value).splitlines()
-    assert told[0] == "4 of 10 pairs cannot be prepared; the others are, and the next run goes on:"
-    for words in ("k1.png: the file is empty", "k2.png: not a picture", "is 6×5.", "its channels differ"):
-        assert sum(words in line for line in told) == 1
+    assert sorted(caught.value.codes) == sorted(codes.values())
+    head, *lines = str(caught.value).splitlines()
+    assert head.startswith("4 of 10 pairs ")
+    for file, code in codes.items():
+        (error,) = (error for error in caught.value.errors if error.code == code)
+        assert str(tmp_path / "k" / file) in str(error)
+        assert f"  {error}" in lines
+    assert sum("6×5" in line for line in lines) == 1
 
 
-def test_images_and_masks_the_wrong_way_round_are_told(raw: Path, tmp_path: Path) -> None:
+def test_images_and_masks_are_swapped(raw: Path, tmp_path: Path, user_error: Errors) -> None:
     shutil.copytree(raw / "kvasir_seg" / "images", tmp_path / "k" / "masks")
     shutil.copytree(raw / "kvasir_seg" / "masks", tmp_path / "k" / "images")
-    with pytest.raises(UserError) as caught:
+    with user_error() as caught:
         prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", recipe=quick(), splitting=Splitting())
-    told = str(caught.value).splitlines()
-    assert "k0.png: not a binary mask" in told[1]
-    assert told[1].endswith("images/k0.png is one: are images and masks swapped?")
+    assert set(caught.value.codes) == {"images-and-masks-swapped"}
+    first = str(caught.value).splitlines()[1]
+    assert "masks/k0.png: " in first
+    assert "images/k0.png" in first
+
+
+def test_options_out_of_range(raw: Path, tmp_path: Path, user_error: Errors) -> None:
+    with user_error("invalid-size", "invalid-workers") as caught:
+        prepare(sets(raw), tmp_path / "o", recipe=quick(size=8, workers=0), splitting=Splitting())
+    assert "--size" in str(caught.value)
+    assert "--workers" in str(caught.value)
+    assert not (tmp_path / "o").exists()
+
+
+def test_sets_of_one_name_and_without_pairs(raw: Path, tmp_path: Path, user_error: Errors) -> None:
+    kvasir, _ = sets(raw)
+    with user_error("duplicate-set", "no-pairs") as caught:
+        prepare([kvasir, kvasir, ImageSet("mine", (), ())], tmp_path, recipe=quick(), splitting=Splitting())
+    assert "2 sets have the name kvasir" in str(caught.value)
+    assert "mine: " in str(caught.value)
 
 
 def unknown_names(raw: Path, tmp_path: Path) -> Splitting:
@@ -355,45 +394,66 @@ def unknown_names(raw: Path, tmp_path: Path) -> Splitting:
     return Splitting(split_file=tmp_path / "s.json")
 
 
+def sets_without_list(raw: Path, tmp_path: Path) -> Splitting:
+    (tmp_path / "s.json").write_text(json.dumps({"etis": {"train": ["k1"]}}))
+    return Splitting(split_file=tmp_path / "s.json")
+
+
 @pytest.mark.parametrize(
-    ("splitting", "words"),
+    ("splitting", "code", "facts"),
     [
-        (unknown_names, "2 names are not in kvasir: x1, x2"),
-        (lambda raw, tmp_path: Splitting(fractions=(1, 1, 1)), "adding up to 1"),
-        (lambda raw, tmp_path: Splitting(val_share=1), "--val-share wants a share"),
-        (lambda raw, tmp_path: Splitting(groups=("patient",)), "a column needs the layout csv"),
-        (lambda raw, tmp_path: Splitting(groups=("re:zzz",)), "not one of 10 names has a group"),
-        (lambda raw, tmp_path: Splitting(groups=("re:k", "re:l")), "with several, each is SET="),
+        (unknown_names, "unknown-image-names", "s.json: 2 names are not in kvasir: x1, x2"),
+        (sets_without_list, "set-not-listed", "kvasir; the file has lists for etis"),
+        (lambda raw, tmp_path: Splitting(fractions=(1, 1, 1)), "invalid-fractions", "--fractions"),
+        (lambda raw, tmp_path: Splitting(val_share=1), "invalid-val-share", "--val-share"),
+        (lambda raw, tmp_path: Splitting(train_rows=-1), "invalid-train-rows", "--train-rows"),
+        (lambda raw, tmp_path: Splitting(groups=("patient",)), "group-column-without-csv", "--group patient"),
+        (lambda raw, tmp_path: Splitting(groups=("re:zzz",)), "no-group", "--group re:zzz"),
+        (lambda raw, tmp_path: Splitting(groups=("re:k", "re:l")), "group-without-set", "--group re:k"),
     ],
 )
-def test_a_split_that_cannot_be_made(
-    raw: Path, tmp_path: Path, splitting: Callable[[Path, Path], Splitting], words: str
+def test_an_invalid_split(
+    raw: Path,
+    tmp_path: Path,
+    splitting: Callable[[Path, Path], Splitting],
+    code: str,
+    facts: str,
+    user_error: Errors,
 ) -> None:
     (kvasir, _) = sets(raw)
-    with pytest.raises(UserError, match=words):
+    with user_error(code) as caught:
         prepare([kvasir], tmp_path / "o", recipe=quick(), splitting=splitting(raw, tmp_path))
+    assert facts in str(caught.value)
     assert not (tmp_path / "o").exists()
 
 
-def test_unpaired_files_are_a_fault_or_left_out(raw: Path, tmp_path: Path) -> None:
+def test_a_list_without_sets_for_several_sets(raw: Path, tmp_path: Path, user_error: Errors) -> None:
+    with user_error("sets-not-named") as caught:
+        prepare(sets(raw), tmp_path / "o", recipe=quick(), splitting=unknown_names(raw, tmp_path))
+    assert "s.json: " in str(caught.value)
+
+
+def test_unpaired_files_are_an_error_or_left_out(raw: Path, tmp_path: Path, user_error: Errors) -> None:
     shutil.copytree(raw / "kvasir_seg", tmp_path / "k")
     (tmp_path / "k/masks/k1.png").unlink()
     found = find_sets("kvasir-seg", tmp_path / "k")
-    with pytest.raises(UserError, match=r"images without a mask in .* \(1\): k1.png\n--skip-unpaired leaves out"):
+    with user_error("unpaired-files") as caught:
         prepare(found, tmp_path / "o", recipe=quick(), splitting=Splitting())
+    assert "(1): k1.png\n--skip-unpaired " in str(caught.value)
     result = prepare(found, tmp_path / "o", recipe=quick(skip_unpaired=True), splitting=Splitting())
     assert sum(sum(counts.values()) for counts in result.tables.values()) == 9
     assert result.notes[0].startswith("left out: ")
 
 
-def test_two_images_of_one_base_name_are_told(raw: Path, tmp_path: Path) -> None:
+def test_two_images_with_one_base_name(raw: Path, tmp_path: Path, user_error: Errors) -> None:
     shutil.copytree(raw / "kvasir_seg", tmp_path / "k")
     shutil.copy(tmp_path / "k/images/k1.png", tmp_path / "k/images/K1.bmp")
-    with pytest.raises(UserError, match=r"kvasir: base names that stand for two images \(1\): .*K1.bmp and .*k1.png"):
+    with user_error("duplicate-base-name") as caught:
         prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", recipe=quick(), splitting=Splitting())
+    assert re.match(r"kvasir: .* \(1\): .*K1\.bmp and .*k1\.png", str(caught.value))
 
 
-def test_a_list_finds_names_that_keep_their_extension(raw: Path, tmp_path: Path) -> None:
+def test_a_list_matches_names_with_extension(raw: Path, tmp_path: Path) -> None:
     path = tmp_path / "my.csv"
     shutil.copytree(raw / "kvasir_seg", tmp_path / "k")
     shutil.copy(tmp_path / "k/images/k2.png", tmp_path / "k/images/k1.jpg")
@@ -406,7 +466,7 @@ def test_a_list_finds_names_that_keep_their_extension(raw: Path, tmp_path: Path)
     assert result.tables == {tmp_path / "o/split.csv": {"test": 1}}
 
 
-def test_foreground_outside_of_the_crop_is_told(raw: Path, tmp_path: Path) -> None:
+def test_foreground_outside_the_crop_is_noted(raw: Path, tmp_path: Path) -> None:
     shutil.copytree(raw / "kvasir_seg", tmp_path / "k")
     path = str(tmp_path / "k/masks/k1.png")
     mask = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
@@ -414,9 +474,7 @@ def test_foreground_outside_of_the_crop_is_told(raw: Path, tmp_path: Path) -> No
     cv2.imwrite(path, mask)
     cv2.imwrite(str(tmp_path / "k/masks/k2.png"), np.zeros_like(cv2.imread(str(tmp_path / "k/masks/k2.png"), 0)))
     result = prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", recipe=quick(), splitting=Splitting())
-    assert {"1 masks have foreground outside of the crop, which is lost", "1 masks have no foreground"} <= {
-        *result.notes
-    }
+    assert {"1 mask has foreground outside the crop, which is lost", "1 mask has no foreground"} <= {*result.notes}
 
 
 # --- the real sets ---
@@ -426,7 +484,7 @@ def test_foreground_outside_of_the_crop_is_told(raw: Path, tmp_path: Path) -> No
 def test_the_polyp_split_of_the_real_sets(shared: Path, tmp_path: Path) -> None:
     data = shared / "data"
     if not (data / "splits/pranet_split.json").is_file():
-        pytest.skip("the image sets are not there")
+        pytest.skip(f"{data} does not contain the image sets")
     splitting = Splitting(
         split_file=data / "splits/pranet_split.json",
         val_share=0.1,
@@ -444,9 +502,12 @@ def test_the_polyp_split_of_the_real_sets(shared: Path, tmp_path: Path) -> None:
     assert all(len(split) == 1 for split in sides.values())
 
 
-def test_masks_of_another_name_are_told_with_the_flags_that_name_them(raw: Path, tmp_path: Path) -> None:
-    alone = ImageSet("mine", ("mine",), (), ("raw: images without a mask in truth: a.png",))
-    with pytest.raises(UserError, match="mine: holds no image with a mask") as told:
-        prepare([alone], tmp_path, recipe=quick(), splitting=Splitting())
-    assert "--mask-suffix" in str(told.value)
-    assert "--skip-unpaired" not in str(told.value)
+def test_flags_for_names_of_masks_are_suggested_if_no_image_has_a_mask(
+    raw: Path, tmp_path: Path, user_error: Errors
+) -> None:
+    unpaired = ImageSet("mine", ("mine",), (), ("raw: images without a mask in masks: a.png",))
+    with user_error("no-pairs", "unpaired-files") as caught:
+        prepare([unpaired], tmp_path, recipe=quick(), splitting=Splitting())
+    assert "mine: " in str(caught.value)
+    assert "--mask-suffix" in str(caught.value)
+    assert "--skip-unpaired" not in str(caught.value)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +12,15 @@ from torch import Tensor
 from promise.data.transforms.recipes import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    PLAIN,
     RECIPES,
     build_transform,
     geometric_steps,
     photometric_steps,
+    plain_recipe,
+    recipe_code,
 )
 from promise.data.transforms.steps import ResizedCrop
-from promise.runtime.errors import UserError
 
 SIZE = 96
 GEOMETRY = {f"{r}-{i}": s for r in RECIPES for i, s in enumerate(geometric_steps(r))}
@@ -24,7 +28,7 @@ PHOTOMETRY = {s.change.__name__: s for s in photometric_steps("train2_color")}
 
 
 def blob(height: int = SIZE, width: int = SIZE) -> Tensor:
-    """(1, H, W) uint8 0/1: two shapes without any symmetry."""
+    """(1, H, W) uint8, 0 or 1: two shapes without symmetry."""
     y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
     pattern = ((x - 0.4) ** 2 + 2 * (y - 0.6) ** 2 < 0.06) | ((x > 0.6) & (x < 0.9) & (y > 0.1) & (y < 0.3))
     return pattern.to(torch.uint8)[None]
@@ -39,7 +43,7 @@ def iou(first: Tensor, second: Tensor) -> float:
     return float((first & second).sum() / (first | second).sum())
 
 
-def test_the_recipes_hold_what_the_reference_lists() -> None:
+def test_the_recipes_are_those_of_the_reference_implementation() -> None:
     assert set(RECIPES) == {
         "basic_color",
         "basic_gray",
@@ -172,7 +176,8 @@ def test_shapes_types_and_ranges(recipe: str, pixels: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_determinism(recipe: str) -> None:
     transform = build_transform(recipe, image_size=64, pixels="imagenet")
-    assert transform.deterministic == recipe.startswith("basic")
+    assert transform.deterministic == (recipe in ("basic_color", "basic_gray", "basic_color_nonorm"))
+    assert transform.deterministic != RECIPES[recipe].augments
     results = []
     for seed in (0, 0, 1, 2, 3):
         torch.manual_seed(seed)
@@ -191,15 +196,15 @@ def test_imagenet_values() -> None:
     torch.testing.assert_close(image.mean((1, 2)), torch.tensor(expected))
 
 
-def test_own_values_of_gray_and_nonorm() -> None:
+def test_normalisation_of_gray_and_unnormalized() -> None:
     flat = torch.full((3, 32, 32), 51, dtype=torch.uint8)
-    for recipe, expected in (("basic_gray", -0.6), ("basic_color_nonorm", 0.2)):
+    for recipe, expected in (("basic_gray", -0.6), ("basic_color_nonorm", 0.2), ("gray", -0.6), ("unnormalized", 0.2)):
         for pixels in ("imagenet", "minmax"):
             image, _ = build_transform(recipe, image_size=32, pixels=pixels)(flat, blob(32, 32))
             torch.testing.assert_close(image, torch.full((3, 32, 32), expected))
 
 
-def test_minmax_uses_each_image_whole_range() -> None:
+def test_minmax_scales_the_range_of_each_image() -> None:
     transform = build_transform("basic_color", image_size=32, pixels="minmax")
     source = torch.full((3, 32, 32), 100, dtype=torch.uint8)
     source[0, :16], source[2, 16:] = 60, 180
@@ -229,15 +234,53 @@ def test_resize_squashes_without_shifting_the_mask() -> None:
     assert torch.equal(resized, torch.nn.functional.pad(torch.ones(1, 50, 50), (25, 25, 25, 25)))
 
 
-def test_transforms_travel_to_worker_processes() -> None:
+def test_transforms_can_be_pickled() -> None:
     transform = build_transform("train2_color", image_size=32, pixels="minmax")
     assert pickle.loads(pickle.dumps(transform)) == transform
 
 
-def test_unknown_names() -> None:
-    with pytest.raises(UserError, match=r"unknown augmentation recipe 'train_color'. Did you mean 'train"):
-        build_transform("train_color", image_size=32, pixels="imagenet")
-    with pytest.raises(UserError, match=r"unknown pixel normalisation 'min-max'. Did you mean 'minmax'"):
+NAMES = {
+    "none": "basic_color",
+    "gray": "basic_gray",
+    "unnormalized": "basic_color_nonorm",
+    "light": "train1_color",
+    "strong": "train2_color",
+}
+
+
+def test_readable_names_are_aliases_of_codes() -> None:
+    assert {recipe.name: code for code, recipe in RECIPES.items()} == NAMES
+    assert list(NAMES) == [recipe.name for recipe in RECIPES.values()]
+    for name, code in NAMES.items():
+        assert recipe_code(name) == recipe_code(code) == code
+        assert plain_recipe(name) == plain_recipe(code)
+        assert build_transform(name, image_size=32, pixels="minmax") == build_transform(
+            code, image_size=32, pixels="minmax"
+        )
+        assert geometric_steps(name) == geometric_steps(code)
+        assert photometric_steps(name) == photometric_steps(code)
+
+
+def test_the_plain_recipe_keeps_the_normalisation() -> None:
+    assert PLAIN == plain_recipe(None) == "basic_color"
+    assert [plain_recipe(name) for name in NAMES] == [
+        "basic_color",
+        "basic_gray",
+        "basic_color_nonorm",
+        "basic_color",
+        "basic_color",
+    ]
+
+
+def test_unknown_names(user_error: Callable[..., Any]) -> None:
+    with user_error("unknown-recipe") as caught:
+        build_transform("strnog", image_size=32, pixels="imagenet")
+    assert "'strnog'" in str(caught.value)
+    assert "'strong'?" in str(caught.value)
+    assert "none, gray, unnormalized, light, strong" in str(caught.value)
+    for look_up in (recipe_code, plain_recipe, geometric_steps, photometric_steps):
+        with user_error("unknown-recipe"):
+            look_up("x")
+    with user_error("unknown-pixel-normalisation") as caught:
         build_transform("basic_color", image_size=32, pixels="min-max")
-    with pytest.raises(UserError, match="unknown augmentation recipe 'x'"):
-        geometric_steps("x")
+    assert "'minmax'?" in str(caught.value)

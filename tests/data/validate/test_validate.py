@@ -1,4 +1,4 @@
-"""Faults are planted one by one into a clean set; each must be told in one line of its own kind."""
+"""One fault is added to a clean data set at a time; each must be reported as one finding of its kind."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,6 @@ from promise.data.phantom import make_phantoms
 from promise.data.splits import read_grouping
 from promise.data.table import read_table
 from promise.data.validate.validate import Validation, summarise, validate
-from promise.runtime.errors import UserError
 
 HEADER = "image_name,train_type,mask_name"
 
@@ -29,7 +29,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(clean: Path, tmp_path: Path) -> Path:
-    """A copy to plant faults in: 6 train rows (lines 2–7), 3 val (8–10), 3 test (11–13)."""
+    """A copy that tests change: 6 train rows (lines 2–7), 3 val (8–10), 3 test (11–13)."""
     shutil.copytree(clean, tmp_path / "data")
     return tmp_path / "data"
 
@@ -39,7 +39,7 @@ def found(*csvs: Path, **options: object) -> Validation:
 
 
 def the_finding(result: Validation) -> tuple[str, str, int, str]:
-    """The only one."""
+    """The only finding."""
     assert [str(f) for f in result.findings][1:] == []
     (finding,) = result.findings
     return finding.level, finding.kind, finding.line, finding.text
@@ -67,7 +67,7 @@ def test_a_clean_set_has_no_findings(data: Path) -> None:
     assert len(result.entries) == 12
 
 
-# --- pictures in two splits ---
+# --- images in two splits ---
 
 
 def test_an_image_copied_into_the_test_split(data: Path) -> None:
@@ -88,7 +88,9 @@ def test_the_same_image_as_jpeg_70_and_half_as_large(data: Path) -> None:
     path = write_lines(data, lambda lines: [*lines, "images/small.jpg,test,masks/small.png"])
     level, kind, line, text = the_finding(found(path))
     assert (level, kind, line) == ("fault", "copy", 14)
-    assert text.startswith("leak: small.jpg (test) is practically the same picture as split.csv line 4 (train, ")
+    assert text.startswith("leak: small.jpg (test) ")
+    assert f" split.csv line 4 (train, {name(2)}) " in text
+    assert re.search(r"difference \d+\.\d of 255", text)
 
 
 def test_copies_are_found_across_csvs(data: Path) -> None:
@@ -112,7 +114,8 @@ def test_a_copy_within_a_split_is_a_warning(data: Path) -> None:
     path = write_lines(data, lambda lines: [*lines, "images/copied.png,train,masks/copied.png"])
     level, kind, line, text = the_finding(found(path))
     assert (level, kind, line) == ("warning", "copy", 14)
-    assert text.endswith("; in the same split.")
+    assert text.startswith("copied.png (train) ")
+    assert f" split.csv line 4 (train, {name(2)})" in text
 
 
 def test_a_neighbouring_frame_looks_alike(data: Path) -> None:
@@ -144,45 +147,45 @@ def test_the_mask_of_another_image_by_its_content(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "masks" / name(1), tmp_path / "masks" / name(4))
     level, kind, line, text = the_finding(found(path))
     assert (level, kind, line) == ("warning", "mask", 6)
-    assert text.endswith(
-        f"is the same as that of split.csv line 3 (train, {name(1)}); is it the mask of another image?"
-    )
+    assert str(tmp_path / "masks" / name(4)) in text
+    assert f" split.csv line 3 (train, {name(1)})" in text
 
 
 def test_a_mask_of_another_size(data: Path) -> None:
     path = edit_mask(data, 2, lambda mask: mask[:-1])
     level, kind, line, text = the_finding(found(path))
     assert (level, kind, line) == ("fault", "size", 4)
-    assert re.search(r"is \d+×\d+ pixels but mask .*phantom_0002\.png is \d+×\d+\.$", text)
+    assert re.search(r"images/phantom_0002\.png has \d+×\d+ pixels, .*masks/phantom_0002\.png has \d+×\d+\.$", text)
 
 
 def test_an_inverted_mask(data: Path) -> None:
     path = edit_mask(data, 2, lambda mask: 255 - mask)
     level, kind, line, text = the_finding(found(path))
     assert (level, kind, line) == ("warning", "inverted", 4)
-    assert "may be inverted" in text
+    assert str(data / "masks" / name(2)) in text
 
 
-@pytest.mark.parametrize(("factor", "kind", "words"), [(0, "empty", "no foreground"), (1, "full", "no background")])
-def test_an_empty_and_a_full_mask(data: Path, factor: int, kind: str, words: str) -> None:
+@pytest.mark.parametrize(("factor", "kind"), [(0, "empty"), (1, "full")])
+def test_an_empty_and_a_full_mask(data: Path, factor: int, kind: str) -> None:
     path = edit_mask(data, 2, lambda mask: np.full_like(mask, 255 * factor))
     level, found_kind, line, text = the_finding(found(path))
     assert (level, found_kind, line) == ("warning", kind, 4)
-    assert words in text
+    assert f"mask {data / 'masks' / name(2)} is {kind}" in text
 
 
 def test_a_mask_with_other_values(data: Path) -> None:
     path = edit_mask(data, 2, lambda mask: mask // 255 * 128)
     level, kind, line, text = the_finding(found(path))
     assert (level, kind, line) == ("fault", "file", 4)
-    assert "not a binary mask: it holds 2 values (0, 128)" in text
+    assert f"mask {data / 'masks' / name(2)}: " in text
+    assert "2 values (0, 128)" in text
 
 
-def test_one_mask_of_another_convention(data: Path) -> None:
+def test_one_mask_with_different_values(data: Path) -> None:
     path = edit_mask(data, 2, lambda mask: mask // 255)
     level, kind, line, text = the_finding(found(path))
     assert (level, kind, line) == ("warning", "values", 4)
-    assert text.startswith("1 mask holds 0 and 1, 11 hold 0 and 255")
+    assert re.match(r"1 mask .*0 and 1, .*11 .*0 and 255", text)
 
 
 def test_a_jpeg_mask_is_noted(data: Path) -> None:
@@ -192,8 +195,10 @@ def test_a_jpeg_mask_is_noted(data: Path) -> None:
     split = write_lines(
         data, lambda lines: [line.replace("masks/" + name(2), "masks/phantom_0002.jpg") for line in lines]
     )
-    finding = the_finding(found(split))
-    assert finding == ("note", "jpeg", 0, "1 mask is a JPEG, whose blurred edges are cut at > 127 (line 4)")
+    level, kind, line, text = the_finding(found(split))
+    assert (level, kind, line) == ("note", "jpeg", 0)
+    assert text.startswith("1 mask is a JPEG")
+    assert "> 127 (line 4)" in text
 
 
 def test_specks_are_noted(data: Path) -> None:
@@ -215,7 +220,7 @@ def test_a_truncated_png(data: Path, folder: str) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     level, kind, line, text = the_finding(found(data / "split.csv"))
     assert (level, kind, line) == ("fault", "file", 4)
-    assert f"{folder[:-1]} {path}: truncated or damaged" in text
+    assert text.startswith(f"{folder[:-1]} {path}: truncated")
 
 
 def test_missing_files_do_not_hide_other_faults(data: Path) -> None:
@@ -242,7 +247,7 @@ def test_missing_files_do_not_hide_other_faults(data: Path) -> None:
     ],
     ids=["byte-order mark", "semicolons", "trailing blank line", "Windows paths"],
 )
-def test_what_spreadsheets_do_is_a_note(data: Path, change: Callable[[str], str], words: str) -> None:
+def test_variations_of_spreadsheets_are_notes(data: Path, change: Callable[[str], str], words: str) -> None:
     path = data / "split.csv"
     path.write_text(change(path.read_text()), encoding="utf-8")
     assert the_finding(found(path)) == ("note", "tolerance", 0, words)
@@ -253,14 +258,17 @@ def test_a_missing_column(data: Path) -> None:
     path = write_lines(data, lambda lines: [line.rsplit(",", 1)[0] for line in lines])
     level, kind, _, text = the_finding(found(path))
     assert (level, kind) == ("fault", "csv")
-    assert text.startswith(f"{path}: the header lacks 'mask_name'. Found: image_name, train_type.")
+    assert text.startswith(f"{path}: ")
+    assert "'mask_name'" in text
+    assert "image_name, train_type." in text
 
 
 def test_a_duplicate_row(data: Path) -> None:
     path = write_lines(data, lambda lines: [*lines, lines[1]])
     level, kind, line, text = the_finding(found(path))
     assert (level, kind, line) == ("fault", "row", 14)
-    assert text == "images/phantom_0000.png stands on line 2 already (train, here train)"
+    assert text.startswith("images/phantom_0000.png ")
+    assert "line 2" in text
 
 
 def test_a_bad_csv_does_not_hide_the_others(data: Path) -> None:
@@ -277,7 +285,7 @@ def test_a_bad_csv_does_not_hide_the_others(data: Path) -> None:
 
 @pytest.mark.parametrize("how", ["column", "pattern", "json"])
 def test_a_group_in_two_splits_is_a_leak(data: Path, how: str) -> None:
-    groups = ["group", *(str(i if i not in (1, 10) else 0) for i in range(12))]  # picture 10 is a test row
+    groups = ["group", *(str(i if i not in (1, 10) else 0) for i in range(12))]  # image 10 is a test row
     path = write_lines(data, lambda lines: [f"{line},{g}" for line, g in zip(lines, groups, strict=True)])
     spec = "group"
     if how == "pattern":
@@ -288,7 +296,8 @@ def test_a_group_in_two_splits_is_a_leak(data: Path, how: str) -> None:
         Path(spec).write_text('{"polyp": ["phantom_0000.png", "phantom_0001.png", "phantom_0010.png"]}')
     level, kind, line, text = the_finding(found(path, grouping=read_grouping(spec)))
     assert (level, kind, line) == ("fault", "group", 12)
-    assert text.endswith("is in 2 splits: 2 train, 1 test rows; the first test row is this.")
+    assert text.startswith("leak: group ")
+    assert "2 splits (2 train, 1 test rows)" in text
 
 
 def test_a_group_is_found_across_csvs(data: Path) -> None:
@@ -301,17 +310,24 @@ def test_a_group_is_found_across_csvs(data: Path) -> None:
     assert finding[:3] == ("fault", "group", 2)
 
 
-def test_a_grouping_that_fits_nothing_is_told(data: Path) -> None:
-    with pytest.raises(UserError, match=r"--group re:xyz: not one of 12 names has a group"):
+def test_a_grouping_that_matches_nothing(data: Path, user_error: Callable[..., Any]) -> None:
+    with user_error("no-group") as caught:
         found(data / "split.csv", grouping=read_grouping("re:xyz"))
-    with pytest.raises(UserError, match=r"unknown column in split.csv: 'patient'"):
+    assert "--group re:xyz" in str(caught.value)
+    assert " 12 names " in str(caught.value)
+    with user_error("unknown-column") as caught:
         found(data / "split.csv", grouping=read_grouping("patient"))
+    assert "split.csv" in str(caught.value)
+    assert "'patient'" in str(caught.value)
+    with user_error("missing-data-root") as caught:
+        found(data / "split.csv", data_root=data / "nowhere")
+    assert f"--data-root {data / 'nowhere'}" in str(caught.value)
 
 
-# --- figures ---
+# --- statistics ---
 
 
-def test_figures_of_each_split(data: Path) -> None:
+def test_statistics_of_each_split(data: Path) -> None:
     def half(mask: np.ndarray) -> np.ndarray:
         mask[...] = 0
         mask[: mask.shape[0] // 2, : mask.shape[1] // 2] = 255
@@ -320,12 +336,12 @@ def test_figures_of_each_split(data: Path) -> None:
 
     for number in range(9, 12):
         edit_mask(data, number, half)
-    figures = {row["split"]: row for row in summarise(found(data / "split.csv"))}
-    assert {split: row["rows"] for split, row in figures.items()} == {"train": 6, "val": 3, "test": 3}
-    assert (figures["test"]["one_component"], figures["test"]["more_components"]) == (0, 3)
+    statistics = {row["split"]: row for row in summarise(found(data / "split.csv"))}
+    assert {split: row["rows"] for split, row in statistics.items()} == {"train": 6, "val": 3, "test": 3}
+    assert (statistics["test"]["one_component"], statistics["test"]["more_components"]) == (0, 3)
     masks = [cv2.imread(str(data / "masks" / name(n)), 0) for n in range(9, 12)]
-    shares = sorted(float((mask > 0).mean()) for mask in masks)
-    assert figures["test"]["foreground_5_50_95"][1] == pytest.approx(shares[1])
-    assert figures["test"]["foreground_mean"] == pytest.approx(sum(shares) / 3)
+    fractions = sorted(float((mask > 0).mean()) for mask in masks)
+    assert statistics["test"]["foreground_5_50_95"][1] == pytest.approx(fractions[1])
+    assert statistics["test"]["foreground_mean"] == pytest.approx(sum(fractions) / 3)
     areas = sorted(masks, key=lambda mask: mask.size)
-    assert figures["test"]["largest"] == [areas[-1].shape[1], areas[-1].shape[0]]
+    assert statistics["test"]["largest"] == [areas[-1].shape[1], areas[-1].shape[0]]
