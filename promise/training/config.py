@@ -54,8 +54,9 @@ class TrainConfig:
         group="data",
     )
     augment: str = option(
-        "train2_color",
-        "augmentation of the training rows: basic_color, basic_gray, basic_color_nonorm, train1_color, train2_color",
+        "strong",
+        "augmentation of the training rows: none, gray, unnormalized, light, strong; basic_color, basic_gray, "
+        "basic_color_nonorm, train1_color, train2_color are aliases in this order",
         group="data",
     )
     workers: int = option(2, "data loading processes; 0: load in the main process", group="data")
@@ -162,13 +163,13 @@ def check_train(config: TrainConfig) -> None:
 
 
 def freeze_code(name: str) -> str:
-    """The reference implementation's code of a freeze setting: ``encoders`` → ``FZ2``; a code is returned unchanged.
+    """The reference implementation's code of a freeze switch: ``encoders`` → ``FZ2``; a code is returned unchanged.
 
     Raises:
-        UserError: unknown name, code ``unknown-freeze-setting``; lists the known ones.
+        UserError: unknown name, code ``unknown-freeze-switch``; lists the readable names.
     """
     if name not in FREEZE_ALIASES and name not in FREEZE_ALIASES.values():
-        raise unknown_name("freeze setting", name, (*FREEZE_ALIASES, *FREEZE_ALIASES.values()))
+        raise unknown_name("freeze switch", name, FREEZE_ALIASES)
     return FREEZE_ALIASES.get(name, name)
 
 

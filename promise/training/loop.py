@@ -106,6 +106,11 @@ def validate(
     return dict(zip(names, mean.tolist(), strict=True))
 
 
+def has_finite_weights(net: nn.Module) -> bool:
+    """Whether all trainable parameters are finite."""
+    return all(bool(p.isfinite().all()) for p in net.parameters() if p.requires_grad)
+
+
 def _predict(net: nn.Module, batch: Batch, draw: DrawPrompts, device: torch.device) -> tuple[Prediction, Batch]:
     """The prediction for a batch, and the batch on the device; prompts are drawn on the CPU."""
     prompts = draw(batch)

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-from promise.data.transforms.recipes import build_transform
+from promise.data.transforms.recipes import recipe_code
 from promise.models.prompters.base import fixed_labels
 from promise.models.registry import parse_net_name, resolve_sam
 from promise.models.sam.backbones import get_backbone
@@ -60,17 +60,14 @@ def resolve_config(
         partial(_check_device, config),
         partial(_check_select, config, extra_scores),
     )
-    spec, _ = parse_net_name(config.net)
-    sam = resolve_sam(config.net, config.sam)
-    precision = resolve_precision(config.precision, resolve_device(config.device))
+    sam = resolve_sam(config.net, config.sam)  # a long spelling of the net names its backbone
+    config = _with_stored_names(config)
     return dataclasses.replace(
         config,
-        net=spec.name,
         sam=sam,
-        freeze=freeze_code(config.freeze),
-        precision=precision,
+        precision=resolve_precision(config.precision, resolve_device(config.device)),
         seed=random.SystemRandom().randrange(2**31) if config.seed is None else config.seed,
-        output=config.output or f"runs/{spec.name}-{sam}",
+        output=config.output or f"runs/{config.net}-{sam}",
     )
 
 
@@ -94,7 +91,7 @@ def _check_names(config: TrainConfig) -> None:
         partial(get_loss, config.loss),
         partial(check_optimizer, config.optimizer),
         partial(parse_schedule, config.scheduler, lr=config.lr, epochs=config.epochs),
-        partial(build_transform, config.augment, image_size=64, pixels="imagenet"),
+        partial(recipe_code, config.augment),
     )
 
 
@@ -112,8 +109,13 @@ def _check_select(config: TrainConfig, extra_scores: Collection[str]) -> None:
 
 
 def _with_stored_names(config: TrainConfig) -> TrainConfig:
-    """The configuration with net and freeze setting in the spelling that ``config.yaml`` has."""
-    return dataclasses.replace(config, net=parse_net_name(config.net)[0].name, freeze=freeze_code(config.freeze))
+    """The configuration with the names that run folders, checkpoints and caches store."""
+    return dataclasses.replace(
+        config,
+        net=parse_net_name(config.net)[0].name,
+        freeze=freeze_code(config.freeze),
+        augment=recipe_code(config.augment),
+    )
 
 
 def _resumed(config: TrainConfig, explicit: Collection[str]) -> TrainConfig:

@@ -10,12 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from promise.runtime.files import write_text
 from promise.training.curves import draw_curves
 
 log = logging.getLogger(__name__)
 
 EpochRow = dict[str, float | None]
+
+
+def convert_tensors(values: dict[str, Any]) -> None:
+    """Replace scalar tensors, which a callback may have added, by numbers; in place."""
+    values.update({name: value.item() for name, value in values.items() if isinstance(value, torch.Tensor)})
 
 
 class RunLog:

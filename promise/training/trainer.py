@@ -31,7 +31,7 @@ from promise.training.optim import build_scheduler
 from promise.training.resolve import resolve_config
 from promise.training.resume_state import Progress, check_same_sam, collect_state, restore_state
 from promise.training.run_folder import RunFolder
-from promise.training.run_log import EpochRow
+from promise.training.run_log import EpochRow, convert_tensors
 from promise.training.run_record import RunRecord
 from promise.training.selection import Selection
 from promise.types import Batch
@@ -189,7 +189,7 @@ class Trainer:
             scores = self.validate()
             self._check_finite(epoch, scores.get("loss", 0.0))
             self.callbacks.on_validation_end(self, scores)
-            _to_numbers(scores)
+            convert_tensors(scores)
         names = (*self.criterion.names, "dice", "iou", *self.score_names, *self.callbacks.score_names, *scores)
         row: EpochRow = {
             "epoch": epoch + 1,
@@ -202,9 +202,16 @@ class Trainer:
         progress.history.append(row)
         options.selection.update(progress, None if self.data.val is None else scores)
         self.callbacks.on_epoch_end(self, row)
-        _to_numbers(row)
+        convert_tensors(row)
         if self.record is not None and self.accelerator.is_main_process:
-            self.record.save_epoch(self.net, progress, self._state(self.record.metadata.sam_sha256))
+            state = collect_state(
+                self.net,
+                self.optimizer,
+                self.accelerator.scaler,
+                sam_sha256=self.record.metadata.sam_sha256,
+                callbacks=self.callbacks,
+            )
+            self.record.save_epoch(self.net, progress, state)
 
     def _after_step(self, step: int, loss_terms: LossTerms) -> None:
         self._last_lr = self.optimizer.param_groups[0]["lr"]
@@ -212,9 +219,8 @@ class Trainer:
         self.scheduler.step()
 
     def _check_finite(self, epoch: int, loss: float) -> None:
-        """Raise ``UserError`` if the loss or the weights of an epoch are no longer finite; nothing of it is kept."""
-        learned = (p for p in self.net.parameters() if p.requires_grad)
-        if not math.isfinite(loss) or not all(bool(p.isfinite().all()) for p in learned):
+        """Raise ``UserError`` if the loss or the weights are no longer finite; nothing of the epoch is kept."""
+        if not math.isfinite(loss) or not loop.has_finite_weights(self.net):
             kept = "" if self.folder is None else f" The files of epoch {epoch} are kept in {self.folder}."
             raise UserError(
                 f"training diverged: the loss of epoch {epoch + 1} is {loss}, or its last steps made weights infinite."
@@ -222,20 +228,10 @@ class Trainer:
                 code="diverged",
             )
 
-    def _state(self, sam_sha256: str) -> dict[str, Any]:
-        return collect_state(
-            self.net, self.optimizer, self.accelerator.scaler, sam_sha256=sam_sha256, callbacks=self.callbacks
-        )
-
     def _bar(self, loader: Loader, name: str) -> Iterable[Batch]:
         quiet = self.options.quiet or not self.accelerator.is_main_process
         bar: Iterable[Batch] = progress_bar(loader.batches, total=loader.steps, name=name, unit="batch", quiet=quiet)
         return bar
-
-
-def _to_numbers(values: dict[str, Any]) -> None:
-    """Convert scalar tensors that a callback has added, in place."""
-    values.update({name: value.item() for name, value in values.items() if isinstance(value, torch.Tensor)})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -674,7 +674,7 @@ def test_a_run_that_diverges_in_its_last_step_keeps_no_broken_weights(run: Train
         ({"loss": "dise"}, ["unknown-loss"]),
         ({"optimizer": "adm"}, ["unknown-optimizer"]),
         ({"scheduler": "cosin"}, ["unknown-scheduler"]),
-        ({"freeze": "FZ9"}, ["unknown-freeze-setting"]),
+        ({"freeze": "FZ9"}, ["unknown-freeze-switch"]),
         ({"select": "iuo"}, ["unknown-validation-score"]),
         ({"epochs": 0, "lr": 0.0, "batch_size": 0}, ["out-of-range"] * 3),
         ({"split_csv": None}, ["missing-split-csv"]),
@@ -710,6 +710,13 @@ def test_settings_that_other_packages_check(name: str, value: Any, run: Train, t
     assert len(caught.value.codes) == 1
     assert not isinstance(caught.value, MissingFileError)  # found before the table is opened
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["light", "train1_color"])
+def test_the_code_of_an_augmentation_is_stored(name: str, run: Train, tmp_path: Path) -> None:
+    run(epochs=1, augment=name)
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["augment"] == "train1_color"
+    assert run(epochs=1, augment="light", resume=True).progress.epoch == 1
 
 
 def test_missing_weights_are_refused(run: Train, tmp_path: Path) -> None:
@@ -768,11 +775,11 @@ def test_images_in_both_train_and_val_cause_a_warning(run: Train, phantoms: Path
             (data / name).write_bytes((phantoms.parent / name).read_bytes())
     (data / "split.csv").write_text("\n".join([*lines, "images/copy.png,val,masks/copy.png"]) + "\n")
     run(split_csv=str(data / "split.csv"), epochs=1)
-    expected = "1 of the 4 validation images is also trained on, by content"
+    expected = "1 of the 4 validation images is also"
     assert caplog.text.count(expected) == 1
     record = json.loads((tmp_path / "run/environment.json").read_text())
     assert [words[: len(expected)] for words in record["warnings"]] == [expected]
     caplog.clear()
     run(output=str(tmp_path / "clean"), epochs=1)
-    assert "also trained on" not in caplog.text
+    assert "validation images" not in caplog.text
     assert json.loads((tmp_path / "clean/environment.json").read_text())["warnings"] == []
