@@ -1,4 +1,4 @@
-"""promise-train: train a net of the table on the rows of a split CSV."""
+"""promise-train: train a net on the images of a split CSV."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DESCRIPTION = (
 def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = build_parser("promise-train", DESCRIPTION, TrainConfig)
-    parser.add_argument("--list-nets", action="store_true", help="print the table of nets and leave")
+    parser.add_argument("--list-nets", action="store_true", help="print the table of nets and exit")
     return parser
 
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     listing = arguments.__dict__.pop("list_nets", False)
-    given = vars(arguments).keys()
+    explicit = vars(arguments).keys()
     config = gather(arguments, TrainConfig)
     start_logging(quiet=config.quiet)
     prepare_process()
@@ -41,11 +41,11 @@ def _work(arguments: argparse.Namespace) -> int:
         return 0
     from promise.training.trainer import train
 
-    result = train(config, given=given)
+    result = train(config, explicit=explicit)
     if not result.main_process:
         return 0
     progress = result.progress
-    score = "" if progress.best_score is None else f", validation {config.select} {progress.best_score:.4f}"
+    score = "" if progress.best_score is None else f", validation {result.select} {progress.best_score:.4f}"
     print(f"best epoch {progress.best_epoch} of {progress.epoch}{score}, {result.seconds / 60:.1f} min")
     print(f"{result.folder / 'best.safetensors'}")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from promise.runtime.errors import UserError
+from promise.runtime.errors import UserError, unknown_name
 from promise.runtime.settings import (
     CACHE_DIR_HELP,
     CACHE_DTYPE_HELP,
@@ -14,101 +14,125 @@ from promise.runtime.settings import (
     option,
 )
 
+# What of SAM stays frozen → the reference implementation's code, which run folders and checkpoints store.
+FREEZE_ALIASES: dict[str, str] = {
+    "all": "FZ0",
+    "encoder+decoder": "FZ1",
+    "encoders": "FZ2",
+    "encoder": "FZ3",
+    "none": "FZ4",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a training run."""
+    """All settings of a training run."""
 
-    net: str = option("APM_IPS_resnet", "net of the table, see --list-nets", group="net")
+    net: str = option("APM_IPS_resnet", "name of the net; see --list-nets", group="net")
     sam: str | None = option(None, "backbone: lite_medsam (default), vit_b, vit_l, vit_h, medsam_vit_b", group="net")
     sam_checkpoint: str | None = option(
-        None, "SAM's weight file; default: cached or fetched; 'random' for tests", group="net"
+        None, "weight file of SAM; default: cached or downloaded; 'random' for tests", group="net"
     )
-    num_points: int = option(16, "point prompts an image: 1 or an even number", group="net")
+    num_points: int = option(16, "point prompts per image: 1 or an even number", group="net")
     point_labels: str | None = option(
         None, "labels of automatic prompts, such as 1-1-0-0; default: half 1, half 0", group="net"
     )
     freeze: str = option(
-        "FZ0",
-        "what of SAM stays frozen: FZ0 all, FZ1 image encoder and mask decoder, FZ2 both encoders, "
-        "FZ3 image encoder, FZ4 nothing",
-        choices=("FZ0", "FZ1", "FZ2", "FZ3", "FZ4"),
+        "all",
+        "which parts of SAM stay frozen: all, encoder+decoder (image encoder and mask decoder), encoders (image and "
+        "prompt encoder), encoder (image encoder), none; FZ0 to FZ4 are aliases in this order",
+        choices=(*FREEZE_ALIASES, *FREEZE_ALIASES.values()),
         group="net",
     )
 
     split_csv: str | None = option(None, "CSV with image_name,train_type,mask_name", group="data")
-    data_root: str | None = option(None, "folder that the CSV's paths are re-rooted onto", group="data")
-    check: str = option("full", "how far files are opened before training", choices=("full", "header"), group="data")
-    augment: str = option(
-        "train2_color",
-        "recipe for training rows: basic_color, basic_gray, basic_color_nonorm, train1_color, train2_color",
+    data_root: str | None = option(None, "folder that the paths of the CSV are relative to", group="data")
+    check: str = option(
+        "full",
+        "check of the files before training: decode them, or read their headers",
+        choices=("full", "header"),
         group="data",
     )
-    workers: int = option(2, "loader processes; 0 loads in the main one", group="data")
-    pin_memory: bool = option(True, "page-locked batches, where there is a GPU", group="data")
+    augment: str = option(
+        "strong",
+        "augmentation of the training rows: none, gray, unnormalized, light, strong; basic_color, basic_gray, "
+        "basic_color_nonorm, train1_color, train2_color are aliases in this order",
+        group="data",
+    )
+    workers: int = option(2, "data loading processes; 0: load in the main process", group="data")
+    pin_memory: bool = option(True, "batches in page-locked memory, with a GPU", group="data")
     drop_last: bool = option(False, "drop the last, smaller batch of an epoch", group="data")
     shuffle: bool = option(True, "shuffle training rows every epoch", group="data")
 
     cache: str = option(
         "eval",
-        "features kept on disk: off; eval: of validation rows, which is exact, where the disk allows; all: of training "
-        "rows too",
+        "features stored on disk: off; eval: of the validation rows, which is exact, if the disk has room; all: of the "
+        "training rows too",
         choices=CACHES,
         group="features",
     )
     cache_views: int = option(
         1,
-        "with --cache all: fixed augmented views of each training image; 1 with an augmenting recipe: one drawing, for "
-        "all epochs",
+        "with --cache all: number of fixed augmented views per training image, which are repeated in turn over the "
+        "epochs",
         group="features",
     )
     cache_dir: str | None = option(None, CACHE_DIR_HELP, group="features")
     cache_dtype: str = option("auto", CACHE_DTYPE_HELP, choices=CACHE_DTYPES, group="features")
 
     epochs: int = option(30, "passes over the training rows", group="training")
-    batch_size: int = option(8, "images a step and process", group="training")
-    loss: str = option("bce_dice", "bce, bce_dice, or reference (the original's)", group="training")
+    batch_size: int = option(8, "images per batch and process", group="training")
+    loss: str = option(
+        "bce_dice", "bce, bce_dice, or that of the reference implementation: reference", group="training"
+    )
     optimizer: str = option("adam", "adam, adamw or sgd", group="training")
-    lr: float = option(3e-4, "first learning rate", group="training")
-    weight_decay: float = option(0.0, "decay of the weights", group="training")
-    momentum: float = option(0.9, "of sgd", group="training")
+    lr: float = option(3e-4, "initial learning rate", group="training")
+    weight_decay: float = option(0.0, "weight decay", group="training")
+    momentum: float = option(0.9, "momentum of sgd", group="training")
     scheduler: str = option(
         "cosine",
-        "constant (LR), cosine, or restarts; the original's LR_200_1e-7 is understood",
+        "constant, cosine or restarts; the reference implementation's spelling, such as LR_200_1e-7, is accepted",
         group="training",
     )
-    min_lr: float = option(0.0, "where cosine ends", group="training")
-    restart_epochs: int = option(10, "length of a cycle of restarts", group="training")
-    warmup_epochs: float = option(0.0, "linear warm-up", group="training")
-    accumulate: int = option(1, "batches whose gradients make one step", group="training")
+    min_lr: float = option(0.0, "final learning rate of cosine and restarts", group="training")
+    restart_epochs: int = option(10, "epochs per cycle of restarts", group="training")
+    warmup_epochs: float = option(0.0, "epochs of linear warm-up", group="training")
+    accumulate: int = option(1, "batches whose gradients are accumulated for one optimiser step", group="training")
     clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", group="training")
     gradient_checkpointing: bool = option(
-        False, "compute inner values again in the backward pass: less memory, more time", group="training"
+        False, "recompute activations in the backward pass: less memory, more time", group="training"
     )
     precision: str = option(
-        "auto", "auto: bf16 where the device has instructions for it", choices=PRECISIONS, group="training"
+        "auto", "auto: bf16 if the device has instructions for it", choices=PRECISIONS, group="training"
     )
-    compile: bool = option(False, "torch.compile: faster steps after a slow first one", group="training")
+    compile: bool = option(False, "use torch.compile; the first step is slow", group="training")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", group="training")
-    seed: int | None = option(None, "default: drawn, and recorded in the run", group="training")
+    seed: int | None = option(None, "default: drawn at random and recorded in the run", group="training")
 
     validate_every: int = option(1, "epochs between validations", group="selection")
-    select: str = option("iou", "what the best epoch has most of", choices=("iou", "dice"), group="selection")
-    early_stopping: int = option(
-        0, "stop after this many validations without a better one; 0: never", group="selection"
+    select: str = option(
+        "iou",
+        "validation score that selects the best epoch: iou or dice (highest), loss or one of its terms (lowest)",
+        group="selection",
     )
+    early_stopping: int = option(0, "stop after this many validations without improvement; 0: never", group="selection")
 
     output: str | None = option(None, "run folder; default: runs/<net>-<backbone>", group="run")
-    resume: bool = option(False, "go on with the run in --output", group="run")
+    resume: bool = option(False, "continue the run in --output", group="run")
     overwrite: bool = option(False, "replace the run in --output", group="run")
-    tensorboard: bool = option(True, "write TensorBoard events, where it is installed", group="run")
+    tensorboard: bool = option(True, "write TensorBoard events, if it is installed", group="run")
     quiet: bool = option(False, "no progress bars, warnings only", group="run")
 
 
 def check_train(config: TrainConfig) -> None:
-    """Raise one ``UserError`` with all settings that make no sense."""
+    """Check the values that need no other part of the package.
+
+    Raises:
+        UserError: values out of range, missing or contradictory, all in one error; its ``codes`` are
+            ``out-of-range``, ``missing-split-csv`` and ``resume-and-overwrite``.
+    """
     faults = [
-        f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}"
+        ("out-of-range", f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
         for name, least in (
             ("epochs", 1),
             ("batch_size", 1),
@@ -126,20 +150,39 @@ def check_train(config: TrainConfig) -> None:
         if getattr(config, name) < least
     ]
     if not config.lr > 0:
-        faults.append(f"--lr must be above 0, got {config.lr}")
+        faults.append(("out-of-range", f"--lr must be above 0, got {config.lr}"))
     if config.split_csv is None:
-        faults.append("--split-csv is missing: which images? (data_format/README.md shows the format)")
+        faults.append(
+            ("missing-split-csv", "--split-csv is missing: which images? (data_format/README.md shows the format)")
+        )
     if config.resume and config.overwrite:
-        faults.append("--resume and --overwrite exclude each other")
+        faults.append(("resume-and-overwrite", "--resume and --overwrite exclude each other"))
     if faults:
-        raise UserError("; ".join(faults) + ".")
+        errors = [UserError(f"{message}.", code=code) for code, message in faults]
+        raise UserError("; ".join(message for _, message in faults) + ".", code=faults[0][0], errors=errors)
+
+
+def freeze_code(name: str) -> str:
+    """The reference implementation's code of a freeze switch: ``encoders`` → ``FZ2``; a code is returned unchanged.
+
+    Raises:
+        UserError: unknown name, code ``unknown-freeze-switch``; lists the readable names.
+    """
+    if name not in FREEZE_ALIASES and name not in FREEZE_ALIASES.values():
+        raise unknown_name("freeze switch", name, FREEZE_ALIASES)
+    return FREEZE_ALIASES.get(name, name)
 
 
 def parse_labels(text: str | None) -> tuple[int, ...] | None:
-    """``1-1-0-0`` (or with commas or blanks) → (1, 1, 0, 0)."""
+    """``1-1-0-0`` (or with commas or blanks) → (1, 1, 0, 0).
+
+    Raises:
+        UserError: something else than integers, code ``invalid-point-labels``.
+    """
     if text is None:
         return None
     try:
         return tuple(int(v) for v in text.replace(",", "-").replace(" ", "-").split("-") if v)
     except ValueError:
-        raise UserError(f"--point-labels wants 0s and 1s such as 1-1-0-0, got {text!r}.") from None
+        message = f"--point-labels wants 0s and 1s such as 1-1-0-0, got {text!r}."
+        raise UserError(message, code="invalid-point-labels") from None

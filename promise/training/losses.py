@@ -1,8 +1,8 @@
-"""Losses on mask logits, and the criterion that joins them with a prompter's own; knows no models and no data."""
+"""Losses of mask logits, and the criterion that adds the loss of a prompter; knows no models and no data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,10 +34,10 @@ def bce_dice(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def reference(logits: Tensor, target: Tensor) -> Tensor:
-    """The original's loss, quirks and all; shapes as :func:`bce`.
+    """The loss of the reference implementation, which differs from its formula; shapes as :func:`bce`.
 
-    The net's probabilities go through a second sigmoid, in both terms; Dice counts ``2·(I + 1)``, is averaged
-    over the batch and then clamped to [0, 1].
+    Both terms apply a second sigmoid to the probabilities; the Dice term counts ``2·(I + 1)``, is averaged over the
+    batch and then clamped to [0, 1].
     """
     probability = torch.sigmoid(logits)
     twice = torch.sigmoid(probability).flatten(1)
@@ -50,55 +50,72 @@ LOSSES: dict[str, Loss] = {"bce": bce, "bce_dice": bce_dice, "reference": refere
 
 
 def get_loss(name: str) -> Loss:
-    """Look a loss up by name; an unknown name is an error with the list and the nearest."""
+    """Look up a loss by name.
+
+    Raises:
+        UserError: unknown name, code ``unknown-loss``; lists the known ones and the nearest.
+    """
     if name not in LOSSES:
         raise unknown_name("loss", name, LOSSES)
     return LOSSES[name]
 
 
 def resize_target(mask: Tensor, side: tuple[int, int]) -> Tensor:
-    """Bring a mask (B, 1, S, S) to the logits' size bilinearly, as the original does; soft at the edges."""
+    """Resize a mask (B, 1, S, S) to ``side`` bilinearly, as the reference implementation does; edges become soft."""
     if tuple(mask.shape[-2:]) == tuple(side):
         return mask
     return F.interpolate(mask, size=side, mode="bilinear", align_corners=False)
 
 
+def score_names(terms: Sequence[str]) -> tuple[str, ...]:
+    """Names under which a loss with these terms is logged: ``loss``, and ``loss_<term>`` if there are several."""
+    return ("loss", *(f"loss_{term}" for term in terms if len(terms) > 1))
+
+
 @dataclass(frozen=True)
 class LossTerms:
-    """A loss and the terms that it is the sum of."""
+    """A loss and its terms, scalars."""
 
     total: Tensor
     terms: Mapping[str, Tensor]
 
     def named(self) -> dict[str, Tensor]:
-        """``loss``, and ``loss_<term>`` where there are several terms."""
-        several = len(self.terms) > 1
-        return {"loss": self.total, **{f"loss_{name}": term for name, term in self.terms.items() if several}}
+        """The values by the names of :func:`score_names`."""
+        several = self.terms if len(self.terms) > 1 else {}
+        return dict(zip(score_names(tuple(self.terms)), (self.total, *several.values()), strict=True))
 
 
 PromptLoss = Callable[[Prediction, Batch], Tensor]
 
 
 class Criterion:
-    """The loss of a prediction: of its mask, and of its prompts where the prompter has a loss of its own."""
+    """The loss of a prediction: of its mask and, if the prompter has a loss of its own, of its prompts.
+
+    For another loss, override :attr:`terms` and :meth:`__call__`.
+    """
 
     def __init__(self, mask: Loss, prompts: PromptLoss | None = None) -> None:
-        """Join the losses.
+        """Combine the losses.
 
         Args:
             mask: of mask logits and a target of the same size.
-            prompts: of a prediction and its batch, added to that of the mask.
+            prompts: of a prediction and its batch; added to the loss of the mask.
         """
         self.mask = mask
         self.prompts = prompts
 
     @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the terms, in the order of :class:`LossTerms`."""
+        return ("mask",) if self.prompts is None else ("mask", "prompts")
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """What :meth:`LossTerms.named` will hold."""
-        return ("loss",) if self.prompts is None else ("loss", "loss_mask", "loss_prompts")
+        """Names under which the loss is logged."""
+        return score_names(self.terms)
 
     def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
-        """The loss of a batch whose masks (B, 1, S, S) are on the prediction's device."""
+        """The loss of a batch whose masks (B, 1, S, S) are on the device of the prediction."""
         height, width = prediction.mask_logits.shape[-2:]
         terms = {"mask": self.mask(prediction.mask_logits, resize_target(batch.mask, (height, width)))}
         if self.prompts is None:

@@ -1,14 +1,15 @@
-"""Optimisers and learning-rate schedules by name; knows no models, no data and no configuration."""
+"""Optimisers and learning rate schedules by name; knows no models, no data and no configuration."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from promise.runtime.errors import UserError, unknown_name
 
@@ -20,11 +21,13 @@ _SPELLINGS = {
     "cosineannealing": "cosine",
     "cosinewarmrestarts": "restarts",
 }
-_ORIGINAL = re.compile(r"(?P<kind>[A-Za-z]+)(_(?P<epochs>\d+))?(_(?P<least>\d*\.?\d+(e-?\d+)?))?", re.IGNORECASE)
+_REFERENCE_SPELLING = re.compile(
+    r"(?P<kind>[A-Za-z]+)(_(?P<epochs>\d+))?(_(?P<least>\d*\.?\d+(e-?\d+)?))?", re.IGNORECASE
+)
 
 
 def check_optimizer(name: str) -> None:
-    """Raise ``UserError`` for an optimiser that is not known; lists the known ones and the nearest."""
+    """Raise ``UserError`` (code ``unknown-optimizer``) for an unknown optimiser; lists the known ones."""
     if name.lower() not in OPTIMIZERS:
         raise unknown_name("optimizer", name, OPTIMIZERS)
 
@@ -38,23 +41,25 @@ def build_optimizer(
     momentum: float = 0.9,
     fused: bool = False,
 ) -> torch.optim.Optimizer:
-    """Build an optimiser over the parameters that learn; parameters without gradients are left out.
+    """Build an optimiser of the trainable parameters; parameters without gradients are left out.
 
     Args:
         name: adam, adamw or sgd.
         parameters: of the net.
-        lr: first learning rate.
+        lr: initial learning rate.
         weight_decay: of all parameters.
         momentum: of sgd.
-        fused: PyTorch's one-kernel step, where the device has it.
+        fused: use PyTorch's fused implementation; the device must have it.
 
     Raises:
-        UserError: unknown name, or nothing that learns.
+        UserError: unknown name, code ``unknown-optimizer``; no trainable parameter, code ``nothing-to-train``.
     """
     check_optimizer(name)
     learning = [p for p in parameters if p.requires_grad]
     if not learning:
-        raise UserError("nothing in this net can be trained: choose another --net or --freeze.")
+        raise UserError(
+            "nothing in this net can be trained: choose another --net or --freeze.", code="nothing-to-train"
+        )
     match name.lower():
         case "adam":
             return torch.optim.Adam(learning, lr=lr, weight_decay=weight_decay, fused=fused)
@@ -66,18 +71,24 @@ def build_optimizer(
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning rate as a function of the epoch, fractions included; lasts ``epochs``."""
+    """A learning rate as a function of time in epochs.
 
-    kind: str
-    lr: float
-    epochs: float
+    A closed form: PyTorch's ``CosineAnnealingLR`` computes each value from the one before, so that a resumed run would
+    differ in the last bits, and rises again after its end. ``CosineAnnealingWarmRestarts`` takes whole epochs only and
+    no warm-up before it.
+    """
+
+    kind: str  # constant, cosine, restarts
+    lr: float  # initial learning rate
+    epochs: float  # end of cosine; from then on, the learning rate is min_lr
     min_lr: float = 0.0
-    cycle: float = 10.0
-    warmup: float = 0.0
+    cycle: float = 10.0  # epochs per cycle of restarts
+    warmup: float = 0.0  # epochs of linear warm-up, which precede the schedule
 
     def __call__(self, epoch: float) -> float:
-        """Learning rate at a time, counted in epochs from 0."""
+        """The learning rate at a time, in epochs from 0, with fractions."""
         if epoch < self.warmup:
+            # The offset keeps the first step above 0. LinearLR has a start factor instead: other values.
             return self.lr * (epoch + 1e-3) / self.warmup
         if self.kind == "constant":
             return self.lr
@@ -90,15 +101,15 @@ class Schedule:
 def parse_schedule(
     text: str, *, lr: float, epochs: float, min_lr: float = 0.0, cycle: float = 10.0, warmup: float = 0.0
 ) -> Schedule:
-    """Understand ``constant``, ``cosine``, ``restarts`` and the original's ``LR_200_1e-7``.
+    """Parse ``constant``, ``cosine``, ``restarts`` or the reference implementation's spelling, such as ``LR_200_1e-7``.
 
-    In the original's spelling the first number is the length of a cosine in epochs and the second its end;
-    ``LR`` is constant and uses neither.
+    In that spelling the first number is the length of a cosine in epochs and the second its final value; ``LR`` is
+    constant and uses neither. Other arguments are those of :class:`Schedule`.
 
     Raises:
-        UserError: unknown name; lists the known ones and the nearest.
+        UserError: unknown name, code ``unknown-scheduler``; lists the known ones and the nearest.
     """
-    match = _ORIGINAL.fullmatch(text)
+    match = _REFERENCE_SPELLING.fullmatch(text)
     kind = match["kind"].lower() if match else text
     kind = _SPELLINGS.get(kind, kind)
     if match is None or kind not in SCHEDULERS:
@@ -112,3 +123,28 @@ def parse_schedule(
         float(length) if length else cycle,
         warmup,
     )
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer,
+    schedule: Callable[[float], float],
+    *,
+    steps_per_epoch: int,
+    steps_done: int = 0,
+) -> LambdaLR:
+    """Build a scheduler that is stepped after each step of the optimiser, and set the first learning rate.
+
+    Args:
+        optimizer: all of its parameter groups get the same learning rate.
+        schedule: time in epochs, with fractions → learning rate.
+        steps_per_epoch: optimiser steps per epoch.
+        steps_done: optimiser steps before this one, in a resumed run.
+    """
+
+    def learning_rate(step: int) -> float:
+        epoch, of_epoch = divmod(step, steps_per_epoch)
+        return schedule(epoch + of_epoch / steps_per_epoch)
+
+    for group in optimizer.param_groups:
+        group["initial_lr"] = 1.0  # LambdaLR multiplies by it: the learning rate is the value of the schedule, exactly
+    return LambdaLR(optimizer, learning_rate, last_epoch=steps_done - 1)

@@ -1,28 +1,27 @@
-"""What a training configuration leaves open is settled, and what cannot work refused, before anything slow.
-
-Knows no loop and writes nothing.
-"""
+"""Complete a training configuration, and reject settings that cannot work before anything slow; writes nothing."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
-from promise.data.transforms.recipes import build_transform
+from promise.data.transforms.recipes import recipe_code
 from promise.models.prompters.base import fixed_labels
 from promise.models.registry import parse_net_name, resolve_sam
 from promise.models.sam.backbones import get_backbone
 from promise.runtime.device import resolve_device, resolve_precision
-from promise.runtime.errors import UserError
+from promise.runtime.errors import UserError, all_of
 from promise.runtime.settings import read_yaml
-from promise.training.config import TrainConfig, check_train, parse_labels
-from promise.training.losses import get_loss
+from promise.training.config import TrainConfig, check_train, freeze_code, parse_labels
+from promise.training.losses import Criterion, bce, get_loss
 from promise.training.optim import check_optimizer, parse_schedule
 from promise.training.run_folder import RunFolder
+from promise.training.selection import check_score
 
-# What a resumed run may change: none of it alters the result.
+# Settings that a resumed run may change: none of them alters the result.
 FREE_TO_CHANGE = (
     "workers",
     "pin_memory",
@@ -36,32 +35,39 @@ FREE_TO_CHANGE = (
 )
 
 
-def resolve_config(config: TrainConfig, given: Collection[str] = ()) -> TrainConfig:
-    """Fill in what a configuration leaves open, and refuse what cannot work, before anything slow.
+def resolve_config(
+    config: TrainConfig, explicit: Collection[str] = (), *, extra_scores: Collection[str] = ()
+) -> TrainConfig:
+    """Complete a configuration: names in the spelling that is stored, backbone, precision, seed, output folder.
 
-    Names, seed, precision, device and folder are settled; a resumed run takes its settings from its folder, and
-    refuses those among ``given`` that differ.
+    Args:
+        config: the settings. A resumed run takes its own from its folder.
+        explicit: names of settings that the user set; a resumed run rejects those that differ from its own.
+        extra_scores: names of validation scores that callbacks add.
+
+    Raises:
+        UserError: settings that cannot work, all in one error; for a resumed run, other settings than its own, code
+            ``changed-settings``.
     """
     if config.resume:
-        config = _resumed(config, given)
-    faults: list[str] = []
-    for check in (check_train, _check_net, _check_points, _check_names, _check_device):
-        try:
-            check(config)
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise UserError("\n  ".join(faults))
-    spec, _ = parse_net_name(config.net)
-    sam = resolve_sam(config.net, config.sam)
-    precision = resolve_precision(config.precision, resolve_device(config.device))
+        config = _resumed(config, explicit)
+    all_of(
+        partial(check_train, config),
+        partial(_check_net, config),
+        partial(freeze_code, config.freeze),
+        partial(_check_points, config),
+        partial(_check_names, config),
+        partial(_check_device, config),
+        partial(_check_select, config, extra_scores),
+    )
+    sam = resolve_sam(config.net, config.sam)  # a long spelling of the net names its backbone
+    config = _with_stored_names(config)
     return dataclasses.replace(
         config,
-        net=spec.name,
         sam=sam,
-        precision=precision,
+        precision=resolve_precision(config.precision, resolve_device(config.device)),
         seed=random.SystemRandom().randrange(2**31) if config.seed is None else config.seed,
-        output=config.output or f"runs/{spec.name}-{sam}",
+        output=config.output or f"runs/{config.net}-{sam}",
     )
 
 
@@ -70,7 +76,8 @@ def _check_net(config: TrainConfig) -> None:
     if not spec.trainable:
         raise UserError(
             f"{spec.name} is for evaluation only: train {' or '.join(spec.learned_by) or 'another net'} and pass it to "
-            "promise-eval."
+            "promise-eval.",
+            code="not-trainable",
         )
     get_backbone(resolve_sam(config.net, config.sam))
 
@@ -80,35 +87,57 @@ def _check_points(config: TrainConfig) -> None:
 
 
 def _check_names(config: TrainConfig) -> None:
-    get_loss(config.loss)
-    check_optimizer(config.optimizer)
-    parse_schedule(config.scheduler, lr=config.lr, epochs=config.epochs)
-    build_transform(config.augment, image_size=64, pixels="imagenet")
+    all_of(
+        partial(get_loss, config.loss),
+        partial(check_optimizer, config.optimizer),
+        partial(parse_schedule, config.scheduler, lr=config.lr, epochs=config.epochs),
+        partial(recipe_code, config.augment),
+    )
 
 
 def _check_device(config: TrainConfig) -> None:
     resolve_precision(config.precision, resolve_device(config.device))
 
 
-def _resumed(config: TrainConfig, given: Collection[str]) -> TrainConfig:
+def _check_select(config: TrainConfig, extra_scores: Collection[str]) -> None:
+    try:
+        spec, _ = parse_net_name(config.net)
+    except UserError:
+        return  # reported by _check_net
+    losses = Criterion(bce, spec.prompt_loss).names  # the names do not depend on the loss of the mask
+    check_score(config.select, ("iou", "dice", *losses, *extra_scores))
+
+
+def _with_stored_names(config: TrainConfig) -> TrainConfig:
+    """The configuration with the names that run folders, checkpoints and caches store."""
+    return dataclasses.replace(
+        config,
+        net=parse_net_name(config.net)[0].name,
+        freeze=freeze_code(config.freeze),
+        augment=recipe_code(config.augment),
+    )
+
+
+def _resumed(config: TrainConfig, explicit: Collection[str]) -> TrainConfig:
     if config.output is None:
         spec, _ = parse_net_name(config.net)
         config = dataclasses.replace(config, output=f"runs/{spec.name}-{resolve_sam(config.net, config.sam)}")
     folder = RunFolder(Path(config.output or ""))
     folder.check(resume=True, overwrite=False)
-    then = TrainConfig(**read_yaml(folder.config, TrainConfig))
-    config = dataclasses.replace(config, net=parse_net_name(config.net)[0].name)
+    before = _with_stored_names(TrainConfig(**read_yaml(folder.config, TrainConfig)))
+    config, defaults = _with_stored_names(config), _with_stored_names(TrainConfig())
     kept = {name: getattr(config, name) for name in FREE_TO_CHANGE}
     changed = [
-        f"--{f.name.replace('_', '-')} is {getattr(config, f.name)} now and was {getattr(then, f.name)}"
-        for f in dataclasses.fields(config)
-        if f.name not in FREE_TO_CHANGE
-        and (f.name in given or getattr(config, f.name) != f.default)
-        and getattr(config, f.name) != getattr(then, f.name)
+        f"--{name.replace('_', '-')} is {getattr(config, name)} now and was {getattr(before, name)}"
+        for name in (field.name for field in dataclasses.fields(config))
+        if name not in FREE_TO_CHANGE
+        and (name in explicit or getattr(config, name) != getattr(defaults, name))
+        and getattr(config, name) != getattr(before, name)
     ]
     if changed:
         raise UserError(
             f"cannot resume {folder.path} with other settings: {'; '.join(changed)}. Drop them, or start a new run "
-            "with another --output."
+            "with another --output.",
+            code="changed-settings",
         )
-    return dataclasses.replace(then, **kept)
+    return dataclasses.replace(before, **kept)

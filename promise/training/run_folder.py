@@ -1,10 +1,9 @@
-"""A run's folder: what lies where, written whole or not at all, read again to resume; knows no nets and no loop."""
+"""The files of a run: names, checks before they are written, state to resume from, environment; knows no nets."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from promise.runtime.errors import ExistingRunError, MissingFileError, UserError
 from promise.runtime.files import atomic_path, write_json
+from promise.training.resume_state import Progress
 
 OURS = (
     "config.yaml",
@@ -23,17 +23,6 @@ OURS = (
     "last.safetensors",
     "state/resume.pt",
 )
-
-
-@dataclass
-class Progress:
-    """How far a run is."""
-
-    epoch: int = 0  # epochs done
-    history: list[dict[str, float | None]] = field(default_factory=list)
-    best_epoch: int | None = None
-    best_score: float | None = None
-    stale: int = 0  # validations since the best one
 
 
 class RunFolder:
@@ -50,35 +39,41 @@ class RunFolder:
         self.events = path / "tensorboard"
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Refuse a folder that cannot be used; changes nothing.
+        """Check that the folder can be used; changes nothing.
 
         Raises:
-            ExistingRunError: it holds a run already, and neither flag says what to do with it.
-            MissingFileError: there is nothing to resume.
+            ExistingRunError: it already holds a run, and neither ``resume`` nor ``overwrite`` is set; code
+                ``existing-run``. Or it is a file; code ``not-a-folder``.
+            MissingFileError: there is nothing to resume; code ``nothing-to-resume``.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise ExistingRunError(f"{self.path} is a file, not a folder. Choose another with --output.")
+            raise ExistingRunError(
+                f"{self.path} is a file, not a folder. Choose another with --output.", code="not-a-folder"
+            )
         present = self._present()
         if present and not any(path.exists() for path in (self.state, self.last, self.best)):
             if resume:
                 raise MissingFileError(
                     f"the run in {self.path} was stopped before its first epoch ended: nothing to resume. Start it "
-                    "again without --resume."
+                    "again without --resume.",
+                    code="nothing-to-resume",
                 )
             return  # nothing that could be lost
         if resume and not self.state.is_file():
             raise MissingFileError(
-                f"nothing to resume in {self.path}: {self.state} is not there. Drop --resume to start, or point "
-                "--output at the run's folder."
+                f"nothing to resume in {self.path}: {self.state} does not exist. Drop --resume to start a run, or set "
+                "--output to the folder of the run.",
+                code="nothing-to-resume",
             )
         if present and not (resume or overwrite):
             raise ExistingRunError(
-                f"{self.path} already holds a run ({', '.join(present[:3])}, …). Go on with it by --resume, replace it "
-                "by --overwrite, or choose another folder with --output."
+                f"{self.path} already holds a run ({', '.join(present[:3])}, …). Continue it with --resume, replace it "
+                "with --overwrite, or choose another folder with --output.",
+                code="existing-run",
             )
 
     def clear(self) -> None:
-        """Make the folder, and remove an earlier run's files from it; others are left alone."""
+        """Create the folder and delete the files of an earlier run in it; other files are kept."""
         for name in self._present():
             (self.path / name).unlink()
         for events in self.events.glob("events.out.tfevents.*"):
@@ -89,22 +84,23 @@ class RunFolder:
         return [name for name in OURS if (self.path / name).exists()]
 
     def save_state(self, progress: Progress, tensors: Mapping[str, Any]) -> None:
-        """Write what resuming needs, in one file: there is no moment at which it is half new."""
+        """Write the state to resume from: progress and ``tensors``, in one file, which is replaced atomically."""
         with atomic_path(self.state) as temporary:
             torch.save({"progress": vars(progress), **tensors}, temporary)
 
     def load_state(self) -> tuple[Progress, dict[str, Any]]:
-        """Read what :meth:`save_state` wrote.
+        """Read what :meth:`save_state` wrote; tensors are on the CPU.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: the file is damaged; code ``damaged-state``.
         """
         try:
             state = torch.load(self.state, map_location="cpu", weights_only=True)
         except Exception as error:
             raise UserError(
                 f"{self.state} cannot be read ({type(error).__name__}). Start again with --overwrite; "
-                f"{self.last.name} holds the weights of the last epoch."
+                f"{self.last.name} holds the weights of the last epoch.",
+                code="damaged-state",
             ) from error
         return Progress(**state.pop("progress")), state
 

@@ -1,4 +1,4 @@
-"""What a run tells, epoch by epoch: log.csv, log.jsonl, TensorBoard, a line, curves; knows no nets and no loop."""
+"""Logs of a run: log.csv, log.jsonl, TensorBoard, one line per epoch, curves; knows no nets and no loop."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from promise.runtime.files import write_text
 from promise.training.curves import draw_curves
 
@@ -18,17 +20,29 @@ log = logging.getLogger(__name__)
 EpochRow = dict[str, float | None]
 
 
+def convert_tensors(values: dict[str, Any]) -> None:
+    """Replace scalar tensors, which a callback may have added, by numbers; in place."""
+    values.update({name: value.item() for name, value in values.items() if isinstance(value, torch.Tensor)})
+
+
 class RunLog:
-    """Tells one run's epochs to everyone who listens."""
+    """Logs the epochs of one run."""
 
     def __init__(self, folder: Path, *, epochs: int, done: int, tensorboard: bool) -> None:
-        """Open the log of a run in ``folder``, of which ``done`` epochs of ``epochs`` are told already."""
+        """Open the logs of a run.
+
+        Args:
+            folder: of the run.
+            epochs: of the whole run.
+            done: epochs that are logged already.
+            tensorboard: whether to write TensorBoard events, if the package is installed.
+        """
         self.folder = folder
         self.epochs = epochs
         self.events = _open_events(folder / "tensorboard", done) if tensorboard else None
 
-    def tell(self, history: Sequence[EpochRow], *, best: bool) -> None:
-        """Tell the last row of the history; the files are written anew from all of it."""
+    def append(self, history: Sequence[EpochRow], *, best: bool) -> None:
+        """Log the last row of the history; the files are rewritten from all of it."""
         self.write(history)
         row = history[-1]
         if self.events is not None:
@@ -38,19 +52,19 @@ class RunLog:
         log.info(_line(row, self.epochs, best=best))
 
     def write(self, history: Sequence[EpochRow]) -> None:
-        """Write log.csv and log.jsonl anew from the whole history; nothing where there is none."""
+        """Write log.csv and log.jsonl from the whole history; without any epoch, write nothing."""
         if not history:
             return
-        row = history[-1]
+        columns = list(dict.fromkeys(name for row in history for name in row))  # a callback may add some later
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
+        writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
         write_text(self.folder / "log.csv", text.getvalue())
         write_text(self.folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in history))
 
     def close(self, history: Sequence[EpochRow]) -> None:
-        """Draw the curves and close TensorBoard's file."""
+        """Draw the curves and close the file of TensorBoard."""
         if history:
             draw_curves(self.folder / "curves.png", history)
         if self.events is not None:

@@ -1,4 +1,4 @@
-"""Overlap, one epoch and one validation, on a net of one number."""
+"""Overlap, one epoch, one validation and predictions, on a net with one parameter."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from promise.inference.loop import predict_draws, predict_rows
+from promise.prompts.source import PromptGroup
 from promise.training.loop import overlap, train_epoch, validate
-from promise.training.losses import bce
+from promise.training.losses import Criterion, LossTerms, bce, dice
 from promise.types import Batch, Encoded, Points, Prediction, Prompts
 
 
 class Offset(nn.Module):
-    """Image (its first channel) plus a learned number."""
+    """Logits: the first channel of the image plus a learned number."""
 
     def __init__(self) -> None:
         super().__init__()
         self.offset = nn.Parameter(torch.zeros(()))
         self.modes: list[bool] = []
 
-    def forward(self, image: Tensor, points: Points | None = None, *, boxes: Tensor | None = None) -> Prediction:
+    def forward(self, image: Tensor, prompts: Prompts | None = None, *, mask_index: int = 0) -> Prediction:
         self.modes.append(self.training)
-        return Prediction(image[:, :1] + self.offset, image[:, :1].mean((2, 3)), points, boxes)
+        return Prediction(image[:, :1] + self.offset, image[:, :1].mean((2, 3)), prompts or Prompts.none(len(image)))
 
 
 def batch(first: int, count: int) -> Batch:
@@ -34,8 +35,8 @@ def batch(first: int, count: int) -> Batch:
     return Batch(image, mask, tuple(f"row{i}" for i in index.tolist()), index)
 
 
-def prompts(_batch: Batch) -> Prompts:
-    return Prompts()
+def no_prompts(batch: Batch) -> Prompts:
+    return Prompts.none(len(batch))
 
 
 @pytest.fixture
@@ -60,53 +61,76 @@ def test_overlap_is_taken_at_the_targets_size() -> None:
 
 def test_an_epoch_is_its_steps_and_its_mean_loss_counts_images(accelerator: Accelerator) -> None:
     net, batches = Offset(), [batch(0, 4), batch(4, 4), batch(8, 1)]
-    by_hand, expected, total = Offset(), [], 0.0
+    by_hand, total = Offset(), 0.0
     for number, one in enumerate(batches):
         value = bce(by_hand(one.image).mask_logits, one.mask)
         total += value.item() * len(one)
         (gradient,) = torch.autograd.grad(value, by_hand.offset)
         with torch.no_grad():
             by_hand.offset -= 0.1 * (number + 1) * gradient
-        expected.append(number)
-    optimizer = torch.optim.SGD(net.parameters(), lr=99)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     prepared, prepared_optimizer = accelerator.prepare(net, optimizer)
     called: list[int] = []
 
-    def set_lr(step: int) -> None:
+    def after_step(step: int, terms: LossTerms) -> None:
         called.append(step)
+        assert terms.total is terms.terms["mask"]
         optimizer.param_groups[0]["lr"] = 0.1 * (step + 1)
 
-    mean = train_epoch(
+    means = train_epoch(
         prepared,
         batches,
-        prompter=prompts,
-        loss=bce,
+        draw=no_prompts,
+        criterion=Criterion(bce),
         optimizer=prepared_optimizer,
-        set_lr=set_lr,
         accelerator=accelerator,
+        after_step=after_step,
     )
-    assert called == expected
+    assert called == [1, 2, 3]
     assert net.offset.item() == pytest.approx(by_hand.offset.item(), abs=1e-6)
-    assert mean == pytest.approx(total / 9, abs=1e-6)
+    assert means == pytest.approx({"loss": total / 9}, abs=1e-6)
     assert net.modes == [True] * 3
 
 
 def test_validation_averages_over_images_and_counts_each_row_once(accelerator: Accelerator) -> None:
     net, first, second = Offset(), batch(0, 3), batch(3, 1)
-    scores = validate(net, [first, second, second], prompter=prompts, loss=bce, accelerator=accelerator)
-    dice, iou = zip(*(overlap(b.image[:, :1], b.mask) for b in (first, second)), strict=True)
+    scores = validate(net, [first, second, second], draw=no_prompts, criterion=Criterion(bce), accelerator=accelerator)
+    both, iou = zip(*(overlap(b.image[:, :1], b.mask) for b in (first, second)), strict=True)
     losses = [bce(b.image[:, :1], b.mask).item() for b in (first, second)]
-    assert scores["dice"] == pytest.approx(torch.cat(dice).mean().item(), abs=1e-6)
-    assert scores["iou"] == pytest.approx(torch.cat(iou).mean().item(), abs=1e-6)
-    assert scores["loss"] == pytest.approx((3 * losses[0] + losses[1]) / 4, abs=1e-6)
+    assert scores == pytest.approx(
+        {
+            "loss": (3 * losses[0] + losses[1]) / 4,
+            "dice": torch.cat(both).mean().item(),
+            "iou": torch.cat(iou).mean().item(),
+        },
+        abs=1e-6,
+    )
     assert net.modes == [False] * 3
+
+
+def test_every_term_of_a_loss_has_its_mean(accelerator: Accelerator) -> None:
+    net, batches = Offset(), [batch(0, 3), batch(3, 1)]
+    criterion = Criterion(dice, lambda prediction, batch: prediction.iou.square().mean())
+    scores = validate(net, batches, draw=no_prompts, criterion=criterion, accelerator=accelerator)
+    images = [b.take([i]) for b in batches for i in range(len(b))]
+    mask = sum(dice(one.image[:, :1], one.mask).item() for one in images) / 4
+    prompts = sum(one.image[:, :1].mean().square().item() for one in images) / 4
+    assert list(scores) == [*criterion.names, "dice", "iou"]
+    assert (scores["loss"], scores["loss_mask"], scores["loss_prompts"]) == pytest.approx(
+        (mask + prompts, mask, prompts), abs=1e-6
+    )
+    optimizer = accelerator.prepare(torch.optim.SGD(net.parameters(), lr=0.0))
+    trained = train_epoch(
+        net, batches, draw=no_prompts, criterion=criterion, optimizer=optimizer, accelerator=accelerator
+    )
+    assert trained == pytest.approx({name: scores[name] for name in criterion.names}, abs=1e-6)
 
 
 def test_predictions_come_row_by_row_in_order() -> None:
     points = Points(torch.arange(12.0).view(3, 2, 2), torch.tensor([[1, 0]] * 3))
     first, second = batch(0, 3), batch(3, 1)
-    given = {3: Prompts(points=points), 1: Prompts(boxes=torch.tensor([[1.0, 2, 3, 4]]))}
-    rows = list(predict_rows(Offset(), [first, second], prompter=lambda b: given[len(b)], device=torch.device("cpu")))
+    prompts = {3: Prompts(points=points), 1: Prompts(boxes=torch.tensor([[1.0, 2, 3, 4]]))}
+    rows = list(predict_rows(Offset(), [first, second], draw=lambda b: prompts[len(b)], device=torch.device("cpu")))
     assert [(row.index, row.name) for row in rows] == [(i, f"row{i}") for i in range(4)]
     assert (rows[1].logits == first.image[1, 0].numpy()).all()
     assert rows[1].iou == pytest.approx(first.image[1, 0].mean().item(), abs=1e-6)
@@ -118,7 +142,7 @@ def test_predictions_come_row_by_row_in_order() -> None:
 
 
 class Counting(Offset):
-    """Encodes to features that are the image's first channel, and counts how often."""
+    """Features are the first channel of the image; counts the encoded images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,28 +152,27 @@ class Counting(Offset):
         self.encoded += len(image)
         return Encoded(image[:, :1])
 
-    def forward(
-        self, image: Tensor | Encoded, points: Points | None = None, *, boxes: Tensor | None = None
-    ) -> Prediction:
+    def forward(self, image: Tensor | Encoded, prompts: Prompts | None = None, *, mask_index: int = 0) -> Prediction:
         assert isinstance(image, Encoded)
-        return super().forward(image.embedding, points, boxes=boxes)
+        return super().forward(image.embedding, prompts)
 
 
 def test_every_draw_decodes_what_was_encoded_once() -> None:
     net, first, second = Counting(), batch(0, 3), batch(3, 1)
 
-    def whole(batch: Batch) -> list[tuple[range, Prompts]]:
-        return [(range(len(batch)), Prompts())]
+    def whole(batch: Batch) -> list[PromptGroup]:
+        return [PromptGroup(range(len(batch)), None)]
 
-    def ragged(batch: Batch) -> list[tuple[list[int], Prompts]]:
-        """The second image of three has two points, the others one."""
+    def ragged(batch: Batch) -> list[PromptGroup]:
+        """The second image of three has two points, the others have one."""
         one = [i for i in range(len(batch)) if i != 1]
-        shares = [(one, Prompts(Points(torch.ones(len(one), 1, 2), torch.ones(len(one), 1, dtype=torch.int64))))]
+        points = Points(torch.ones(len(one), 1, 2), torch.ones(len(one), 1, dtype=torch.int64))
+        groups = [PromptGroup(one, Prompts(points))]
         if len(batch) > 1:
-            shares.append(([1], Prompts(Points(torch.ones(1, 2, 2), torch.tensor([[1, 0]])))))
-        return shares
+            groups.append(PromptGroup([1], Prompts(Points(torch.ones(1, 2, 2), torch.tensor([[1, 0]])))))
+        return groups
 
-    rows = list(predict_draws(net, [first, second], prompters=[whole, ragged], device=torch.device("cpu")))
+    rows = list(predict_draws(net, [first, second], sources=[whole, ragged], device=torch.device("cpu")))
     assert net.encoded == 4
     assert [(row.draw, row.index) for row in rows] == [
         (0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (1, 1), (0, 3), (1, 3),

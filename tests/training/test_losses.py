@@ -1,4 +1,4 @@
-"""Are the losses the formulas of their docstrings, and is `reference` the original's, quirks and all?"""
+"""Losses equal the formulas of their docstrings; `reference` equals the reference implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes: the same training as in one, each with its share of every batch."""
+"""Training in several processes, each with a part of every batch, is the same as in one process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
         command += ["--output", str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("best epoch") == 1  # only one process speaks
+        assert done.stdout.count("best epoch") == 1  # only the main process prints
         learned.append(safetensors.torch.load_file(folder / "last.safetensors"))
         logs.append((folder / "log.csv").read_text().splitlines())
     assert len(logs[0]) == len(logs[1]) == 3

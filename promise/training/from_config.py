@@ -1,0 +1,151 @@
+"""The parts of a run from its configuration: net, optimiser, loss, loaders, metadata of the checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from promise.data.table import SplitTable
+from promise.features.loader import CacheOptions, LoaderOptions
+from promise.features.store import cache_folder
+from promise.models.checkpoint import Metadata
+from promise.models.cpu import optimize_for_cpu
+from promise.models.promise import Promise
+from promise.models.registry import NETS, build_net
+from promise.models.sam.weights import weights_setting
+from promise.prompts.sampling import prompt_batch
+from promise.training.build import LoaderBuilder, TrainingData
+from promise.training.config import TrainConfig, parse_labels
+from promise.training.losses import Criterion, get_loss
+from promise.training.optim import Schedule, build_optimizer, parse_schedule
+
+log = logging.getLogger(__name__)
+
+
+def net_of(config: TrainConfig) -> Promise:
+    """The net with fresh learned parts, on the CPU."""
+    net = build_net(
+        config.net,
+        sam=config.sam,
+        num_points=config.num_points,
+        point_labels=parse_labels(config.point_labels),
+        sam_checkpoint=weights_setting(config.sam_checkpoint),
+        freeze=config.freeze,
+        precision=config.precision,
+        seed=config.seed,
+    )
+    net = optimize_for_cpu(net)
+    net.sam.gradient_checkpointing = config.gradient_checkpointing
+    return net
+
+
+def optimizer_of(config: TrainConfig, net: Promise, device: torch.device) -> torch.optim.Optimizer:
+    """The optimiser of the net's trainable parameters; ``device``: where the net will be trained."""
+    return build_optimizer(
+        config.optimizer,
+        net.parameters(),
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+def schedule_of(config: TrainConfig) -> Schedule:
+    """The learning rate as a function of time."""
+    return parse_schedule(
+        config.scheduler,
+        lr=config.lr,
+        epochs=config.epochs,
+        min_lr=config.min_lr,
+        cycle=config.restart_epochs,
+        warmup=config.warmup_epochs,
+    )
+
+
+def criterion_of(config: TrainConfig) -> Criterion:
+    """The loss of the mask, and that of the prompter if it has one."""
+    return Criterion(get_loss(config.loss), NETS[config.net].prompt_loss)
+
+
+def data_of(config: TrainConfig, table: SplitTable, net: Promise, accelerator: Accelerator) -> TrainingData:
+    """Loaders of the train and val rows; cached features are computed here."""
+    assert config.seed is not None
+    builder = LoaderBuilder(
+        net,
+        accelerator,
+        LoaderOptions(
+            config.batch_size,
+            config.workers,
+            shuffle=config.shuffle,
+            drop_last=config.drop_last,
+            pin_memory=config.pin_memory,
+        ),
+        CacheOptions(
+            config.cache,
+            cache_folder(config.cache_dir),
+            config.cache_dtype,
+            views=config.cache_views,
+            workers=config.workers,
+            batch_size=config.batch_size,
+            quiet=config.quiet,
+        ),
+        recipe=config.augment,
+        seed=config.seed,
+    )
+    source = "gt" if NETS[config.net].prompts == "oracle" else "auto"
+    return TrainingData(
+        builder.train(table.split("train")),
+        builder.val(table.split("val")),
+        partial(prompt_batch, source, num_points=config.num_points, seed=config.seed),
+    )
+
+
+def metadata_of(config: TrainConfig, *, sam_sha256: str, seen: Mapping[str, Sequence[str]]) -> Metadata:
+    """Metadata of the checkpoints, without epoch and metrics.
+
+    Args:
+        config: all settings.
+        sam_sha256: SHA-256 of SAM's weights before training.
+        seen: split → content hashes of its images.
+    """
+    assert config.sam is not None
+    return Metadata(
+        net=config.net,
+        sam=config.sam,
+        num_points=config.num_points,
+        point_labels=parse_labels(config.point_labels),
+        sam_sha256=sam_sha256,
+        sam_checkpoint=_sam_origin(config.sam_checkpoint),
+        freeze=config.freeze,
+        seed=config.seed,
+        config=dataclasses.asdict(config),
+        seen=seen,
+    )
+
+
+def log_settings(config: TrainConfig, net: Promise, device: torch.device) -> None:
+    """Log in one line what is about to be trained."""
+    log.info(
+        "%s %s on %s, %s trainable parameters, %s, %s, seed %d → %s",
+        "resuming" if config.resume else "training",
+        config.net,
+        config.sam,
+        f"{sum(p.numel() for p in net.parameters() if p.requires_grad):,}",
+        device,
+        config.precision,
+        config.seed,
+        config.output,
+    )
+
+
+def _sam_origin(sam_checkpoint: str | None) -> str:
+    if sam_checkpoint in (None, "random"):
+        return sam_checkpoint or "auto"
+    return str(Path(sam_checkpoint).expanduser().resolve())

@@ -1,0 +1,123 @@
+"""Writes the files of a run, epoch by epoch; in the main process only."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from promise.models import checkpoint
+from promise.models.promise import Promise
+from promise.runtime.environment import describe_environment
+from promise.runtime.files import remove_leftovers
+from promise.runtime.memory import peak_memory
+from promise.runtime.settings import write_yaml
+from promise.training.resume_state import Progress
+from promise.training.run_folder import RunFolder
+from promise.training.run_log import RunLog
+
+log = logging.getLogger(__name__)
+
+
+class RunRecord:
+    """Checkpoints, logs and the state to resume from."""
+
+    def __init__(self, folder: RunFolder, *, metadata: checkpoint.Metadata, epochs: int, tensorboard: bool) -> None:
+        """Prepare to write; nothing is written yet.
+
+        Args:
+            folder: of the run.
+            metadata: of its checkpoints; epoch and metrics are filled in.
+            epochs: of the whole run.
+            tensorboard: whether to write TensorBoard events, if the package is installed.
+        """
+        self.folder = folder
+        self.metadata = metadata
+        self.epochs = epochs
+        self.tensorboard = tensorboard
+        self._log: RunLog | None = None
+
+    def start(self, config: Any, net: Promise, device: torch.device, *, warnings: Sequence[str]) -> None:
+        """Prepare the folder of a new run: delete the files of an earlier run, write settings and environment.
+
+        Args:
+            config: dataclass of all settings; only written.
+            net: the unwrapped net.
+            device: of the training.
+            warnings: about the data.
+        """
+        self.folder.clear()
+        write_yaml(self.folder.config, dataclasses.replace(config, overwrite=False))
+        self.folder.write_environment(
+            **describe_environment(device),
+            seed=config.seed,
+            sam_sha256=self.metadata.sam_sha256,
+            trainable_parameters=sum(p.numel() for p in net.parameters() if p.requires_grad),
+            warnings=warnings,
+        )
+
+    @contextmanager
+    def open(self, progress: Progress) -> Iterator[None]:
+        """Log while inside; on an interruption, log how to resume."""
+        run_log = self._log = RunLog(
+            self.folder.path, epochs=self.epochs, done=progress.epoch, tensorboard=self.tensorboard
+        )
+        remove_leftovers(self.folder.path)
+        run_log.write(progress.history)
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            if progress.epoch:
+                log.warning(
+                    "%d of %d epochs are saved; resume with: promise-train --output %s --resume",
+                    progress.epoch,
+                    self.epochs,
+                    self.folder.path,
+                )
+            raise
+        finally:
+            run_log.close(progress.history)
+
+    def save_epoch(self, net: Promise, progress: Progress, state: Mapping[str, Any]) -> None:
+        """Write the files of an epoch that has just ended.
+
+        Args:
+            net: the unwrapped net.
+            progress: of the run, including this epoch.
+            state: what :func:`promise.training.resume_state.collect_state` returned.
+        """
+        best = progress.best_epoch == progress.epoch
+        if best:
+            self.save_checkpoint(net, self.folder.best, progress)
+        self.save_checkpoint(net, self.folder.last, progress)
+        # After the checkpoints: if the process is killed before this line, resuming repeats the epoch bit for bit.
+        self.folder.save_state(progress, state)
+        if self._log is not None:
+            self._log.append(progress.history, best=best)
+
+    def finish(self, sam_sha256: str, device: torch.device) -> None:
+        """Record SHA-256 of SAM's weights after training, and the peak memory."""
+        unchanged = " (unchanged)" * (sam_sha256 == self.metadata.sam_sha256)
+        log.info("SHA-256 of SAM's weights after training: %s%s", sam_sha256, unchanged)
+        self.folder.write_environment(sam_sha256_after=sam_sha256, peak_memory_gib=peak_memory(device))
+
+    def save_checkpoint(
+        self, net: Promise, path: Path, progress: Progress, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Write the learned weights.
+
+        Args:
+            net: the unwrapped net.
+            path: of the file.
+            progress: of the run.
+            metrics: validation scores of these weights; default: those of the last epoch.
+        """
+        if metrics is None:
+            row = progress.history[-1] if progress.history else {}
+            metrics = {name: value for name, value in row.items() if value is not None and name.startswith("val_")}
+        checkpoint.save(net, path, dataclasses.replace(self.metadata, epoch=progress.epoch, metrics=metrics))
