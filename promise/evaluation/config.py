@@ -1,4 +1,4 @@
-"""Settings of an evaluation. Every default is here and nowhere else; imports no torch."""
+"""Settings of an evaluation, with their defaults. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from promise.runtime.settings import (
     CACHE_DTYPE_HELP,
     CACHE_DTYPES,
     CACHES,
+    DEVICE_HELP,
+    PRECISION_HELP,
     PRECISIONS,
     SPLITS,
     option,
@@ -23,78 +25,110 @@ EMPTY_RULES = {
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Everything that decides an evaluation."""
+    """All settings of an evaluation."""
 
     ckpt: str | None = option(
         None,
-        "checkpoint: ours (.safetensors) or the original's (.pt, .pth); none: an untrained net",
+        "checkpoint of promise-train (.safetensors) or of the reference implementation (.pt, .pth); default: an "
+        "untrained net",
+        metavar="FILE",
         group="net",
     )
-    net: str | None = option(None, "net to evaluate as; required for original files and without --ckpt", group="net")
-    sam: str | None = option(None, "backbone, where the checkpoint does not name it", group="net")
-    sam_checkpoint: str | None = option(None, "SAM's weight file, where it is not the published one", group="net")
+    net: str | None = option(
+        None,
+        "net; required without --ckpt and for checkpoints of the reference implementation",
+        metavar="NAME",
+        group="net",
+    )
+    sam: str | None = option(None, "backbone, if the checkpoint does not name it", metavar="NAME", group="net")
+    sam_checkpoint: str | None = option(
+        None, "weight file of SAM; default: the published weights", metavar="FILE", group="net"
+    )
     num_points: int | None = option(
-        None, "points drawn from the ground truth; default: the checkpoint's, else 16", group="net"
+        None, "points drawn from the ground truth; default: as stored in the checkpoint, else 16", group="net"
     )
 
-    split_csv: tuple[str, ...] = option((), "one or more split CSVs, each a data set", group="data")
-    data_root: str | None = option(None, "folder that the CSVs' paths are re-rooted onto", group="data")
+    split_csv: tuple[str, ...] = option((), "split CSVs, one per data set", group="data")
+    data_root: str | None = option(
+        None, "folder that the paths in the CSVs are relative to", metavar="FOLDER", group="data"
+    )
     split: str | None = option(
-        None, "rows to score; default: test where there are any, else val", choices=SPLITS, group="data"
+        None, "rows to score; default: test rows if there are any, else val rows", choices=SPLITS, group="data"
     )
-    check: str = option("full", "how far files are opened before scoring", choices=("full", "header"), group="data")
+    check: str = option(
+        "full",
+        "check of all files before scoring: read completely, or headers only",
+        choices=("full", "header"),
+        group="data",
+    )
     recipe: str | None = option(
-        None, "pixel recipe, one without augmentation; default: the checkpoint's, else basic_color", group="data"
+        None,
+        "pixel recipe without augmentation; default: as stored in the checkpoint, else basic_color",
+        metavar="NAME",
+        group="data",
     )
-    batch_size: int = option(8, "images a step", group="data")
-    workers: int = option(2, "loader processes; 0 loads in the main one", group="data")
+    batch_size: int = option(8, "images per step", group="data")
+    workers: int = option(2, "loader processes; 0: load in the main process", group="data")
 
     cache: str = option(
-        "eval", "features kept on disk: off; eval: where the disk allows", choices=CACHES[:2], group="features"
+        "eval",
+        "cache of features on disk: off, or eval: used if the disk has room",
+        choices=CACHES[:2],
+        group="features",
     )
-    cache_dir: str | None = option(None, CACHE_DIR_HELP, group="features")
+    cache_dir: str | None = option(None, CACHE_DIR_HELP, metavar="FOLDER", group="features")
     cache_dtype: str = option("auto", CACHE_DTYPE_HELP, choices=CACHE_DTYPES, group="features")
 
     prompts: str | None = option(
         None,
-        "auto: the net's own; gt: points from the ground truth; gt-box: its box; centre: the image's middle; none: no "
-        "prompt; file:prompts.json: what an earlier evaluation or somebody else wrote; default: what the net is meant "
-        "for",
+        "source of prompts. auto: the prompter of the net; gt: points drawn from the ground truth; gt-box: the box of "
+        "the ground truth; centre: the centre of the image; none: no prompt; file:prompts.json: prompts of an earlier "
+        "evaluation or of another program. Default: auto for nets with a prompter, else gt",
+        metavar="SOURCE",
         group="scoring",
     )
     gt_points: str | None = option(
-        None, "foreground+background points drawn from the ground truth, such as 8+8", group="scoring"
+        None,
+        "numbers of foreground and background points drawn from the ground truth, such as 8+8",
+        metavar="N+N",
+        group="scoring",
     )
-    gt_box: bool = option(False, "the ground truth's box beside the points", group="scoring")
-    prompt_seeds: int = option(1, "draws of the points for the same images, with consecutive seeds", group="scoring")
+    gt_box: bool = option(False, "add the box of the ground truth to the points", group="scoring")
+    prompt_seeds: int = option(1, "number of draws of the points per image, with consecutive seeds", group="scoring")
     postprocess: str | None = option(
         None,
-        "none, open:5, close:7, and behind commas threshold:0.45, fill, largest; the word default: open:5 in the "
-        "reference protocol, none in the native; without this flag also that, but for what was tuned into the "
-        "checkpoint, in the native",
+        "none, open:5 or close:7, optionally followed by threshold:0.45, fill, largest, separated by commas; or the "
+        "word default: open:5 in the reference protocol and none in the native protocol. Without this flag: as default, "
+        "but with the postprocessing stored in the checkpoint, if any, in the native protocol",
+        metavar="STEPS",
         group="scoring",
     )
     tune_postprocess: bool = option(
         False,
-        "score nothing: choose the postprocessing on the val rows and store it in the checkpoint",
+        "do not score: choose the postprocessing on the val rows and store it in the checkpoint",
         group="scoring",
     )
     empty_masks: str = option(
         "one",
-        "native and soft scores where the truth is empty: one (1 for an empty prediction, else 0), skip, zero",
+        "native and soft scores of images with an empty ground truth: one (1 for an empty prediction, else 0), skip, "
+        "or zero",
         choices=tuple(EMPTY_RULES),
         group="scoring",
     )
-    seed: int | None = option(None, "of drawn prompts; default: the checkpoint's", group="scoring")
-
-    precision: str = option(
-        "auto", "auto: bf16 where the device has instructions for it", choices=PRECISIONS, group="run"
+    seed: int | None = option(
+        None, "random seed of drawn prompts; default: as stored in the checkpoint", group="scoring"
     )
-    compile: bool = option(False, "torch.compile: faster batches after a slow first one", group="run")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", group="run")
-    output: str | None = option(None, "folder for the results; default: eval beside the checkpoint", group="run")
-    overlays: int = option(0, "pictures a data set, of its first rows", group="run")
-    gallery: int = option(4, "pictures each of the best, median and worst a data set; 0: none", group="run")
-    beside: tuple[str, ...] = option((), "earlier summary.json files to show in the same table", group="run")
-    overwrite: bool = option(False, "replace the results in --output", group="run")
-    quiet: bool = option(False, "no progress bars, warnings only", group="run")
+
+    precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS, group="run")
+    compile: bool = option(False, "use torch.compile: faster batches after a slow first one", group="run")
+    device: str = option("auto", DEVICE_HELP, metavar="NAME", group="run")
+    output: str | None = option(
+        None, "folder for the results; default: eval in the folder of the checkpoint", metavar="FOLDER", group="run"
+    )
+    overlays: int = option(0, "overlays to write per data set, for the first rows", group="run")
+    gallery: int = option(
+        4, "best, median and worst images to show per data set, so many of each; 0: none", group="run"
+    )
+    beside: tuple[str, ...] = option((), "earlier summary.json files to include in the printed table", group="run")
+    overwrite: bool = option(False, "replace existing results in --output", group="run")
+    quiet: bool = option(False, "hide progress bars and messages other than warnings", group="run")

@@ -1,48 +1,59 @@
-"""Settings of a prediction. Every default is here and nowhere else; imports no torch."""
+"""Settings of a prediction, with their defaults. Imports no torch."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from promise.runtime.settings import PRECISIONS, SPLITS, option
+from promise.runtime.settings import DEVICE_HELP, PRECISION_HELP, PRECISIONS, SPLITS, option
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictConfig:
-    """Everything that decides a prediction."""
+    """All settings of a prediction."""
 
-    ckpt: str | None = option(None, "checkpoint: ours (.safetensors) or the original's (.pt, .pth)", group="net")
-    net: str | None = option(None, "net that an original file holds", group="net")
-    sam: str | None = option(None, "backbone, where the checkpoint does not name it", group="net")
-    sam_checkpoint: str | None = option(None, "SAM's weight file, where it is not the published one", group="net")
-
-    images: tuple[str, ...] = option((), "files, folders, patterns, CSVs, lists", group="data")
-    recursive: bool = option(False, "also what lies in folders below the given ones", group="data")
-    data_root: str | None = option(None, "folder that paths in CSVs and lists are re-rooted onto", group="data")
-    split: str | None = option(
-        None, "of CSVs with a column train_type, only these rows; default: all", choices=SPLITS, group="data"
+    ckpt: str | None = option(
+        None,
+        "checkpoint of promise-train (.safetensors) or of the reference implementation (.pt, .pth)",
+        metavar="FILE",
+        group="net",
     )
-    batch_size: int = option(8, "images a step", group="data")
-    workers: int = option(2, "threads that read, and as many that write", group="data")
+    net: str | None = option(None, "net, for checkpoints of the reference implementation", metavar="NAME", group="net")
+    sam: str | None = option(None, "backbone, if the checkpoint does not name it", metavar="NAME", group="net")
+    sam_checkpoint: str | None = option(
+        None, "weight file of SAM; default: the published weights", metavar="FILE", group="net"
+    )
+
+    images: tuple[str, ...] = option((), "files, folders, patterns, CSVs or lists of images", group="data")
+    recursive: bool = option(False, "include subfolders", group="data")
+    data_root: str | None = option(
+        None, "folder that the paths in CSVs and lists are relative to", metavar="FOLDER", group="data"
+    )
+    split: str | None = option(
+        None, "rows of CSVs with a column train_type; default: all", choices=SPLITS, group="data"
+    )
+    batch_size: int = option(8, "images per step", group="data")
+    workers: int = option(2, "threads that read images, and threads that write masks", group="data")
 
     prompts_from: str | None = option(
-        None, "prompts.json of an earlier run, corrected or not; default: the net's own prompts", group="masks"
+        None,
+        "prompts.json of an earlier run, which may be edited; default: prompts from the prompter of the net",
+        metavar="FILE",
+        group="masks",
     )
     postprocess: str | None = option(
         None,
-        "none, open:5, close:7, and behind commas threshold:0.45, fill, largest; default: what was tuned into the "
-        "checkpoint, else none",
+        "none, open:5 or close:7, optionally followed by threshold:0.45, fill, largest, separated by commas; default: "
+        "as stored in the checkpoint, else none",
+        metavar="STEPS",
         group="masks",
     )
 
-    output: str | None = option(None, "folder for masks and prompts.json", group="output")
-    probability: bool = option(False, "also maps of 16 bits, 65535 for certain foreground", group="output")
-    overlay: bool = option(False, "also pictures with outline and prompts", group="output")
-    contour: bool = option(False, "also contours.json, outlines as COCO has them", group="output")
-    overwrite: bool = option(False, "make again what is there", group="output")
+    output: str | None = option(None, "folder for masks and prompts.json", metavar="FOLDER", group="output")
+    probability: bool = option(False, "also write probability maps (16-bit, 65535 is probability 1)", group="output")
+    overlay: bool = option(False, "also write images with outlines and prompts", group="output")
+    contour: bool = option(False, "also write contours.json, polygons in COCO format", group="output")
+    overwrite: bool = option(False, "replace existing masks", group="output")
 
-    precision: str = option(
-        "auto", "auto: bf16 where the device has instructions for it", choices=PRECISIONS, group="run"
-    )
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", group="run")
-    quiet: bool = option(False, "no progress bars, warnings only", group="run")
+    precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS, group="run")
+    device: str = option("auto", DEVICE_HELP, metavar="NAME", group="run")
+    quiet: bool = option(False, "hide progress bars and messages other than warnings", group="run")
