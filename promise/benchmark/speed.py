@@ -35,8 +35,8 @@ def encoder(bench: Bench) -> Comparison:
     for precision in dict.fromkeys(("fp32", bench.precision)):
         net = bench.net(PROMPTER_NET, precision)
         variants[f"fused, {precision}"] = torch.no_grad()(lambda net=net: net.encode(image))
-    plain, ours = bench.upstream_encode(image, taps=True), bench.net(PROMPTER_NET, "fp32").encode(image)
-    for a, b in zip((plain.embedding, *plain.taps), (ours.embedding, *ours.taps), strict=True):
+    baseline, fused = bench.upstream_encode(image, taps=True), bench.net(PROMPTER_NET, "fp32").encode(image)
+    for a, b in zip((baseline.embedding, *baseline.taps), (fused.embedding, *fused.taps), strict=True):
         if not torch.allclose(a, b, atol=1e-4, rtol=1e-4):
             raise UserError(
                 "the fused encoder is wrong on this machine: it differs from the encoder of the package by "
@@ -154,13 +154,13 @@ def evaluation(bench: Bench, name: str = PROMPTER_NET) -> Comparison:
         for row in predict_rows(model, loader, draw=lambda batch: None, device=bench.device):
             score(row.logits, np.zeros((IMAGE_SIDE, IMAGE_SIDE), bool) | (row.index % 2 == 0))
 
-    plain = build_loader(dataset, batch_size=1, shuffle=False, seed=0, workers=0)
+    single = build_loader(dataset, batch_size=1, shuffle=False, seed=0, workers=0)
     batched = build_loader(dataset, batch_size=size, shuffle=False, seed=0, workers=2)
     cached = build_loader(
         _cached(bench, dataset, net), collate_fn=collate_cached, batch_size=size, shuffle=False, seed=0, workers=0
     )
     variants = {
-        "package's encoder, one by one, fp32": lambda: scored(_Upstream(bench, name), plain),
+        "package's encoder, one by one, fp32": lambda: scored(_Upstream(bench, name), single),
         f"fused, batched, {bench.precision}": lambda: scored(net, batched),
         f"features cached, batched, {bench.precision}": lambda: scored(net, cached),
     }

@@ -34,7 +34,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--precision", default="auto", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: %(default)s)"
     )
     net.add_argument(
-        "--postprocess", metavar="STEPS", help="of masks, such as open:5; default: as stored in the checkpoint"
+        "--postprocess",
+        metavar="STEPS",
+        help="postprocessing of masks, such as open:5; default: as stored in the checkpoint",
     )
     page = parser.add_argument_group("page")
     page.add_argument(

@@ -12,7 +12,7 @@ from promise.export.config import ExportConfig
 
 DESCRIPTION = """
 Export a net as graphs: encoder, prompter, decoder, and one graph from image to mask. The graphs are compared with
-PyTorch before they are kept. Printed are the differences, file sizes and times.
+PyTorch before they are kept. The command prints the differences, file sizes and times.
 
 Example:
 

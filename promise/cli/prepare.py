@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from promise.cli.common import Parser, run, start_logging
 from promise.runtime.errors import UserError
+from promise.runtime.settings import DATA_ROOT_HELP
 
 if TYPE_CHECKING:
     from promise.data.prepare.layouts import ImageSet
@@ -120,9 +121,7 @@ def _add_layout_flags(parser: Parser) -> None:
     layout.add_argument(
         "--skip-unpaired", action="store_true", help="ignore images without a mask and masks without an image"
     )
-    layout.add_argument(
-        "--data-root", type=Path, metavar="FOLDER", help="csv: folder that the paths in the CSV are relative to"
-    )
+    layout.add_argument("--data-root", type=Path, metavar="FOLDER", help=f"csv: {DATA_ROOT_HELP}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from promise.cli.common import Parser, run, start_logging
 from promise.runtime.errors import SHOWN
-from promise.runtime.settings import SPLITS
+from promise.runtime.settings import DATA_ROOT_HELP, SPLITS
 
 if TYPE_CHECKING:
     from promise.data.validate.validate import Validation
 
 DESCRIPTION = """
-Check split CSVs and all their files. Reported are unreadable files, suspicious masks, identical or nearly identical
-images in two splits, and groups that occur in two splits.
+Check split CSVs and all their files. The command reports unreadable files, suspicious masks, identical or nearly
+identical images in two splits, and groups that occur in two splits.
 
 Example:
 
@@ -34,9 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser("promise-validate", DESCRIPTION, allow_abbrev=False)
     parser.add_argument("csvs", nargs="*", type=Path, metavar="CSV", help="split CSVs; all rows are compared")
     parser.add_argument("--split-csv", nargs="+", type=Path, default=[], metavar="CSV", help="further split CSVs")
-    parser.add_argument(
-        "--data-root", type=Path, metavar="FOLDER", help="folder that the paths in the CSVs are relative to"
-    )
+    parser.add_argument("--data-root", type=Path, metavar="FOLDER", help=DATA_ROOT_HELP)
     parser.add_argument(
         "--group",
         metavar="HOW",

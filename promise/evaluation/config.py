@@ -9,6 +9,7 @@ from promise.runtime.settings import (
     CACHE_DTYPE_HELP,
     CACHE_DTYPES,
     CACHES,
+    DATA_ROOT_HELP,
     DEVICE_HELP,
     PRECISION_HELP,
     PRECISIONS,
@@ -49,9 +50,7 @@ class EvalConfig:
     )
 
     split_csv: tuple[str, ...] = option((), "split CSVs, one per data set", group="data")
-    data_root: str | None = option(
-        None, "folder that the paths in the CSVs are relative to", metavar="FOLDER", group="data"
-    )
+    data_root: str | None = option(None, DATA_ROOT_HELP, metavar="FOLDER", group="data")
     split: str | None = option(
         None, "rows to score; default: test rows if there are any, else val rows", choices=SPLITS, group="data"
     )
@@ -98,8 +97,8 @@ class EvalConfig:
     postprocess: str | None = option(
         None,
         "none, open:5 or close:7, optionally followed by threshold:0.45, fill, largest, separated by commas; or the "
-        "word default: open:5 in the reference protocol and none in the native protocol. Without this flag: as default, "
-        "but with the postprocessing stored in the checkpoint, if any, in the native protocol",
+        "word default: open:5 in the reference protocol and none in the native protocol. Without this flag: as "
+        "default, but with the postprocessing stored in the checkpoint, if any, in the native protocol",
         metavar="STEPS",
         group="scoring",
     )

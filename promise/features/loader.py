@@ -86,22 +86,22 @@ def cached_or_raw(
         UserError: out of memory while encoding; with policy ``all`` also: the disk is too small, the folder is not
             writable, or the image encoder is trained.
     """
-    plain = dataset, collate
+    raw = dataset, collate
     if options.policy == "off" or (training and options.policy != "all"):
-        return plain
+        return raw
     if "image_encoder" in net.sam.trained_parts:
         if options.policy == "all":
             raise UserError(
                 "--cache all caches features of a frozen encoder, but --freeze FZ4 trains it. Use --cache off.",
                 code="cache-of-trained-encoder",
             )
-        return plain
+        return raw
     space, size = _space(dataset, net, options, recipe)
     cached = CachedDataset(dataset, space, views=options.views)
     missing = space.missing(cached.items())
     if not _has_room(options, space, needed=size * len(missing), images=len(missing)):
         processes.wait()  # a process that checked earlier may have found room
-        return plain
+        return raw
     if training and not dataset.transform.deterministic:
         log.warning(
             "--cache all: training uses %d fixed view%s of each image. After epoch %d, augmentation repeats.",
@@ -115,7 +115,7 @@ def cached_or_raw(
         )
     written = _fill_or_explain(cached, net, options, device, processes)
     processes.wait()
-    return (cached, collate_cached) if written and not space.missing(cached.items()) else plain
+    return (cached, collate_cached) if written and not space.missing(cached.items()) else raw
 
 
 def _fill_or_explain(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from promise.runtime.settings import DEVICE_HELP, PRECISION_HELP, PRECISIONS, SPLITS, option
+from promise.runtime.settings import DATA_ROOT_HELP, DEVICE_HELP, PRECISION_HELP, PRECISIONS, SPLITS, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,7 @@ class PredictConfig:
 
     images: tuple[str, ...] = option((), "files, folders, patterns, CSVs or lists of images", group="data")
     recursive: bool = option(False, "include subfolders", group="data")
-    data_root: str | None = option(
-        None, "folder that the paths in CSVs and lists are relative to", metavar="FOLDER", group="data"
-    )
+    data_root: str | None = option(None, DATA_ROOT_HELP, metavar="FOLDER", group="data")
     split: str | None = option(
         None, "rows of CSVs with a column train_type; default: all", choices=SPLITS, group="data"
     )

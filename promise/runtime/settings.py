@@ -51,6 +51,7 @@ CACHE_DIR_HELP = (
     "folder of cached features; default: $PROMISE_FEATURES, else promise/features in the cache folder of the user"
 )
 CACHE_DTYPE_HELP = "data type of cached features; auto: the precision in which they are computed, without loss"
+DATA_ROOT_HELP = "folder in which the paths in CSVs are looked up, including absolute paths from another machine"
 DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps"
 PRECISION_HELP = "auto: bf16 where the device supports it in hardware"
 

@@ -96,9 +96,9 @@ def test_baseline_and_optimised_variants_predict_the_same(settings: Settings, tm
     for name in ("IPS_GT", "APM_IPS_resnet"):
         net = made.net(name, "fp32")
         with torch.no_grad():
-            plain, ours = made.upstream_predict(name, made.image), made.predict(name, net.encode(made.image))
-        torch.testing.assert_close(ours.mask_logits, plain.mask_logits, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(ours.iou, plain.iou, atol=1e-5, rtol=1e-4)
+            baseline, optimised = made.upstream_predict(name, made.image), made.predict(name, net.encode(made.image))
+        torch.testing.assert_close(optimised.mask_logits, baseline.mask_logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(optimised.iou, baseline.iou, atol=1e-5, rtol=1e-4)
 
 
 def test_a_wrong_encoder_is_an_error(settings: Settings, monkeypatch, user_error) -> None:

@@ -66,12 +66,12 @@ def test_run_folder_check_and_clear(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.check(resume=False, overwrite=False)
     assert not folder.path.exists()
-    with pytest.raises(MissingFileError, match="nothing to resume"):
+    with pytest.raises(MissingFileError, match="--resume"):
         folder.check(resume=True, overwrite=False)
     folder.clear()
     for name in (*OURS, "notes.txt"):
         write_text(folder.path / name, "x")
-    with pytest.raises(ExistingRunError, match="already holds a run"):
+    with pytest.raises(ExistingRunError, match=r"run.*--resume.*--overwrite"):
         folder.check(resume=False, overwrite=False)
     folder.check(resume=True, overwrite=False)
     folder.check(resume=False, overwrite=True)

@@ -121,12 +121,12 @@ def test_written_settings_are_read_back(config: TrainConfig | EvalConfig, tmp_pa
     ],
 )
 def test_values_out_of_range_are_rejected(name: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} must be"):
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} "):
         check_train(TrainConfig(**{"split_csv": "a.csv", name: value}))
 
 
 def test_resume_and_overwrite_exclude_each_other() -> None:
-    with pytest.raises(UserError, match="exclude each other"):
+    with pytest.raises(UserError, match=r"--resume.*--overwrite"):
         check_train(TrainConfig(split_csv="a.csv", resume=True, overwrite=True))
     check_train(TrainConfig(split_csv="a.csv", resume=True))
 
@@ -135,7 +135,7 @@ def test_resume_and_overwrite_exclude_each_other() -> None:
 def test_point_labels_are_parsed(text: str) -> None:
     assert parse_labels(text) == (1, 1, 0, 0)
     assert parse_labels(None) is None
-    with pytest.raises(UserError, match="--point-labels wants 0s and 1s"):
+    with pytest.raises(UserError, match="--point-labels"):
         parse_labels(text + "-x")
 
 
