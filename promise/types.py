@@ -1,7 +1,7 @@
-"""The nouns that flow between the parts, with the legend of their shapes; knows only torch.
+"""Types that are passed between the parts of the package, with the shapes of their tensors.
 
-Legend: B images, P points, S side of the network's input in pixels, E side of the image embedding,
-C channels. Points are (x, y), x before y, in input pixels with (0, 0) the centre of the first pixel.
+Legend: B images, P points, S side of the input of the net in pixels, E side of the image embedding, C channels. Points
+are (x, y), x before y, in input pixels; (0, 0) is the centre of the first pixel.
 """
 
 from __future__ import annotations
@@ -18,48 +18,48 @@ class Points:
     """Point prompts of a batch.
 
     Raises:
-        ValueError: when the shapes of ``xy`` and ``label`` do not belong together.
+        ValueError: the shapes of ``xy`` and ``label`` do not match.
     """
 
     xy: Tensor  # (B, P, 2) float, input pixels, x before y
-    label: Tensor  # (B, P) integer: 1 foreground, 0 background, -1 padding that prompts nothing
+    label: Tensor  # (B, P) integer: 1 foreground, 0 background, -1 padding, which is ignored
 
     def __post_init__(self) -> None:
         if self.xy.ndim != 3 or self.xy.shape[-1] != 2 or self.label.shape != self.xy.shape[:2]:
             raise ValueError(
-                f"Points wants xy (B, P, 2) and label (B, P), got {tuple(self.xy.shape)} and {tuple(self.label.shape)}."
+                f"Points needs xy (B, P, 2) and label (B, P), got {tuple(self.xy.shape)} and {tuple(self.label.shape)}."
             )
 
     def to(self, device: torch.device) -> Points:
-        """The same points on another device."""
+        """Return a copy on a device."""
         return Points(self.xy.to(device, non_blocking=True), self.label.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a batch, whole: what a person, a file, a rule or a prompter gives the decoder.
+    """Prompts of a batch for the decoder: points, boxes and mask prompts, from any source.
 
-    ``None`` in place of prompts asks the net for its own; :meth:`none` is the absence of any prompt.
+    Where an argument ``prompts`` is ``None``, the net places the prompts; :meth:`none` means that there are no prompts.
 
     Raises:
-        ValueError: when all fields are ``None``.
+        ValueError: all fields are ``None``.
     """
 
     points: Points | None = None
     boxes: Tensor | None = None  # (B, 4) float x0, y0, x1, y1 in input pixels
-    masks: Tensor | None = None  # (B, 1, 4E, 4E) float, logits of an earlier prediction: SAM's mask prompt
+    masks: Tensor | None = None  # (B, 1, 4E, 4E) float, mask prompt of SAM: logits of an earlier prediction
 
     def __post_init__(self) -> None:
         if self.points is None and self.boxes is None and self.masks is None:
-            raise ValueError("Prompts needs points, boxes or masks; Prompts.none(B) is no prompt at all.")
+            raise ValueError("Prompts needs points, boxes or masks; for no prompts use Prompts.none(B).")
 
     @staticmethod
     def none(batch: int) -> Prompts:
-        """No prompt for B images: the decoder sees the image features alone."""
+        """Return empty prompts for B images: the decoder receives image features only."""
         return Prompts(Points(torch.zeros(batch, 0, 2), torch.zeros(batch, 0, dtype=torch.int64)))
 
     def to(self, device: torch.device) -> Prompts:
-        """The same prompts on another device."""
+        """Return a copy on a device."""
         return Prompts(
             None if self.points is None else self.points.to(device),
             None if self.boxes is None else self.boxes.to(device, non_blocking=True),
@@ -69,44 +69,44 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Prompted:
-    """What a prompter predicts for a batch."""
+    """Output of a prompter for a batch."""
 
-    prompts: Prompts  # whole, as given by hand or read from a file
-    lesion_logits: Tensor | None = None  # (B, 1, h, w) float, where the prompter has a map of the lesion
+    prompts: Prompts
+    lesion_logits: Tensor | None = None  # (B, 1, h, w) float, if the prompter predicts a map of the lesion
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the frozen encoder says of a batch of images."""
+    """Features of a batch of images from the frozen encoder."""
 
     embedding: Tensor  # (B, 256, E, E) float, after the neck
-    taps: tuple[Tensor, ...] = ()  # each (B, C_i, E, E), before the neck, shallow to deep; () when not asked for
+    taps: tuple[Tensor, ...] = ()  # each (B, C_i, E, E), before the neck, shallow to deep; () if not requested
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Encoded:
-        """The same features with a change applied to every map."""
+        """Return features with a function applied to every map."""
         return Encoded(change(self.embedding), tuple(change(tap) for tap in self.taps))
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Encoded:
-        """The same features on another device."""
+        """Return a copy on a device."""
         return self.map(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Encoded:
-        """The same features in page-locked memory."""
+        """Return a copy in page-locked memory."""
         return self.map(Tensor.pin_memory)
 
 
 def to_preferred_memory_format(x: Tensor) -> Tensor:
-    """Maps (B, C, H, W) as the nets want them in memory.
+    """Return maps (B, C, H, W) in the memory format in which nets compute.
 
-    In 16 bits channels-last, which saves a tenth of a training step on a CPU; in 32 bits channels first, whose
-    sums are nearest to the original's.
+    16-bit maps are channels-last, which saves a tenth of the time of a training step on a CPU. 32-bit maps are
+    channels-first, which is closest to the numerical results of the reference implementation.
     """
     last = x.dtype != torch.float32
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def join(parts: Sequence[Encoded]) -> Encoded:
-    """Features of batches as those of one batch, arranged."""
+    """Concatenate features along the batch axis, in the preferred memory format."""
 
     def cat(maps: Sequence[Tensor]) -> Tensor:
         return to_preferred_memory_format(torch.cat(tuple(maps)))
@@ -117,16 +117,16 @@ def join(parts: Sequence[Encoded]) -> Encoded:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a net predicts for a batch of images."""
+    """Prediction of a net for a batch of images."""
 
-    mask_logits: Tensor  # (B, 1, 4E, 4E) float, raw logits of one of the three multimask masks; the first by default
-    iou: Tensor  # (B, 1) float, SAM's own estimate of that mask's IoU
-    prompts: Prompts  # that were used: given, or the net's own
-    ious: Tensor | None = None  # (B, 3) float, the estimates of all three multimask masks
-    lesion_logits: Tensor | None = None  # (B, 1, h, w) float, the prompter's map, where it has one and was asked
+    mask_logits: Tensor  # (B, 1, 4E, 4E) float, logits of one of the three multimask masks, by default the first
+    iou: Tensor  # (B, 1) float, IoU of that mask as estimated by SAM
+    prompts: Prompts  # that the decoder used
+    ious: Tensor | None = None  # (B, 3) float, estimated IoU of the three multimask masks
+    lesion_logits: Tensor | None = None  # (B, 1, h, w) float, map of the lesion, if the prompter ran and predicts one
 
     def take(self, places: Sequence[int]) -> Prediction:
-        """The predictions for some of the batch's images."""
+        """Return the predictions for the images at some positions of the batch."""
 
         def some(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[list(places)]
@@ -142,20 +142,20 @@ class Prediction:
 
     @property
     def points(self) -> Points | None:
-        """The point prompts that were used; ``None`` when there were only boxes or masks."""
+        """Point prompts that were used; ``None`` if there were only boxes or masks."""
         return self.prompts.points
 
     @property
     def boxes(self) -> Tensor | None:
-        """The boxes (B, 4) that were used, or ``None``."""
+        """Boxes (B, 4) that were used, or ``None``."""
         return self.prompts.boxes
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of samples, ready for a net."""
+    """A batch of samples for a net."""
 
-    image: Tensor | Encoded  # (B, 3, S, S) float, normalised as the backbone wants it; or its features
+    image: Tensor | Encoded  # (B, 3, S, S) float, normalised as the backbone requires; or its features
     mask: Tensor  # (B, 1, S, S) float, 0 background, 1 foreground
     name: tuple[str, ...]  # B names, unique in their table
     index: Tensor  # (B,) int64, row numbers in the table
@@ -164,7 +164,7 @@ class Batch:
         return len(self.name)
 
     def take(self, places: Sequence[int]) -> Batch:
-        """Some of the batch's samples, in the order given; itself when those are all."""
+        """Return the samples at some positions, in that order; the batch itself if these are all."""
         if list(places) == list(range(len(self))):
             return self
         where = torch.as_tensor(places, dtype=torch.int64)
@@ -173,5 +173,5 @@ class Batch:
         return Batch(chosen, self.mask[where], tuple(self.name[i] for i in places), self.index[where])
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; torch's loaders call this where pinning is on."""
+        """Return a copy in page-locked memory. Data loaders of torch call this method if ``pin_memory`` is set."""
         return replace(self, image=self.image.pin_memory(), mask=self.mask.pin_memory())

@@ -1,4 +1,4 @@
-"""Whether the files around the package are sound: the citation, the container, the notes for contributors."""
+"""Files beside the package: citation, container, notes for contributors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 LICENSE = (ROOT / "LICENSE").read_text(encoding="utf-8")
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-# Of the schema of CFF 1.2.0: what a reference must and may hold, of what we use.
+# Keys of the CFF 1.2.0 schema: required ones, and those used here.
 REQUIRED = {"cff-version", "message", "title", "authors"}
 KNOWN = REQUIRED | {"type", "version", "license", "keywords", "preferred-citation"}
 KNOWN_REFERENCE = {"type", "title", "authors", "year", "journal", "doi", "url"}
@@ -32,7 +32,7 @@ def check_authors(authors: list[dict[str, Any]]) -> None:
         assert all(isinstance(value, str) and value.strip() for value in author.values())
 
 
-def test_the_citation_is_of_the_format() -> None:
+def test_the_citation_has_the_format_cff() -> None:
     assert CITATION.keys() >= REQUIRED
     assert CITATION.keys() <= KNOWN
     assert CITATION["cff-version"] == "1.2.0"
@@ -49,7 +49,7 @@ def test_the_citation_is_of_the_format() -> None:
     check_authors(paper["authors"])
 
 
-def test_the_citation_is_of_this_package_and_this_paper() -> None:
+def test_the_citation_matches_the_package_and_the_paper() -> None:
     assert CITATION["version"] == promise.__version__ == PROJECT["version"]
     assert CITATION["license"] == PROJECT["license"]
     paper = CITATION["preferred-citation"]
@@ -70,10 +70,10 @@ def test_the_container_passes_hadolint() -> None:
 def test_the_container_has_a_stage_for_each_device_and_the_cpu_is_the_default() -> None:
     stages = re.findall(r"^FROM \S+ AS (\w+)$", DOCKERFILE, flags=re.MULTILINE)
     assert stages == ["base", "cuda", "cpu"]
-    assert DOCKERFILE.count("\nUSER 1000\n") == 2  # neither runs as root
+    assert DOCKERFILE.count("\nUSER 1000\n") == 2  # neither stage runs as root
 
 
-def test_what_the_container_copies_is_there_and_reaches_the_builder() -> None:
+def test_files_of_the_container_exist_and_are_not_ignored() -> None:
     copied = {name for line in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, flags=re.MULTILINE) for name in line.split()}
     assert copied == {"pyproject.toml", "README.md", "LICENSE", "promise"}
     assert all((ROOT / name).exists() for name in copied)
@@ -87,7 +87,7 @@ def test_the_container_installs_extras_that_exist() -> None:
     assert extras <= set(PROJECT["optional-dependencies"])
 
 
-def test_files_named_to_contributors_are_there() -> None:
+def test_files_named_in_the_notes_for_contributors_exist() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:[\w.]+/)+[\w.]+|[\w]+\.(?:toml|md))`", text)) - {"environment.json"}
     assert {"promise/runtime/files.py", "pyproject.toml", "tests/docs/test_code_blocks.py"} <= named

@@ -1,4 +1,4 @@
-"""Whether what stands outside the package fits it: shell scripts, configurations, the README's commands and code."""
+"""Files outside the package: shell scripts, configurations, commands and code of the README."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import promise.cli
-from promise.cli import train as train_cli
+from promise.cli.common import gather
 from promise.evaluation.config import EvalConfig
 from promise.runtime.settings import read_yaml
 from promise.training.config import TrainConfig
@@ -28,7 +28,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = {
     f"promise-{found.name}": importlib.import_module(f"promise.cli.{found.name}")
     for found in pkgutil.iter_modules(promise.cli.__path__)
-    if found.name != "common"
+    if found.name not in ("argparse_adapter", "common")
 }
 bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
@@ -37,24 +37,24 @@ Parse = Callable[[str], Any]
 
 @pytest.fixture
 def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
-    """A command line → the settings that its own parser makes of it, without running it."""
+    """A function that parses a command line of this package into settings, without running it."""
     monkeypatch.chdir(ROOT)
-    seen: list[Any] = []
+    parsed: list[Any] = []
     for module in COMMANDS.values():
-        monkeypatch.setattr(module, "_work", lambda arguments: seen.append(arguments) or 0)
+        monkeypatch.setattr(module, "_work", lambda arguments: parsed.append(arguments) or 0)
 
     def parse_line(line: str) -> Any:
         command, *argv = shlex.split(line, comments=True)
         assert COMMANDS[command].main(argv) == 0
-        arguments = seen.pop()
+        arguments = parsed.pop()
         kind = {"promise-train": TrainConfig, "promise-eval": EvalConfig}.get(command)
-        return arguments if kind is None else train_cli.gather(arguments, kind, skip=("list_nets",))
+        return arguments if kind is None else gather(arguments, kind, skip=("list_nets",))
 
     return parse_line
 
 
 def run_script(name: str, *arguments: str, root: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a script with nothing in the environment but PATH and these variables, from elsewhere."""
+    """Run a script from another folder, with PATH and these variables as its only environment."""
     path = {"PATH": os.environ["PATH"]}
     return subprocess.run(
         ["bash", str(root / "scripts" / name), *arguments],
@@ -78,7 +78,7 @@ def dry_run(name: str, *arguments: str, **variables: str) -> str:
 
 
 @bash
-def test_training_defaults_are_the_published_training(parse: Parse) -> None:
+def test_training_defaults_equal_the_published_training(parse: Parse) -> None:
     config = parse(dry_run("train_ProMISe.sh", IF_SPLIT_CSV="combined_5.csv"))
     assert (config.net, config.sam, config.num_points, config.point_labels) == ("APM_IPS_resnet", "vit_b", 16, None)
     assert (config.optimizer, config.lr, config.scheduler, config.epochs) == ("adam", 1e-5, "LR_200_1e-7", 200)
@@ -141,13 +141,15 @@ def test_training_takes_every_variable_from_the_environment(parse: Parse) -> Non
         ("SAM_CHECKPOINT", "sam.pth", "sam_checkpoint", "sam.pth"),
     ],
 )
-def test_training_spellings(parse: Parse, variable: str, value: str, field: str, expected: str | None) -> None:
+def test_spellings_of_training_variables(
+    parse: Parse, variable: str, value: str, field: str, expected: str | None
+) -> None:
     config = parse(dry_run("train_ProMISe.sh", IF_SPLIT_CSV="a.csv", **{variable: value}))
     assert getattr(config, field) == expected
 
 
 @bash
-def test_evaluation_of_the_originals_file(parse: Parse) -> None:
+def test_evaluation_of_a_reference_checkpoint(parse: Parse) -> None:
     config = parse(
         dry_run(
             "eval_ProMISe.sh",
@@ -209,7 +211,7 @@ def test_evaluation_takes_every_variable_from_the_environment(parse: Parse) -> N
         ("train_ProMISe.sh", {"IF_SPLIT_CSV": "a.csv", "DRY_RUN": "0", "PROMISE_VENV": "/nowhere"}, "is not installed"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_1(script: str, variables: dict[str, str], missing: str) -> None:
+def test_invalid_input_is_one_line_and_status_1(script: str, variables: dict[str, str], missing: str) -> None:
     done = run_script(script, **{"DRY_RUN": "1", **variables, "PATH": "/usr/bin:/bin"})
     assert done.returncode == 1
     assert missing in done.stderr
@@ -219,14 +221,14 @@ def test_a_mistake_is_one_line_and_status_1(script: str, variables: dict[str, st
 
 @bash
 @pytest.mark.parametrize("path", [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci/run"], ids=lambda p: p.name)
-def test_scripts_are_sound_shell_and_know_no_machine(path: Path) -> None:
+def test_scripts_have_valid_syntax_and_no_absolute_paths(path: Path) -> None:
     assert subprocess.run(["bash", "-n", str(path)], check=False, capture_output=True).returncode == 0
     text = path.read_text(encoding="utf-8").replace("/dev/null", "").replace("/usr/bin/env", "")
     assert not re.search(r"(?<![\w.}*\])])/(home|mnt|root|usr|tmp|work|data|opt|Users)\b", text)
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The commands of this package in a shell text, a line each; what only shells know is dropped."""
+    """Yield the commands of this package in a shell script, one per line, without redirections."""
     for line in text.replace("\\\n", " ").splitlines():
         words = line.strip().lstrip("#").strip()
         words = re.sub(r"^accelerate launch -m promise\.cli\.(\w+)", r"promise-\1", words)
@@ -256,14 +258,14 @@ def test_quickstart_commands_parse(parse: Parse) -> None:
 
 @bash
 @pytest.mark.parametrize("status", [0, 1])
-def test_quickstart_leaves_no_features_behind_unless_it_was_stopped(tmp_path: Path, status: int) -> None:
+def test_quickstart_removes_its_features_on_success(tmp_path: Path, status: int) -> None:
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     programs = tmp_path / "venv/bin"
     programs.mkdir(parents=True)
-    leave = 'mkdir -p "$PROMISE_FEATURES" && touch "$PROMISE_FEATURES/$(basename "$0")"'
+    write = 'mkdir -p "$PROMISE_FEATURES" && touch "$PROMISE_FEATURES/$(basename "$0")"'
     for name, end in (("python", 0), ("promise-phantom", 0), ("promise-train", 0), ("promise-eval", status)):
-        work = leave if name in ("promise-train", "promise-eval") else ""
+        work = write if name in ("promise-train", "promise-eval") else ""
         (programs / name).write_text(f"#!/usr/bin/env bash\n{work}\nexit {end}\n")
         (programs / name).chmod(0o755)
     done = run_script("quickstart.sh", root=tmp_path, PROMISE_VENV=str(tmp_path / "venv"))
@@ -279,13 +281,15 @@ def test_quickstart_leaves_no_features_behind_unless_it_was_stopped(tmp_path: Pa
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.relative_to(ROOT / "configs").as_posix())
 def test_a_configuration_can_be_trained(path: Path) -> None:
     values = {"split_csv": "dummy.csv", **read_yaml(path, TrainConfig)}
-    settled = resolve_config(TrainConfig(**values))  # knows net, backbone, loss, optimiser, schedule, recipe
-    assert settled.net == values["net"]
-    assert settled.sam == values["sam"]
+    resolved = resolve_config(
+        TrainConfig(**values)
+    )  # raises if net, backbone, loss, optimiser, schedule or recipe is unknown
+    assert resolved.net == values["net"]
+    assert resolved.sam == values["sam"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.relative_to(ROOT / "configs").as_posix())
-def test_a_configuration_says_command_duration_and_result(path: Path, parse: Parse) -> None:
+def test_a_configuration_states_command_duration_and_result(path: Path, parse: Parse) -> None:
     header = path.read_text(encoding="utf-8").split("\nnet:")[0]
     command, _, _ = (
         re.search(rf"^# {word} +(\S.*)$", header, re.MULTILINE)[1] for word in ("Command", "Duration", "Result")
@@ -330,23 +334,23 @@ def test_a_command_of_the_readme_parses(line: str, parse: Parse) -> None:
 
 
 @bash
-def test_the_readmes_other_commands_are_there() -> None:
+def test_scripts_in_the_readme_exist() -> None:
     scripts = {name for block in _blocks("bash") for name in re.findall(r"bash (scripts/\S+)", block)}
     assert {"scripts/quickstart.sh", "scripts/test.sh", "scripts/train_ProMISe.sh"} <= scripts
     assert all((ROOT / name).is_file() for name in scripts)
 
 
-def test_the_readmes_links_lead_somewhere() -> None:
+def test_links_in_the_readme_exist() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_readmes_nets_and_backbones_are_those_of_the_tables() -> None:
+def test_the_readme_lists_all_nets_and_backbones() -> None:
     from promise.models.registry import NETS, list_nets
     from promise.models.sam.backbones import BACKBONES
 
-    for name in (*NETS, *(set(BACKBONES) - {"tiny_vit", "small_vit"})):  # the tests' own
+    for name in (*NETS, *(set(BACKBONES) - {"tiny_vit", "small_vit"})):  # defined by tests
         assert f"`{name}`" in README, name
     for backbone in ("vit_b", "lite_medsam"):
         for count in re.findall(r"\d[\d,]{6,}", list_nets(backbone)):
@@ -354,7 +358,7 @@ def test_the_readmes_nets_and_backbones_are_those_of_the_tables() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(_blocks("python"))))
-def test_the_readmes_python_runs(number: int) -> None:
+def test_python_in_the_readme_runs(number: int) -> None:
     source = _blocks("python")[number]
     code = compile(source, f"README, block {number}", "exec")
     if source.startswith("# not run"):

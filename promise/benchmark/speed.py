@@ -1,10 +1,10 @@
-"""What is fast here against the plain way, part by part; knows no flags and no files."""
+"""Comparisons of this package with a baseline, part by part."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from promise.benchmark.bench import Bench
-from promise.benchmark.timings import Comparison, take_turns
+from promise.benchmark.config import IMAGE_SIDE, PLAIN_RECIPE, PROMPTER_NET, RANDOM_RECIPE
+from promise.benchmark.timings import ENCODER, STEP, VALIDATION, Comparison, time_interleaved
 from promise.data.dataset import SegmentationDataset, build_loader
 from promise.evaluation.metrics import evaluate_pair
 from promise.evaluation.scoring import score
@@ -28,29 +29,35 @@ from promise.types import Encoded, Prediction
 
 
 def encoder(bench: Bench) -> Comparison:
-    """One image through the frozen encoder, with taps."""
+    """Frozen encoder with taps, on one image."""
     image = bench.image[:1]
     variants = {"package's encoder, fp32": lambda: bench.upstream_encode(image, taps=True)}
     for precision in dict.fromkeys(("fp32", bench.precision)):
-        net = bench.net("APM_IPS_resnet", precision)
+        net = bench.net(PROMPTER_NET, precision)
         variants[f"fused, {precision}"] = torch.no_grad()(lambda net=net: net.encode(image))
-    plain, ours = bench.upstream_encode(image, taps=True), bench.net("APM_IPS_resnet", "fp32").encode(image)
-    for a, b in zip((plain.embedding, *plain.taps), (ours.embedding, *ours.taps), strict=True):
+    baseline, fused = bench.upstream_encode(image, taps=True), bench.net(PROMPTER_NET, "fp32").encode(image)
+    for a, b in zip((baseline.embedding, *baseline.taps), (fused.embedding, *fused.taps), strict=True):
         if not torch.allclose(a, b, atol=1e-4, rtol=1e-4):
-            raise UserError(f"the fused encoder is wrong here: off by {float((a - b).abs().max()):g} in fp32.")
-    return take_turns(f"encoder, {bench.settings.sam}", "image", variants, repeats=bench.settings.repeats)
+            raise UserError(
+                "the fused encoder is wrong on this machine: it differs from the encoder of the package by "
+                f"{float((a - b).abs().max()):g} in fp32.",
+                code="encoder-differs",
+            )
+    return time_interleaved(
+        f"{ENCODER}, {bench.settings.sam}", "image", variants, repeats=bench.settings.repeats, part=ENCODER
+    )
 
 
 def descend(prediction: Prediction, mask: Tensor) -> None:
-    """Loss and gradients of a prediction."""
+    """Compute the loss of a prediction and its gradients."""
     height, width = prediction.mask_logits.shape[-2:]
     torch.autograd.backward(bce_dice(prediction.mask_logits, resize_target(mask, (int(height), int(width)))))
 
 
 def step(bench: Bench, name: str) -> Comparison:
-    """One training step: forward, loss, backward, Adam."""
+    """Training step: forward, loss, backward, Adam."""
     bench.training = True
-    size, cached = bench.settings.batch_size, bench.features(name)
+    cached = bench.features(name)
     optimizers = {
         precision: torch.optim.Adam(
             [p for p in bench.net(name, precision).parameters() if p.requires_grad], lr=0.0, fused=fused
@@ -76,11 +83,11 @@ def step(bench: Bench, name: str) -> Comparison:
         variants["features cached, decode batched, PyTorch's convolutions, fp32"] = lambda: learn(
             plain_convolutions()(lambda: bench.predict(name, cached)), "fp32"
         )
-    return take_turns(f"training step, {name}", f"{size} images", variants, repeats=bench.settings.repeats)
+    return _time_batches(bench, STEP, name, variants)
 
 
 def validation(bench: Bench, name: str) -> Comparison:
-    """One batch of validation rows: forward only."""
+    """Validation of one batch: forward pass only."""
     bench.training = False
     cached = bench.features(name)
     variants = {
@@ -91,16 +98,22 @@ def validation(bench: Bench, name: str) -> Comparison:
             lambda: bench.predict(name, cached)
         ),
     }
-    size = bench.settings.batch_size
-    return take_turns(f"validation, {name}", f"{size} images", variants, repeats=bench.settings.repeats)
+    return _time_batches(bench, VALIDATION, name, variants)
 
 
-def epoch(bench: Bench, name: str = "APM_IPS_resnet") -> Comparison:
-    """Steps from features that are in memory, and from features that the loader brings from the disk."""
+def _time_batches(bench: Bench, part: str, net: str, variants: Mapping[str, Callable[[], object]]) -> Comparison:
+    size, repeats = bench.settings.batch_size, bench.settings.repeats
+    return time_interleaved(
+        f"{part}, {net}", f"{size} images", variants, repeats=repeats, part=part, net=net, images=size
+    )
+
+
+def epoch(bench: Bench, name: str = PROMPTER_NET) -> Comparison:
+    """Training epoch from features in memory, and from features that the loader reads from disk."""
     bench.training = True
     net, cached = bench.net(name, bench.precision), bench.features(name)
     loader = build_loader(
-        _cached(bench, bench.dataset("basic_color"), net),
+        _cached(bench, bench.dataset(PLAIN_RECIPE), net),
         collate_fn=collate_cached,
         batch_size=bench.settings.batch_size,
         shuffle=True,
@@ -110,7 +123,10 @@ def epoch(bench: Bench, name: str = "APM_IPS_resnet") -> Comparison:
     )
     steps = len(loader)
     if steps == 0:
-        raise UserError(f"--images {bench.settings.images} are fewer than --batch-size {bench.settings.batch_size}.")
+        raise UserError(
+            f"--images {bench.settings.images} must be at least --batch-size {bench.settings.batch_size}.",
+            code="images-fewer-than-batch-size",
+        )
 
     def learn(encoded: Encoded, mask: Tensor) -> None:
         descend(bench.predict(name, encoded), mask)
@@ -126,45 +142,43 @@ def epoch(bench: Bench, name: str = "APM_IPS_resnet") -> Comparison:
 
     variants = {"features in memory": from_memory, "features from the disk": from_disk}
     per = steps * bench.settings.batch_size
-    return take_turns(f"cached epoch, {name}", "image", variants, repeats=bench.settings.repeats, per=per)
+    return time_interleaved(f"cached epoch, {name}", "image", variants, repeats=bench.settings.repeats, per=per)
 
 
-def evaluation(bench: Bench, name: str = "APM_IPS_resnet") -> Comparison:
-    """Reading, predicting and scoring every image: from pixels, and with features that an earlier evaluation left."""
+def evaluation(bench: Bench, name: str = PROMPTER_NET) -> Comparison:
+    """Evaluation (reading, predicting, scoring): from pixels, and with features cached by an earlier evaluation."""
     bench.training = False
-    size, dataset, ours = bench.settings.batch_size, bench.dataset("basic_color"), bench.net(name, bench.precision)
+    size, dataset, net = bench.settings.batch_size, bench.dataset(PLAIN_RECIPE), bench.net(name, bench.precision)
 
-    def scored(net: torch.nn.Module, loader: DataLoader[Any]) -> None:
-        for row in predict_rows(net, loader, draw=lambda batch: None, device=bench.device):
-            score(row.logits, np.zeros((512, 512), bool) | (row.index % 2 == 0))
+    def scored(model: torch.nn.Module, loader: DataLoader[Any]) -> None:
+        for row in predict_rows(model, loader, draw=lambda batch: None, device=bench.device):
+            score(row.logits, np.zeros((IMAGE_SIDE, IMAGE_SIDE), bool) | (row.index % 2 == 0))
 
-    plain = build_loader(dataset, batch_size=1, shuffle=False, seed=0, workers=0)
+    single = build_loader(dataset, batch_size=1, shuffle=False, seed=0, workers=0)
     batched = build_loader(dataset, batch_size=size, shuffle=False, seed=0, workers=2)
     cached = build_loader(
-        _cached(bench, dataset, ours), collate_fn=collate_cached, batch_size=size, shuffle=False, seed=0, workers=0
+        _cached(bench, dataset, net), collate_fn=collate_cached, batch_size=size, shuffle=False, seed=0, workers=0
     )
     variants = {
-        "package's encoder, one by one, fp32": lambda: scored(_Upstream(bench, name), plain),
-        f"fused, batched, {bench.precision}": lambda: scored(ours, batched),
-        f"features cached, batched, {bench.precision}": lambda: scored(ours, cached),
+        "package's encoder, one by one, fp32": lambda: scored(_Upstream(bench, name), single),
+        f"fused, batched, {bench.precision}": lambda: scored(net, batched),
+        f"features cached, batched, {bench.precision}": lambda: scored(net, cached),
     }
     per, repeats = len(dataset), max(1, bench.settings.repeats // 2)
-    return take_turns(f"evaluation, {name}", "image", variants, repeats=repeats, per=per)
+    return time_interleaved(f"evaluation, {name}", "image", variants, repeats=repeats, per=per)
 
 
 def _cached(bench: Bench, dataset: SegmentationDataset, net: Promise) -> CachedDataset:
-    """The dataset with its features on the disk."""
-    settings = CacheOptions("all", bench.folder / "features", batch_size=bench.settings.batch_size, quiet=True)
-    served, _ = cached_or_raw(
-        dataset, net, settings, recipe="basic_color", training=bench.training, device=bench.device
-    )
-    assert isinstance(served, CachedDataset)
-    return served
+    """Return the dataset with cached features."""
+    options = CacheOptions("all", bench.folder / "features", batch_size=bench.settings.batch_size, quiet=True)
+    cached, _ = cached_or_raw(dataset, net, options, recipe=PLAIN_RECIPE, training=bench.training, device=bench.device)
+    assert isinstance(cached, CachedDataset)
+    return cached
 
 
 def loader(bench: Bench) -> Comparison:
-    """Reading and augmenting with ``train2_color``, by worker processes."""
-    dataset = bench.dataset("train2_color")
+    """Reading and augmenting, by number of loader processes."""
+    dataset = bench.dataset(RANDOM_RECIPE)
     loaders = {
         f"{workers} workers": build_loader(
             dataset, batch_size=bench.settings.batch_size, shuffle=True, seed=0, workers=workers
@@ -177,33 +191,35 @@ def loader(bench: Bench) -> Comparison:
             pass
 
     variants = {name: (lambda loader=loader: drain(loader)) for name, loader in loaders.items()}
-    return take_turns("loader, train2_color", "image", variants, repeats=bench.settings.repeats, per=len(dataset))
+    return time_interleaved(
+        f"loader, {RANDOM_RECIPE}", "image", variants, repeats=bench.settings.repeats, per=len(dataset)
+    )
 
 
 def metrics(bench: Bench) -> Comparison:
-    """All metrics of one pair of 256 × 256 pixels."""
+    """All metrics of one image of 256 × 256 pixels."""
     rng = np.random.default_rng(0)
     probability = rng.random((256, 256), np.float32)
     target = np.zeros((256, 256), bool)
     target[60:170, 80:200] = True
     many = 10
     work = {"evaluate_pair": lambda: [evaluate_pair(probability, target) for _ in range(many)]}
-    return take_turns("metrics, 256 × 256", "image", work, repeats=bench.settings.repeats, per=many)
+    return time_interleaved("metrics, 256 × 256", "image", work, repeats=bench.settings.repeats, per=many)
 
 
 def start_up(bench: Bench) -> Comparison:
-    """The interpreter alone, and ``promise-train --help``."""
+    """Start of the Python interpreter, and of ``promise-train --help``."""
     variants = {
         "python -c pass": lambda: subprocess.run([sys.executable, "-c", "pass"], check=True),
         "promise-train --help": lambda: subprocess.run(
             [sys.executable, "-m", "promise.cli.train", "--help"], check=True, stdout=subprocess.DEVNULL
         ),
     }
-    return take_turns("start-up", "call", variants, repeats=max(3, bench.settings.repeats))
+    return time_interleaved("start-up", "call", variants, repeats=max(3, bench.settings.repeats))
 
 
 class _Upstream(torch.nn.Module):
-    """A net for :func:`promise.inference.loop.predict_rows` that goes the original's way."""
+    """The baseline as a net for :func:`promise.inference.loop.predict_rows`."""
 
     def __init__(self, bench: Bench, name: str) -> None:
         super().__init__()

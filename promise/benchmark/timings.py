@@ -1,4 +1,4 @@
-"""Timings by turns, and what follows from them: ratios, the published training by arithmetic, tables; knows no nets."""
+"""Interleaved timing, ratios, estimated time of the published training, and the Markdown report."""
 
 from __future__ import annotations
 
@@ -12,18 +12,26 @@ from typing import Any
 
 import torch
 
+from promise.benchmark.config import PUBLISHED
+
+# Parts that the estimate of the published training needs.
+ENCODER, STEP, VALIDATION = "encoder", "training step", "validation"
+
 
 @dataclass
 class Comparison:
-    """Variants of one thing, timed by turns; the first is what the others are held against."""
+    """Times of several variants of a computation. The first variant is the baseline."""
 
     title: str
-    unit: str  # of the seconds: "image", "step of 8 images"
-    turns: dict[str, list[float]] = field(default_factory=dict)
+    unit: str  # that the times refer to: "image", "8 images"
+    turns: dict[str, list[float]] = field(default_factory=dict)  # variant → seconds of each repetition
+    part: str = ""  # what is measured, such as "training step"
+    net: str | None = None  # if it depends on the net
+    images: int = 1  # in one unit
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Name, median seconds, and how many times as fast as the first."""
+        """For each variant its name, median seconds, speed-up over the baseline, and all times."""
         first = next(iter(self.turns.values()))
         return [
             {
@@ -36,48 +44,54 @@ class Comparison:
         ]
 
 
-def take_turns(
-    title: str, unit: str, variants: Mapping[str, Callable[[], object]], *, repeats: int, per: int = 1
+def time_interleaved(
+    title: str, unit: str, variants: Mapping[str, Callable[[], object]], *, repeats: int, per: int = 1, **labels: Any
 ) -> Comparison:
-    """Time variants by turns, each after one run that does not count.
+    """Time variants in turn, repeatedly, after one warm-up call of each.
 
     Args:
-        title: of the comparison.
-        unit: what ``per`` of make one run.
-        variants: name → what is timed; the first is the plain way.
-        repeats: turns.
-        per: units a run; times are divided by it.
+        title: name of the comparison.
+        unit: unit that the times refer to.
+        variants: name → function to time. The first is the baseline.
+        repeats: number of timed calls of each variant.
+        per: number of units in one call, by which times are divided.
+        labels: ``part``, ``net`` and ``images`` of the comparison.
     """
-    result = Comparison(title, unit, {name: [] for name in variants})
-    for turn in range(repeats + 1):
+    result = Comparison(title, unit, {name: [] for name in variants}, **labels)
+    for repetition in range(repeats + 1):
         for name, work in variants.items():
             started = time.perf_counter()
             work()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if turn:
+            if repetition > 0:
                 result.turns[name].append((time.perf_counter() - started) / per)
     return result
 
 
-NETS = ("IPS_GT", "APM_IPS_resnet")
-TRAIN_IMAGES, VALIDATION_IMAGES, EPOCHS = 1450, 798, 200  # of the published trainings
-
-
 def published_training(done: Sequence[Comparison], net: str) -> dict[str, float] | None:
-    """Hours of the published training by arithmetic from what was measured; ``None`` without its parts.
+    """Estimate the hours of the published training from measured times.
 
-    Ours: every image encoded once, then every epoch from features.
+    ``plain`` is the baseline. ``cached`` encodes every image once and runs every epoch from features; ``caching`` is
+    the part of it that encodes. ``ratio`` is ``plain`` divided by ``cached``.
+
+    Returns:
+        The four values; ``None`` if encoder, training step or validation were not measured.
     """
-    found = {c.title.split(",")[0]: c.rows for c in done if c.title.endswith(net) or c.title.startswith("encoder")}
-    if not {"encoder", "training step", "validation"} <= found.keys():
+    found = {c.part: c for c in done if c.net in (None, net)}
+    if not {ENCODER, STEP, VALIDATION} <= found.keys():
         return None
-    sizes = next(int(c.unit.split()[0]) for c in done if c.title == f"training step, {net}")
-    hours = []
-    for row in (0, 1):
-        per_image = found["training step"][row]["seconds"] / sizes, found["validation"][row]["seconds"] / sizes
-        hours.append(EPOCHS * (TRAIN_IMAGES * per_image[0] + VALIDATION_IMAGES * per_image[1]) / 3600)
-    caching = (TRAIN_IMAGES + VALIDATION_IMAGES) * found["encoder"][-1]["seconds"] / 3600
+
+    def per_image(part: str, variant: int) -> float:
+        return float(found[part].rows[variant]["seconds"]) / found[part].images
+
+    hours = [
+        PUBLISHED.epochs
+        * (PUBLISHED.train_images * per_image(STEP, i) + PUBLISHED.validation_images * per_image(VALIDATION, i))
+        / 3600
+        for i in (0, 1)  # baseline, cached
+    ]
+    caching = (PUBLISHED.train_images + PUBLISHED.validation_images) * per_image(ENCODER, -1) / 3600
     return {
         "plain": hours[0],
         "cached": hours[1] + caching,
@@ -87,7 +101,7 @@ def published_training(done: Sequence[Comparison], net: str) -> dict[str, float]
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """Return the name of the processor, ``unknown`` if the system does not report it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -96,16 +110,16 @@ def processor() -> str:
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """The record as tables."""
+    """Format the record of a benchmark as Markdown tables."""
     environment, settings = record["environment"], record["settings"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
     lines = [
         f"{environment['processor']}, {environment['threads']} threads, {environment['device']}; "
-        f"{settings['sam']}, batch {settings['batch_size']}, {settings['repeats']} turns.",
+        f"{settings['sam']}, batch {settings['batch_size']}, {settings['repeats']} repetitions.",
         "",
         packages + ".",
         "",
-        "| | variant | seconds | per | per second | times as fast |",
+        "| | variant | seconds | per | per second | speed-up |",
         "|---|---|---:|---|---:|---:|",
     ]
     for comparison in record["comparisons"]:
@@ -119,11 +133,11 @@ def markdown(record: Mapping[str, Any]) -> str:
     for net, total in record["published_training"].items():
         lines += [
             "",
-            f"{EPOCHS} epochs over {TRAIN_IMAGES} + {VALIDATION_IMAGES} images, {net}, by arithmetic from the above: "
-            f"{total['plain']:.0f} h the plain way, {total['cached']:.1f} h from features "
-            f"({total['caching']:.1f} h of it for making them): {total['ratio']:.0f} times as fast.",
+            f"{PUBLISHED.epochs} epochs over {PUBLISHED.train_images} + {PUBLISHED.validation_images} images, {net}, "
+            f"estimated from the times above: {total['plain']:.0f} h with the baseline, {total['cached']:.1f} h from "
+            f"cached features (including {total['caching']:.1f} h to compute them), speed-up {total['ratio']:.0f}.",
         ]
     if record["memory"]:
-        lines += ["", "| work | batch | GiB at most |", "|---|---:|---:|"]
+        lines += ["", "| work | batch | peak GiB |", "|---|---:|---:|"]
         lines += [f"| {peak['work']} | {peak['batch_size']} | {peak['gib']:.2f} |" for peak in record["memory"]]
     return "\n".join(lines) + "\n"

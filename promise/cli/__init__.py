@@ -1,1 +1,1 @@
-"""The commands, one small file each: flags and words; knows no tensors."""
+"""The commands, one file each: flags, printed output, exit status."""

@@ -1,4 +1,4 @@
-"""promise-app: a page on which a person corrects the net's prompts."""
+"""promise-app: a web page for segmenting images and correcting the prompts of a net."""
 
 from __future__ import annotations
 
@@ -9,39 +9,71 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from promise.cli.common import Parser, prepare_process, run, start_logging
+from promise.runtime.settings import DEVICE_HELP, PRECISIONS
 
-DESCRIPTION = (
-    "Serve a page on which an image is dropped, the net prompts itself, and a person moves, adds and removes the "
-    "prompts. Example: promise-app --ckpt runs/polyp/best.safetensors"
-)
+DESCRIPTION = """
+Serve a web page that segments uploaded images. The net places the prompts; the user can move, add and remove them.
+
+Example:
+
+  promise-app --ckpt runs/polyp/best.safetensors
+"""
 log = logging.getLogger(__name__)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = Parser("promise-app", description=DESCRIPTION, allow_abbrev=False)
+    """Return the argument parser."""
+    parser = Parser("promise-app", DESCRIPTION, allow_abbrev=False)
     net = parser.add_argument_group("net")
-    net.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="checkpoint of promise-train")
-    net.add_argument("--sam-checkpoint", metavar="FILE", help="SAM's weights; default: from the cache, else fetched")
-    net.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    net.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16 (default: auto)")
-    net.add_argument("--postprocess", metavar="…", help="of masks, such as open:5; default: the checkpoint's own")
-    page = parser.add_argument_group("page")
-    page.add_argument("--host", default="127.0.0.1", help="0.0.0.0: other machines too (default: %(default)s)")
-    page.add_argument("--port", type=int, default=7860, metavar="N", help="0: a free one (default: %(default)s)")
-    page.add_argument("--samples", type=Path, metavar="FOLDER", help="pictures to try; default: synthetic ones")
-    page.add_argument("--max-megabytes", type=float, default=32, metavar="X", help="of a file (default: %(default)s)")
-    page.add_argument("--max-megapixels", type=float, default=25, metavar="X", help="(default: %(default)s)")
-    page.add_argument("--images-kept", type=int, default=8, metavar="N", help="open at once (default: %(default)s)")
-    page.add_argument(
-        "--idle-minutes", type=float, default=30, metavar="X", help="until an image is dropped (default: %(default)s)"
+    net.add_argument(
+        "--ckpt", type=Path, required=True, metavar="FILE", help="checkpoint written by promise-train (required)"
     )
-    parser.add_argument("--quiet", action="store_true", help="warnings only")
+    net.add_argument("--sam-checkpoint", metavar="FILE", help="weight file of SAM; default: cached, else downloaded")
+    net.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICE_HELP} (default: %(default)s)")
+    net.add_argument(
+        "--precision", default="auto", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: %(default)s)"
+    )
+    net.add_argument(
+        "--postprocess",
+        metavar="STEPS",
+        help="postprocessing of masks, such as open:5; default: as stored in the checkpoint",
+    )
+    page = parser.add_argument_group("page")
+    page.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to serve on; 0.0.0.0 for access from other machines (default: %(default)s)",
+    )
+    page.add_argument(
+        "--port", type=int, default=7860, metavar="N", help="port; 0 selects a free one (default: %(default)s)"
+    )
+    page.add_argument("--samples", type=Path, metavar="FOLDER", help="sample images; default: synthetic images")
+    page.add_argument(
+        "--max-megabytes",
+        type=float,
+        default=32,
+        metavar="X",
+        help="maximum size of an uploaded file (default: %(default)s)",
+    )
+    page.add_argument(
+        "--max-megapixels", type=float, default=25, metavar="X", help="maximum size of an image (default: %(default)s)"
+    )
+    page.add_argument(
+        "--images-kept", type=int, default=8, metavar="N", help="maximum number of open images (default: %(default)s)"
+    )
+    page.add_argument(
+        "--idle-minutes",
+        type=float,
+        default=30,
+        metavar="X",
+        help="time after which an unused image is closed (default: %(default)s)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print warnings only")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return the exit status."""
     arguments = make_parser().parse_args(argv)
     return run("promise-app", lambda: _work(arguments))
 
@@ -54,7 +86,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from promise.inference.segmenter import Segmenter, load
 
     if not is_private(arguments.host):
-        log.warning("everyone who reaches %s can use this page: it has no password.", arguments.host)
+        log.warning("the page has no password: every machine that can reach %s can use it.", arguments.host)
     serving = Serving(
         host=arguments.host,
         port=arguments.port,
@@ -73,7 +105,7 @@ def _work(arguments: argparse.Namespace) -> int:
             postprocess=arguments.postprocess,
         )
 
-    serve(open_net, serving, lambda address: print(f"promise-app: {address}  (Ctrl+C ends)", flush=True))
+    serve(open_net, serving, lambda address: print(f"promise-app: {address}  (Ctrl+C stops)", flush=True))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""promise-compare: two evaluations on the same images, paired."""
+"""promise-compare: paired comparison of two evaluations on the same images."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from promise.cli.common import Parser, run, start_logging
-from promise.runtime.errors import UserError
+from promise.runtime.errors import ExistingRunError, UserError
 
 if TYPE_CHECKING:
     from promise.evaluation.compare import Change, Comparison, Paired
 
-DESCRIPTION = (
-    "Compare two evaluations image by image: mean difference B − A with a 95 % bootstrap interval, Wilcoxon "
-    "signed-rank test, wins and losses, the images that changed most. Example: "
-    "promise-compare runs/apm runs/apm-ips --top 10"
-)
+DESCRIPTION = """
+Compare two evaluations image by image: mean difference B − A with a 95 % bootstrap interval, Wilcoxon signed-rank test,
+number of images on which B is better or worse, and the images with the largest differences.
+
+Example:
+
+  promise-compare runs/apm runs/apm-ips --top 10
+"""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = Parser("promise-compare", description=DESCRIPTION.replace("%", "%%"), allow_abbrev=False)
-    where = "folder of an evaluation, a run's folder with eval in it, or a summary.json"
-    parser.add_argument("a", metavar="A", type=Path, help=f"the baseline: {where}")
-    parser.add_argument("b", metavar="B", type=Path, help="what is held against it: the same")
+    """Return the argument parser."""
+    parser = Parser("promise-compare", DESCRIPTION, allow_abbrev=False)
+    where = "results folder of promise-eval, run folder that contains eval/, or summary.json"
+    parser.add_argument("a", metavar="A", type=Path, help=f"baseline: {where}")
+    parser.add_argument("b", metavar="B", type=Path, help="evaluation that is compared with the baseline; likewise")
     parser.add_argument(
         "--metric",
         nargs="+",
@@ -35,16 +38,20 @@ def make_parser() -> argparse.ArgumentParser:
         help="columns of per_image.csv, such as native_iou, reference_dice, soft_dice_mean (default: native_dice)",
     )
     parser.add_argument(
-        "--top", type=int, default=5, metavar="N", help="images that changed most, so many each way (default: 5)"
+        "--top",
+        type=int,
+        default=5,
+        metavar="N",
+        help="number of images to list for the largest gains, and for the largest losses (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE")
-    parser.add_argument("--quiet", action="store_true", help="no warnings on stderr; --json holds them")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --json file")
+    parser.add_argument("--quiet", action="store_true", help="print no warnings; the --json file contains them")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return the exit status."""
     arguments = make_parser().parse_args(argv)
     return run("promise-compare", lambda: _work(arguments))
 
@@ -52,9 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: argparse.Namespace) -> int:
     start_logging(quiet=arguments.quiet)
     if arguments.top < 0:
-        raise UserError("--top must be at least 0.")
+        raise UserError("--top must be at least 0.", code="top-out-of-range")
     if arguments.json is not None and arguments.json.exists() and not arguments.overwrite:
-        raise UserError(f"{arguments.json} is there already. Replace it by --overwrite, or choose another --json.")
+        raise ExistingRunError(
+            f"{arguments.json} already exists. Replace it with --overwrite, or choose another file with --json.",
+            code="existing-output",
+        )
     from promise.evaluation.compare import compare
     from promise.evaluation.reader import read_evaluation
     from promise.runtime.files import write_json
@@ -73,23 +83,23 @@ def _work(arguments: argparse.Namespace) -> int:
 def _text(comparison: Comparison, a: str, b: str) -> str:
     head = f"A  {comparison.a}  ({a})\nB  {comparison.b}  ({b})"
     foot = (
-        f"Differences are B − A, paired by image; intervals: 95 % percentile bootstrap over images, "
-        f"{comparison.resamples} resamples, seed {comparison.seed}. No correction for several comparisons."
+        f"Differences are B − A, paired by image. Intervals: 95 % percentile bootstrap over images, "
+        f"{comparison.resamples} resamples, seed {comparison.seed}. No correction for multiple comparisons."
     )
     return "\n\n".join([head, *(_block(paired) for paired in comparison.results), foot])
 
 
 def _block(paired: Paired) -> str:
     low, high = paired.interval
-    left_out = f", {paired.left_out} left out (not a number in one)" if paired.left_out else ""
+    left_out = f", {paired.left_out} left out (no value in A or B)" if paired.left_out else ""
     p = "–" if paired.p is None else f"{paired.p:.2g}"
     lines = [
         f"{paired.dataset}, {paired.metric}: {paired.images} images{left_out}",
         f"  A {paired.mean_a:.4f}   B {paired.mean_b:.4f}   B − A {paired.difference:+.4f}  [{low:+.4f}, {high:+.4f}]",
         f"  Wilcoxon signed-rank p {p} ({paired.p_note})",
         f"  B better on {paired.wins}, equal on {paired.ties}, worse on {paired.losses}",
-        *_changes("most gained", paired.gained),
-        *_changes("most lost", paired.lost),
+        *_changes("largest gains", paired.gained),
+        *_changes("largest losses", paired.lost),
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""promise-completion: a shell script that completes the flags of all commands; made from their own parsers."""
+"""promise-completion: shell script that completes the flags of all commands, generated from their parsers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import promise.cli
+from promise.cli.argparse_adapter import list_actions
 from promise.cli.common import Parser, run
 
 SHELLS = ("bash", "zsh")
-DESCRIPTION = """Print a script that lets TAB complete the flags, choices and files of all commands. It takes a few
-seconds to make, so keep it in a file. For bash:
+DESCRIPTION = """
+Print a shell script that completes the flags, choices and files of all commands when TAB is pressed. Generating it
+takes a few seconds: store it in a file, and generate it again after an update. For bash:
 
   promise-completion bash > ~/.promise-completion.bash
   echo 'source ~/.promise-completion.bash' >> ~/.bashrc
@@ -22,24 +24,18 @@ For zsh, below the line with compinit:
 
   promise-completion zsh > ~/.promise-completion.zsh
   echo 'eval "$(<~/.promise-completion.zsh)"' >> ~/.zshrc
-
-Make it again after an update."""
+"""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = Parser(
-        "promise-completion",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("shell", choices=SHELLS, help="the shell that is to run it")
+    """Return the argument parser."""
+    parser = Parser("promise-completion", DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("shell", choices=SHELLS, help="shell that runs the script")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return the exit status."""
     arguments = make_parser().parse_args(argv)
     return run("promise-completion", lambda: _work(arguments))
 
@@ -54,21 +50,22 @@ def _work(arguments: argparse.Namespace) -> int:
         _describe(parser, {"net": NETS, "sam": BACKBONES})
         name = parser.prog.replace("-", "_")
         print(shtab.complete(parser, shell=arguments.shell, root_prefix=name))
-        if arguments.shell == "bash":  # files where nothing else is known; shtab alone offers no flags after --csv FILE
+        if arguments.shell == "bash":  # complete files where nothing else matches, and flags after --csv FILE
             print(f"complete -o bashdefault -o default -F _shtab_{name} {parser.prog}")
     return 0
 
 
 def command_parsers() -> Iterator[argparse.ArgumentParser]:
-    """The parsers of all commands, by name."""
-    for module in pkgutil.iter_modules(promise.cli.__path__):
-        if module.name != "common":
-            yield importlib.import_module(f"promise.cli.{module.name}").make_parser()
+    """Yield the parsers of all commands: the modules of ``promise.cli`` that define ``make_parser``."""
+    for found in pkgutil.iter_modules(promise.cli.__path__):
+        module = importlib.import_module(f"promise.cli.{found.name}")
+        if hasattr(module, "make_parser"):
+            yield module.make_parser()
 
 
 def _describe(parser: argparse.ArgumentParser, names: Mapping[str, Collection[str]]) -> None:
-    """Say what TAB offers as a value: the names of a table, or files; numbers have nothing to offer."""
-    for action in parser._actions:
+    """Set the completions of values: names of a table, or files. Numbers have none."""
+    for action in list_actions(parser):
         if isinstance(action.choices, dict):
             for inner in action.choices.values():
                 _describe(inner, names)

@@ -1,4 +1,4 @@
-"""promise-eval: score a checkpoint, or an untrained net, on the rows of split CSVs."""
+"""promise-eval: score a net on the rows of split CSVs."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from pathlib import Path
 from promise.cli.common import build_parser, gather, prepare_process, run, start_logging
 from promise.evaluation.config import EvalConfig
 
-DESCRIPTION = (
-    "Score a checkpoint under the reference, native and soft protocols in one pass. Example: "
-    "promise-eval --ckpt runs/polyp/best.safetensors --split-csv kvasir.csv clinicdb.csv --overlays 8"
-)
+DESCRIPTION = """
+Score a checkpoint, or an untrained net, on one or more data sets. The reference, native and soft protocols are computed
+in one pass.
+
+Example:
+
+  promise-eval --ckpt runs/polyp/best.safetensors --overlays 8 \\
+    --split-csv kvasir.csv clinicdb.csv
+"""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Return the argument parser."""
     return build_parser("promise-eval", DESCRIPTION, EvalConfig)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return the exit status."""
     arguments = make_parser().parse_args(argv)
     return run("promise-eval", lambda: _work(arguments))
 
@@ -52,7 +57,7 @@ def _tune(config: EvalConfig) -> int:
     result = tune(config)
     ranked = [(str(postprocess), dice) for postprocess, dice in result.ranked]
     print(tuning_text(ranked, images=result.images, ckpt=result.ckpt))
-    print(f"\nthe whole grid: {result.folder / 'tune.csv'}")
+    print(f"\nall candidates: {result.folder / 'tune.csv'}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""promise-phantom: write the synthetic sample set, images, masks and split CSV."""
+"""promise-phantom: generate a synthetic data set of images, masks and a split CSV."""
 
 from __future__ import annotations
 
@@ -8,41 +8,57 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from promise.cli.common import Parser, run, start_logging
-from promise.runtime.errors import UserError
+from promise.runtime.errors import UserError, all_of
+
+DESCRIPTION = """
+Generate a synthetic data set for tests and examples: images that resemble endoscopy, masks of their lesions, and a
+split CSV.
+
+Example:
+
+  promise-phantom --output data/phantom --count 40
+"""
+MIN_SIZE = 32
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = Parser(
-        prog="promise-phantom",
-        description="Write endoscopy-like synthetic pictures with lesion masks and a split CSV, to try things on.",
-        allow_abbrev=False,
+    """Return the argument parser."""
+    parser = Parser("promise-phantom", DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="output folder (required)")
+    parser.add_argument("--count", type=int, default=120, metavar="N", help="number of images (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, default=256, metavar="N", help="width and height in pixels (default: %(default)s)"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--count", type=int, default=120, help="pictures (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=256, help="side in pixels (default: %(default)s)")
     parser.add_argument(
         "--fractions",
         type=float,
         nargs=3,
         default=(0.7, 0.1, 0.2),
         metavar=("TRAIN", "VAL", "TEST"),
-        help="in these proportions (default: 0.7 0.1 0.2)",
+        help="proportions of the splits (default: 0.7 0.1 0.2)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="random seed; equal seeds give identical files (default: %(default)s)",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return the exit status."""
     arguments = make_parser().parse_args(argv)
     return run("promise-phantom", lambda: _work(arguments))
 
 
 def _work(arguments: argparse.Namespace) -> int:
     start_logging(quiet=False)
-    if arguments.count < 1 or arguments.size < 32:
-        raise UserError("--count must be at least 1 and --size at least 32.")
+    all_of(
+        lambda: _check_at_least("--count", arguments.count, 1),
+        lambda: _check_at_least("--size", arguments.size, MIN_SIZE),
+    )
     from promise.data.phantom import make_phantoms
 
     print(
@@ -55,6 +71,11 @@ def _work(arguments: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+def _check_at_least(flag: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{flag} must be at least {least}.", code=f"{flag.removeprefix('--')}-out-of-range")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""promise-prepare: raw downloads to images, masks and a split CSV."""
+"""promise-prepare: convert raw downloads into images, masks and split CSVs."""
 
 from __future__ import annotations
 
@@ -11,82 +11,121 @@ from typing import TYPE_CHECKING
 
 from promise.cli.common import Parser, run, start_logging
 from promise.runtime.errors import UserError
+from promise.runtime.settings import DATA_ROOT_HELP
 
 if TYPE_CHECKING:
     from promise.data.prepare.layouts import ImageSet
 
-DESCRIPTION = """Make square images, binary masks and split CSVs of raw downloads, each given as LAYOUT=FOLDER. Example:
+DESCRIPTION = """
+Convert raw downloads into square images, binary masks and split CSVs. Interrupted runs resume.
 
-  promise-prepare kvasir-seg=data/Kvasir-SEG --size 1024 --fractions 0.8 0.1 0.1 --output data/kvasir
+Example:
 
-The field's polyp split, a tenth of it held out for validation, ClinicDB by whole videos:
+  promise-prepare kvasir-seg=data/Kvasir-SEG --output data/kvasir \\
+    --size 1024 --fractions 0.8 0.1 0.1
 
-  promise-prepare kvasir-seg=data/kvasir_seg cvc-clinicdb=data/cvc_clinicdb --split-file pranet_split.json \\
-    --val-share 0.1 --group clinicdb=sequence_of_frame.json --output data/pranet
+The published polyp split, with a tenth of the training rows for validation and the videos of ClinicDB kept together:
 
-A run that was stopped goes on when it is started again. Masks predicted on prepared pictures go back by
+  promise-prepare kvasir-seg=data/kvasir_seg cvc-clinicdb=data/cvc_clinicdb \\
+    --split-file pranet_split.json --val-share 0.1 \\
+    --group clinicdb=sequence_of_frame.json --output data/pranet
 
-  promise-prepare --restore predictions --frames data/kvasir/frames.csv --output original_size"""
+Masks predicted on prepared images are converted to the size of the original images:
+
+  promise-prepare --restore predictions --frames data/kvasir/frames.csv \\
+    --output original_size
+"""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = Parser(
-        "promise-prepare",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """Return the argument parser."""
+    parser = Parser("promise-prepare", DESCRIPTION, allow_abbrev=False)
     parser.add_argument(
-        "sources", nargs="*", metavar="LAYOUT=FOLDER", help="what to prepare; --list-layouts names them"
+        "sources", nargs="*", metavar="LAYOUT=FOLDER", help="downloads to prepare; --list-layouts lists the layouts"
     )
-    parser.add_argument("--list-layouts", action="store_true", help="print the layouts and leave")
-    parser.add_argument("--output", type=Path, help="folder for images/, masks/, the split CSVs and frames.csv")
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier preparation wrote there")
-    parser.add_argument("--workers", type=int, help="threads (default: one a core, at most 8)")
-    parser.add_argument("--quiet", action="store_true", help="no messages, no progress bar")
-    pictures = parser.add_argument_group("pictures")
-    pictures.add_argument("--size", type=int, default=1024, help="side in pixels (default: %(default)s)")
-    pictures.add_argument(
+    parser.add_argument("--list-layouts", action="store_true", help="list the layouts and exit")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="folder for images/, masks/, the split CSVs and frames.csv"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run in --output")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one per core, at most 8)")
+    parser.add_argument("--quiet", action="store_true", help="hide messages and progress bar")
+    _add_image_flags(parser)
+    _add_split_flags(parser)
+    _add_layout_flags(parser)
+    back = parser.add_argument_group("restore masks to original size")
+    back.add_argument("--restore", type=Path, metavar="FOLDER", help="folder of masks predicted on prepared images")
+    back.add_argument("--frames", type=Path, metavar="FILE", help="frames.csv written when the images were prepared")
+    return parser
+
+
+def _add_image_flags(parser: Parser) -> None:
+    images = parser.add_argument_group("images")
+    images.add_argument(
+        "--size", type=int, default=1024, metavar="N", help="width and height in pixels (default: %(default)s)"
+    )
+    images.add_argument(
         "--crop-border",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="cut off the dark border (default: yes)",
+        help="remove the dark border (default: yes)",
     )
-    pictures.add_argument(
-        "--in-place", action="store_true", help="make no pictures: only CSVs that name the files where they lie"
+    images.add_argument(
+        "--in-place", action="store_true", help="write CSVs with the paths of the original files, and no images"
     )
+
+
+def _add_split_flags(parser: Parser) -> None:
     splits = parser.add_argument_group("splits")
-    splits.add_argument("--split-file", type=Path, help="JSON: split → names, or set → split → names")
-    splits.add_argument("--fractions", type=float, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="draw, with --seed")
-    splits.add_argument("--val-share", type=float, default=0.0, help="of each set's train rows, set aside as val rows")
+    splits.add_argument(
+        "--split-file", type=Path, metavar="FILE", help="published split, JSON: split → names, or set → split → names"
+    )
+    splits.add_argument(
+        "--fractions", type=float, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="proportions of a random split"
+    )
+    splits.add_argument(
+        "--val-share",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="fraction of train rows of each set to use as val rows",
+    )
     splits.add_argument(
         "--group",
         action="append",
         default=[],
         metavar="[SET=]HOW",
-        help="what stays in one split: a JSON (frame → group), re:PATTERN on the name, or a column of a csv",
+        help="groups to keep in one split: JSON file (frame → group), re:PATTERN for the name, or column of a CSV",
     )
-    splits.add_argument("--train-rows", type=int, default=0, help="draw so many, in proportion (default: all)")
-    splits.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
-    folders = parser.add_argument_group("layout folder and csv")
-    folders.add_argument("--images", help="folder of images below the set's folder")
-    folders.add_argument("--masks", help="folder of masks; may be the same")
-    folders.add_argument("--mask-prefix", default="", help="a mask is called PREFIX + image + SUFFIX")
-    folders.add_argument("--mask-suffix", default="")
-    folders.add_argument("--image-suffix", default="", help="is dropped from the image's name first")
-    folders.add_argument(
-        "--skip-unpaired", action="store_true", help="leave out images without mask, masks without image"
+    splits.add_argument(
+        "--train-rows",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of train rows to keep, drawn in proportion to the sets (default: all)",
     )
-    folders.add_argument("--data-root", type=Path, help="csv: where its paths begin")
-    back = parser.add_argument_group("the way back")
-    back.add_argument("--restore", type=Path, metavar="FOLDER", help="bring its masks to the original pictures' size")
-    back.add_argument("--frames", type=Path, help="frames.csv of the preparation")
-    return parser
+    splits.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)")
+
+
+def _add_layout_flags(parser: Parser) -> None:
+    layout = parser.add_argument_group("layouts folder and csv")
+    layout.add_argument("--images", metavar="NAME", help="subfolder of images")
+    layout.add_argument("--masks", metavar="NAME", help="subfolder of masks; may be that of the images")
+    layout.add_argument(
+        "--mask-prefix", default="", metavar="PREFIX", help="the name of a mask is PREFIX + name of the image + SUFFIX"
+    )
+    layout.add_argument("--mask-suffix", default="", metavar="SUFFIX", help="see --mask-prefix")
+    layout.add_argument(
+        "--image-suffix", default="", metavar="SUFFIX", help="removed from the name of the image before that"
+    )
+    layout.add_argument(
+        "--skip-unpaired", action="store_true", help="ignore images without a mask and masks without an image"
+    )
+    layout.add_argument("--data-root", type=Path, metavar="FOLDER", help=f"csv: {DATA_ROOT_HELP}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return the exit status."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
     _check_usage(parser, arguments)
@@ -97,9 +136,9 @@ def _check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     if arguments.list_layouts:
         return
     if arguments.restore is None and not (arguments.sources and arguments.output):
-        parser.error("what to prepare and --output are required")
+        parser.error("LAYOUT=FOLDER and --output are required")
     if arguments.restore is not None and (arguments.sources or not (arguments.output and arguments.frames)):
-        parser.error("--restore goes with --frames and --output, and with nothing to prepare")
+        parser.error("--restore requires --frames and --output, and excludes LAYOUT=FOLDER")
 
 
 def _work(arguments: argparse.Namespace) -> int:
@@ -130,7 +169,7 @@ def _work(arguments: argparse.Namespace) -> int:
     for note in result.notes:
         logging.getLogger("promise").warning(note)
     if result.kept:
-        logging.getLogger("promise").info(f"{result.kept} pictures were there already")
+        logging.getLogger("promise").info(f"{result.kept} images already existed")
     for path, counts in result.tables.items():
         print(f"{path}: {', '.join(f'{number} {split}' for split, number in counts.items())}")
     return 0
@@ -147,7 +186,7 @@ def _restore(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         quiet=arguments.quiet,
     )
-    print(f"{arguments.output}: {len(written)} masks in their original frames")
+    print(f"{arguments.output}: {len(written)} masks of original size")
     return 0
 
 
@@ -163,10 +202,14 @@ def _find(arguments: argparse.Namespace) -> list[ImageSet]:
     for source in arguments.sources:
         layout, equals, folder = source.partition("=")
         if not equals:
-            raise UserError(f"{source}: wants LAYOUT=FOLDER; the layouts are {', '.join(NAMES)}.")
-        own = layout == "folder"
+            raise UserError(
+                f"{source}: expected LAYOUT=FOLDER, where LAYOUT is one of {', '.join(NAMES)}.", code="missing-layout"
+            )
+        is_folder = layout == "folder"
         root = arguments.data_root if layout == "csv" else None
-        sets += find_sets(layout, Path(folder), part=part if own else None, rule=rule if own else None, data_root=root)
+        sets += find_sets(
+            layout, Path(folder), part=part if is_folder else None, rule=rule if is_folder else None, data_root=root
+        )
     return sets
 
 

@@ -1,4 +1,4 @@
-"""promise-validate: every fault, doubt and leak of split CSVs, each in one line."""
+"""promise-validate: faults, warnings and leaks of split CSVs, one line each."""
 
 from __future__ import annotations
 
@@ -10,45 +10,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from promise.cli.common import Parser, run, start_logging
+from promise.runtime.errors import SHOWN
+from promise.runtime.settings import DATA_ROOT_HELP, SPLITS
 
 if TYPE_CHECKING:
     from promise.data.validate.validate import Validation
 
-SHOWN = 20  # lines of a kind
-DESCRIPTION = """Check split CSVs and all their files, and compare all rows with each other: files that cannot be used,
-doubtful masks, the same or nearly the same picture in two splits, groups in two splits. Example:
+DESCRIPTION = """
+Check split CSVs and all their files. The command reports unreadable files, suspicious masks, identical or nearly
+identical images in two splits, and groups that occur in two splits.
 
-  promise-validate train.csv kvasir.csv clinicdb.csv --data-root data --group sequence_of_frame.json --picture data.png
+Example:
 
-Status 0: no fault. Status 1: faults, or warnings with --strict."""
+  promise-validate train.csv kvasir.csv clinicdb.csv --data-root data \\
+    --group sequence_of_frame.json --picture data.png
+
+Exit status 0: no faults. Exit status 1: faults, or warnings with --strict.
+"""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = Parser(
-        "promise-validate",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("csvs", nargs="*", type=Path, metavar="CSV", help="split CSVs; their rows are compared")
-    parser.add_argument("--split-csv", nargs="+", type=Path, default=[], metavar="CSV", help="the same")
-    parser.add_argument("--data-root", type=Path, help="where the paths in the CSVs begin")
+    """Return the argument parser."""
+    parser = Parser("promise-validate", DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("csvs", nargs="*", type=Path, metavar="CSV", help="split CSVs; all rows are compared")
+    parser.add_argument("--split-csv", nargs="+", type=Path, default=[], metavar="CSV", help="further split CSVs")
+    parser.add_argument("--data-root", type=Path, metavar="FOLDER", help=DATA_ROOT_HELP)
     parser.add_argument(
         "--group",
         metavar="HOW",
-        help="what must stay in one split: a JSON (frame → group), re:PATTERN on the name, or a column",
+        help="groups to keep in one split: JSON file (frame → group), re:PATTERN for the name, or column of the CSV",
     )
-    parser.add_argument("--strict", action="store_true", help="status 1 on warnings too")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings and figures")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw rows, sizes and foreground shares")
-    parser.add_argument("--workers", type=int, help="threads (default: one a core, at most 8)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 on warnings too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings and statistics")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="write a chart of rows, image sizes and foreground fractions"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one per core, at most 8)")
+    parser.add_argument("--quiet", action="store_true", help="hide the progress bar")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return the exit status."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
     arguments.csvs += arguments.split_csv
@@ -97,7 +100,7 @@ def _print(result: Validation, figures: Sequence[dict[str, object]]) -> None:
             print(f"{finding.level:8} {finding}")
     for (level, kind), number in shown.items():
         if number > SHOWN:
-            print(f"{level:8} … and {number - SHOWN} more of the kind {kind!r}; --json writes all of them")
+            print(f"{level:8} … and {number - SHOWN} more of kind {kind!r}; --json lists all")
     rows = f"{len(result.entries):,} rows"
     print(f"{rows}: {result.count('fault')} faults, {result.count('warning')} warnings, {result.count('note')} notes")
 
@@ -107,19 +110,19 @@ def _cells(row: dict[str, object]) -> list[str]:
         return "×".join(str(n) for n in size) if isinstance(size, list) else "-"
 
     small, large = text(row["smallest"]), text(row["largest"])
-    shares = row["foreground_5_50_95"]
-    assert isinstance(shares, list)
-    shown = "-" if shares[0] is None else " – ".join(f"{100 * share:.1f}" for share in shares)
+    fractions = row["foreground_5_50_95"]
+    assert isinstance(fractions, list)
+    percentiles = "-" if fractions[0] is None else " – ".join(f"{100 * fraction:.1f}" for fraction in fractions)
     sizes = small if small == large else f"{small} to {large}"
     counts = [str(row[key]) for key in ("empty_masks", "more_components")]
-    return [str(row["csv"]), str(row["split"]), str(row["rows"]), sizes, shown, *counts]
+    return [str(row["csv"]), str(row["split"]), str(row["rows"]), sizes, percentiles, *counts]
 
 
 def _draw(result: Validation, path: Path) -> None:
     from promise.data.validate.chart import SplitFigures, draw_chart
 
     splits: dict[str, SplitFigures] = {}
-    for name in ("train", "val", "test"):
+    for name in SPLITS:
         entries = [entry for entry in result.entries if entry.row.split == name]
         if entries:
             splits[name] = SplitFigures(

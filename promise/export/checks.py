@@ -1,6 +1,6 @@
-"""Do the written graphs say what the net says? On pictures of the synthetic set, against the net as it predicts.
+"""Comparison of exported graphs with the net, on synthetic images.
 
-Every graph alone on the net's own inputs, then all of them one after another. Knows no file format.
+Every graph is compared on inputs from the net, and then encoder, prompter and decoder in sequence.
 """
 
 from __future__ import annotations
@@ -18,30 +18,31 @@ from promise.data.phantom import make_phantom
 from promise.data.transforms.recipes import Transform
 from promise.evaluation.metrics import binary_metrics
 from promise.export.formats import Arrays, Runner
-from promise.export.graphs import MULTIMASK, tap_names
+from promise.export.graphs import tap_names
 from promise.inference.postprocess import probability_at
 from promise.models.promise import Promise
+from promise.models.sam.frozen import MULTIMASK
 from promise.types import Encoded, Points, Prompts
 
-# The largest difference from PyTorch, relative to the largest value there (or to 1, where all are smaller).
-ONE_GRAPH = 1e-4  # of a graph on the net's own inputs
-ALL_GRAPHS = 1e-3  # of logits behind encoder, prompter and decoder, each on what the one before gave
-LEAST_DICE = 0.999  # of masks in the picture's own frame, before any morphology
+# Largest accepted difference from PyTorch, relative to the largest absolute value, or to 1 if that is larger.
+ONE_GRAPH = 1e-4  # of one graph on inputs from the net
+ALL_GRAPHS = 1e-3  # of logits after encoder, prompter and decoder in sequence
+LEAST_DICE = 0.999  # smallest accepted Dice of masks at the size of the image, before any morphology
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of the check, and what the net says of it."""
+class CheckImage:
+    """An image on which graphs are compared, with its features."""
 
     pixels: NDArray[np.uint8]  # (H, W, 3) RGB
-    image: Tensor  # (1, 3, S, S), as the loader makes it
-    box: Tensor  # (1, 4) of the true mask, input pixels
+    image: Tensor  # (1, 3, S, S), as the loader returns it
+    box: Tensor  # (1, 4) of the ground truth, input pixels
     encoded: Encoded
 
 
 @dataclass(frozen=True)
 class Check:
-    """The worst of one comparison over all pictures."""
+    """The worst result of one comparison over all images."""
 
     graph: str
     what: str
@@ -51,55 +52,65 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether it is within the bound; not-a-number is not."""
+        """Whether the result is within the bound; ``False`` for NaN."""
         return self.found >= self.bound if self.unit == "dice" else self.found <= self.bound
 
     def __str__(self) -> str:
         if self.unit == "dice":
-            return f"{self.graph}: Dice of {self.what} {self.found:.5f}, at least {self.bound} is wanted"
+            return f"{self.graph}: Dice of {self.what} {self.found:.5f}, at least {self.bound} is required"
         return f"{self.graph}: {self.what} differs by {self.found:.1e}, at most {self.bound:.0e} is allowed"
 
     def as_dict(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Return the entry of the manifest."""
         return {**asdict(self), "passed": self.passed}
 
 
-def make_pictures(net: Promise, transform: Transform, *, count: int, seed: int = 0) -> list[Picture]:
-    """Synthetic pictures of ``count`` sizes, smaller and larger than the net's input, with the net's features."""
+def make_images(net: Promise, transform: Transform, *, count: int, seed: int = 0) -> list[CheckImage]:
+    """Return ``count`` synthetic images of different sizes, smaller and larger than the input of the net."""
     side = transform.image_size
-    pictures = []
+    images = []
     for index in range(count):
-        pixels, truth = make_phantom(seed=seed, index=index, size=(max(32, side // 2), side * 3 // 2))
-        height, width = truth.shape
-        image, _ = transform(torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(truth)[None])
-        rows, columns = np.nonzero(truth)
+        pixels, target = make_phantom(seed=seed, index=index, size=(max(32, side // 2), side * 3 // 2))
+        height, width = target.shape
+        image, _ = transform(torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(target)[None])
+        rows, columns = np.nonzero(target)
         corners = np.array([[columns.min(), rows.min()], [columns.max(), rows.max()]]) + 0.5
         box = torch.from_numpy(corners * side / (width, height) - 0.5).float().reshape(1, 4)
         with torch.no_grad():
-            pictures.append(Picture(pixels, image[None], box, net.sam.encode(image[None])))
-    return pictures
+            images.append(CheckImage(pixels, image[None], box, net.sam.encode(image[None])))
+    return images
 
 
 @torch.no_grad()
 def check_graphs(
-    net: Promise, runners: Mapping[str, Runner], pictures: Sequence[Picture], *, threshold: float
+    net: Promise, runners: Mapping[str, Runner], images: Sequence[CheckImage], *, threshold: float
 ) -> list[Check]:
-    """Compare every graph with the net, and give the worst of each comparison."""
+    """Compare every graph with the net.
+
+    Args:
+        net: net on the CPU.
+        runners: graph name → function that runs the exported file.
+        images: result of :func:`make_images`.
+        threshold: minimum probability of foreground pixels.
+
+    Returns:
+        The worst result of each comparison over all images.
+    """
     found: list[Check] = []
-    for picture in pictures:
-        found += _check_encoder(runners["encoder"], picture.image, picture.encoded)
+    for image in images:
+        found += _check_encoder(runners["encoder"], image.image, image.encoded)
         if "prompter" in runners:
-            found += _check_prompter(net, runners["prompter"], picture.encoded)
-        for prompts in _prompts(net, picture):
-            found += _check_decoder(net, runners["decoder"], picture.encoded, *prompts)
-        found += _check_chain(net, runners, picture, threshold=threshold)
+            found += _check_prompter(net, runners["prompter"], image.encoded)
+        for prompts in _prompts(net, image):
+            found += _check_decoder(net, runners["decoder"], image.encoded, *prompts)
+        found += _check_chain(net, runners, image, threshold=threshold)
         if "image" in runners:
-            found += _check_image(net, runners["image"], picture, threshold=threshold)
+            found += _check_image(net, runners["image"], image, threshold=threshold)
     return worst(found)
 
 
 def worst(checks: Sequence[Check]) -> list[Check]:
-    """The worst of each comparison, in the order of their first."""
+    """Return the worst result of each comparison, in the order of first occurrence."""
     kept: dict[tuple[str, str, str], Check] = {}
     for check in checks:
         key = check.graph, check.what, check.unit
@@ -110,50 +121,53 @@ def worst(checks: Sequence[Check]) -> list[Check]:
     return list(kept.values())
 
 
-def difference(found: NDArray[Any], wanted: Tensor) -> float:
-    """The largest difference, relative to the largest value, or to 1; infinite where shapes or values cannot fit."""
-    want = wanted.double().numpy()
-    if found.shape != want.shape or not np.isfinite(found).all():
+def difference(found: NDArray[Any], expected: Tensor) -> float:
+    """Return the largest absolute difference, relative to the largest absolute expected value or 1.
+
+    ``inf`` if the shapes differ or a value is not finite.
+    """
+    reference = expected.double().numpy()
+    if found.shape != reference.shape or not np.isfinite(found).all():
         return float("inf")
-    return float(np.abs(found.astype(np.float64) - want).max() / max(1.0, np.abs(want).max()))
+    return float(np.abs(found.astype(np.float64) - reference).max() / max(1.0, np.abs(reference).max()))
 
 
 def _check_encoder(run: Runner, image: Tensor, encoded: Encoded) -> list[Check]:
     found = run({"image": image})
-    wanted = dict(zip(found, (encoded.embedding, *encoded.taps), strict=True))
-    return [Check("encoder", name, difference(found[name], wanted[name]), ONE_GRAPH) for name in found]
+    expected = dict(zip(found, (encoded.embedding, *encoded.taps), strict=True))
+    return [Check("encoder", name, difference(found[name], expected[name]), ONE_GRAPH) for name in found]
 
 
 def _check_prompter(net: Promise, run: Runner, encoded: Encoded) -> list[Check]:
     assert net.apm is not None
     found = run(dict(zip(tap_names(net.sam.backbone), encoded.taps, strict=True)))
-    wanted = net.prompt(encoded).prompts.points
-    assert wanted is not None
-    pairs = (("points", wanted.xy), ("labels", wanted.label))
+    expected = net.prompt(encoded).prompts.points
+    assert expected is not None
+    pairs = (("points", expected.xy), ("labels", expected.label))
     return [Check("prompter", name, difference(found[name], value), ONE_GRAPH) for name, value in pairs]
 
 
-def _prompts(net: Promise, picture: Picture) -> list[tuple[Points | None, Tensor | None]]:
-    """Points, one point, a box, and both: each another number of tokens."""
-    centre = picture.box.reshape(1, 2, 2).mean(dim=1, keepdim=True)
+def _prompts(net: Promise, image: CheckImage) -> list[tuple[Points | None, Tensor | None]]:
+    """Return prompts with different numbers of tokens: points, one point, a box, points and a box."""
+    centre = image.box.reshape(1, 2, 2).mean(dim=1, keepdim=True)
     one = Points(centre, torch.ones(1, 1, dtype=torch.int64))
-    several = _own_points(net, picture)
-    return [(several, None), (one, None), (None, picture.box), (several, picture.box)]
+    several = _points(net, image)
+    return [(several, None), (one, None), (None, image.box), (several, image.box)]
 
 
-def _own_points(net: Promise, picture: Picture) -> Points:
-    """The net's own, or without a prompter the box's middle and its corners as background."""
+def _points(net: Promise, image: CheckImage) -> Points:
+    """Return the points of the prompter; without a prompter the centre of the box, and its corners as background."""
     if net.apm is not None:
-        points = net.prompt(picture.encoded).prompts.points
+        points = net.prompt(image.encoded).prompts.points
         assert points is not None
         return points
-    corners = picture.box.reshape(1, 2, 2)
+    corners = image.box.reshape(1, 2, 2)
     xy = torch.cat((corners.mean(dim=1, keepdim=True), corners), dim=1)
     return Points(xy, torch.tensor([[1, 0, 0]]))
 
 
 def _tokens(points: Points | None, box: Tensor | None) -> dict[str, Tensor]:
-    """Prompts as a decoder's graph takes them: a box as two points behind the others, else a padding point."""
+    """Convert prompts to inputs of the decoder graph: a box is two points after the others; else one padding point."""
     if box is None:
         xy, label = torch.zeros(1, 1, 2), torch.tensor([[-1]])
     else:
@@ -167,41 +181,43 @@ def _check_decoder(
     net: Promise, run: Runner, encoded: Encoded, points: Points | None, box: Tensor | None
 ) -> list[Check]:
     shift = None if net.ips is None else net.ips(encoded.embedding)
-    wanted = net.sam.decode(encoded, Prompts(points, box), token_shift=shift, channels=MULTIMASK)
+    expected = net.sam.decode(encoded, Prompts(points, box), token_shift=shift, channels=MULTIMASK)
     found = run({"embedding": encoded.embedding, **_tokens(points, box)})
-    pairs = (("logits", wanted[0]), ("iou", wanted[1]))
+    pairs = (("logits", expected[0]), ("iou", expected[1]))
     return [Check("decoder", name, difference(found[name], value), ONE_GRAPH) for name, value in pairs]
 
 
-def _check_chain(net: Promise, runners: Mapping[str, Runner], picture: Picture, *, threshold: float) -> list[Check]:
-    encoded = runners["encoder"]({"image": picture.image})
-    points = _own_points(net, picture)
-    wanted = net.decode(picture.encoded, Prompts(points)).mask_logits
+def _check_chain(net: Promise, runners: Mapping[str, Runner], image: CheckImage, *, threshold: float) -> list[Check]:
+    encoded = runners["encoder"]({"image": image.image})
+    points = _points(net, image)
+    expected = net.decode(image.encoded, Prompts(points)).mask_logits
     if "prompter" in runners:
         placed = runners["prompter"]({name: torch.from_numpy(encoded[name]) for name in tap_names(net.sam.backbone)})
         points = Points(torch.from_numpy(placed["points"]), torch.from_numpy(placed["labels"]))
     found = runners["decoder"]({"embedding": torch.from_numpy(encoded["embedding"]), **_tokens(points, None)})
     logits = found["logits"][:, :1]
-    mask = probability_at(logits[0, 0], *picture.pixels.shape[:2]) >= threshold
+    mask = probability_at(logits[0, 0], *image.pixels.shape[:2]) >= threshold
     return [
-        Check("all in turn", "logits", difference(logits, wanted), ALL_GRAPHS),
-        Check("all in turn", "masks", _dice(mask, wanted, threshold=threshold), LEAST_DICE, "dice"),
+        Check("all in turn", "logits", difference(logits, expected), ALL_GRAPHS),
+        Check("all in turn", "masks", _dice(mask, expected, threshold=threshold), LEAST_DICE, "dice"),
     ]
 
 
-def _check_image(net: Promise, run: Runner, picture: Picture, *, threshold: float) -> list[Check]:
-    wanted = net.decode(picture.encoded)
-    found: Arrays = run({"picture": torch.from_numpy(picture.pixels)})
+def _check_image(net: Promise, run: Runner, image: CheckImage, *, threshold: float) -> list[Check]:
+    expected = net.decode(image.encoded)
+    found: Arrays = run({"picture": torch.from_numpy(image.pixels)})
     return [
-        Check("image", "logits", difference(found["logits"][None, None], wanted.mask_logits), ALL_GRAPHS),
-        Check("image", "iou", difference(found["iou"][None], wanted.iou), ALL_GRAPHS),
-        Check("image", "masks", _dice(found["mask"] > 0, wanted.mask_logits, threshold=threshold), LEAST_DICE, "dice"),
+        Check("image", "logits", difference(found["logits"][None, None], expected.mask_logits), ALL_GRAPHS),
+        Check("image", "iou", difference(found["iou"][None], expected.iou), ALL_GRAPHS),
+        Check(
+            "image", "masks", _dice(found["mask"] > 0, expected.mask_logits, threshold=threshold), LEAST_DICE, "dice"
+        ),
     ]
 
 
-def _dice(mask: NDArray[np.bool_], wanted: Tensor, *, threshold: float) -> float:
-    """With the mask of logits (1, 1, 4E, 4E) at the mask's size; two empty masks agree."""
-    truth = probability_at(wanted[0, 0].numpy(), *mask.shape) >= threshold
-    if not mask.any() and not truth.any():
+def _dice(mask: NDArray[np.bool_], expected: Tensor, *, threshold: float) -> float:
+    """Return the Dice of a mask and the mask of logits (1, 1, 4E, 4E), resized; 1 if both are empty."""
+    target = probability_at(expected[0, 0].numpy(), *mask.shape) >= threshold
+    if not mask.any() and not target.any():
         return 1.0
-    return float(binary_metrics(np.asarray(mask), truth)["dice"])
+    return float(binary_metrics(np.asarray(mask), target)["dice"])

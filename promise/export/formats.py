@@ -1,7 +1,4 @@
-"""How a graph is written to a file, and run from it again: ONNX with its runtime, or a torch.export program.
-
-Knows no net and judges nothing.
-"""
+"""File formats of graphs: writing to a file, and running from it with ONNX Runtime or torch.export."""
 
 from __future__ import annotations
 
@@ -20,57 +17,69 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from promise.export.graphs import MOST, Graph
+from promise.export.graphs import MAX_SIZES, Graph
 from promise.runtime.errors import MissingFileError, UserError
 
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Mapping[str, Tensor]], Arrays]  # named inputs → named outputs
 
-OPSET = 18  # the exporter's native one; ONNX Runtime 1.14 of 2023 knows it
-SINGLE_FILE_BYTES = 1_900_000_000  # a larger ONNX file must keep its weights in a second one, name.onnx.data
-NEEDED_TORCH = (2, 9)  # the release in which torch.onnx.export took this exporter for its default
-PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+OPSET = 18  # native opset of the exporter, supported since ONNX Runtime 1.14 (2023)
+SINGLE_FILE_BYTES = 1_900_000_000  # weights of larger ONNX graphs are stored in a second file, name.onnx.data
+NEEDED_TORCH = (2, 9)  # the first release in which this exporter is the default of torch.onnx.export
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")  # of the ONNX format
+EXAMPLE = "onnx_example.py"
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file."""
+    """A row of :data:`FORMATS`."""
 
     suffix: str
-    runtime: str  # its name, for people
     write: Callable[[Graph, Path], None]
     open: Callable[[Graph, Path], Runner]
+    runtime: str  # name in messages
+    alternative: str  # name of the format to try if this one fails
+    packages: tuple[str, ...] = ()  # required to write and run it
+    opset: int | None = None
+    example: Path | None = None  # program that is copied to the output folder
 
 
 def check_packages(name: str) -> None:
-    """Refuse a format that cannot be written here.
+    """Check that torch is recent enough and that the packages of a format are installed.
+
+    Args:
+        name: format, a key of :data:`FORMATS`.
 
     Raises:
-        MissingFileError: a package is missing.
-        UserError: an older torch.
+        MissingFileError: packages are missing.
+        UserError: torch is too old.
     """
-    have = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if have < NEEDED_TORCH:
+    installed = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if installed < NEEDED_TORCH:
         raise UserError(
-            f"promise-export needs torch {'.'.join(map(str, NEEDED_TORCH))} or newer, here is {torch.__version__}: "
-            "pip install --upgrade torch torchvision. The checkpoint itself may come from an older one."
+            f"promise-export needs torch {'.'.join(map(str, NEEDED_TORCH))} or newer, not {torch.__version__}: "
+            "pip install --upgrade torch torchvision. Checkpoints written with an older torch can be exported.",
+            code="torch-too-old",
         )
-    missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
-    if name == "onnx" and missing:
+    missing = [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]
+    if missing:
         raise MissingFileError(
-            f"exporting to ONNX needs {', '.join(missing)}: pip install 'promise-sam[export]', or take --format torch."
+            f"exporting to ONNX needs {', '.join(missing)}: pip install 'promise-sam[export]', or use --format torch.",
+            code="missing-package",
         )
 
 
 def _shapes(graph: Graph) -> tuple[Any, ...]:
-    sizes = {name: torch.export.Dim(name, min=1, max=most) for name, most in MOST.items()}
+    sizes = {name: torch.export.Dim(name, min=1, max=most) for name, most in MAX_SIZES.items()}
     free = tuple({axis: sizes[size] for axis, size in graph.free.get(name, {}).items()} for name in graph.inputs)
     parameters = inspect.signature(graph.module.forward).parameters.values()
-    return (free,) if any(p.kind is p.VAR_POSITIONAL for p in parameters) else free  # the exporter's own way with *taps
+    return (
+        (free,) if any(p.kind is p.VAR_POSITIONAL for p in parameters) else free
+    )  # as the exporter requires for *taps
 
 
 def _write_onnx(graph: Graph, path: Path) -> None:
-    with _quietly():
+    with _quiet():
         program = torch.onnx.export(
             graph.module,
             tuple(graph.inputs.values()),
@@ -91,11 +100,13 @@ def _open_onnx(graph: Graph, path: Path) -> Runner:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # PyTorch's threads want the cores too
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # leave the cores to the threads of PyTorch
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(inputs: Mapping[str, Tensor]) -> Arrays:
-        with _told(path, "onnxruntime"):
+        with _explain(path, "onnxruntime"):
             found = session.run(list(graph.outputs), {name: value.numpy() for name, value in inputs.items()})
         return dict(zip(graph.outputs, map(np.asarray, found), strict=True))
 
@@ -103,7 +114,7 @@ def _open_onnx(graph: Graph, path: Path) -> Runner:
 
 
 def _write_torch(graph: Graph, path: Path) -> None:
-    with _quietly():
+    with _quiet():
         program = torch.export.export(
             graph.module, tuple(graph.inputs.values()), dynamic_shapes=_shapes(graph), strict=False
         )
@@ -111,11 +122,11 @@ def _write_torch(graph: Graph, path: Path) -> None:
 
 
 def _open_torch(graph: Graph, path: Path) -> Runner:
-    with _quietly():
+    with _quiet():
         module = torch.export.load(path).module()
 
     def run(inputs: Mapping[str, Tensor]) -> Arrays:
-        with _told(path, "torch.export"), torch.no_grad():
+        with _explain(path, "torch.export"), torch.no_grad():
             found = module(*inputs.values())
         return {name: value.numpy() for name, value in zip(graph.outputs, found, strict=True)}
 
@@ -123,34 +134,44 @@ def _open_torch(graph: Graph, path: Path) -> Runner:
 
 
 @contextmanager
-def _told(path: Path, runtime: str) -> Iterator[None]:
-    """Make one line of whatever a runtime says of a graph that it cannot run."""
+def _explain(path: Path, runtime: str) -> Iterator[None]:
+    """Convert the errors of a runtime into a message of one line."""
     try:
         yield
-    except Exception as error:  # runtimes have no common class of errors
+    except Exception as error:  # runtimes have no common base class of errors
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path.name} was written, but {runtime} cannot run it, so nothing was kept: {reason}"
+            f"{path.name} was written, but {runtime} cannot run it, so nothing was kept: {reason}",
+            code="graph-does-not-run",
         ) from error
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the exporters' notes on their own insides."""
-    chatty = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in chatty]
+def _quiet() -> Iterator[None]:
+    """Suppress the log messages and warnings of the exporters."""
+    verbose = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in verbose]
     try:
-        for logger in chatty:
+        for logger in verbose:
             logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(chatty, levels, strict=True):
+        for logger, level in zip(verbose, levels, strict=True):
             logger.setLevel(level)
 
 
-FORMATS = {
-    "onnx": Format(".onnx", "onnxruntime", _write_onnx, _open_onnx),
-    "torch": Format(".pt2", "torch.export", _write_torch, _open_torch),
+FORMATS: dict[str, Format] = {
+    "onnx": Format(
+        ".onnx",
+        _write_onnx,
+        _open_onnx,
+        runtime="onnxruntime",
+        alternative="torch",
+        packages=PACKAGES,
+        opset=OPSET,
+        example=Path(__file__).with_name(EXAMPLE),
+    ),
+    "torch": Format(".pt2", _write_torch, _open_torch, runtime="torch.export", alternative="onnx"),
 }

@@ -1,7 +1,6 @@
-"""A net's parts as graphs: named tensors in, named tensors out, with the axes whose size is free.
+"""The parts of a net as modules with named inputs and outputs, and their dynamic axes.
 
-Knows no file format and no runtime. Encoders are the SAM packages' own modules: the fused ones cut their work by
-the device they run on.
+Encoders are the modules of the SAM packages. The operations of the fused encoders depend on the device.
 """
 
 from __future__ import annotations
@@ -18,28 +17,27 @@ from torch.nn import functional as F
 from promise.export.pixels import Pixels
 from promise.models.promise import Promise
 from promise.models.sam.backbones import Backbone, run_block
-from promise.models.sam.frozen import FrozenSam
+from promise.models.sam.frozen import MULTIMASK, FrozenSam
 from promise.types import Encoded, Points, Prompts
 
-MULTIMASK = (1, 2, 3)  # the decoder's channels; the first is the net's prediction
-MOST = {"batch": 1024, "points": 1024, "height": 2**15, "width": 2**15}  # of the free axes
+MAX_SIZES = {"batch": 1024, "points": 1024, "height": 2**15, "width": 2**15}  # of dynamic axes
 
 
 @dataclass(frozen=True)
 class Graph:
-    """One module to be written to a file of its own."""
+    """A module that is written to one file."""
 
     name: str
     module: nn.Module
-    inputs: Mapping[str, Tensor]  # an example of each
-    free: Mapping[str, Mapping[int, str]]  # input → axis → the size's name
+    inputs: Mapping[str, Tensor]  # example inputs
+    free: Mapping[str, Mapping[int, str]]  # dynamic axes: input → axis → name of the size, a key of MAX_SIZES
     outputs: tuple[str, ...]
 
 
 class Encoder(nn.Module):
-    """Image (1, 3, S, S), normalised → embedding, then the taps, shallow to deep.
+    """Normalised image (1, 3, S, S) → embedding (1, C, E, E), then taps, each (1, C_i, E, E), shallow to deep.
 
-    One image at a time: not every SAM package's encoder can be traced for a batch of any size.
+    The batch size is fixed, because not every SAM package can be traced with a dynamic one.
     """
 
     def __init__(self, image_encoder: nn.Module, backbone: Backbone) -> None:
@@ -48,30 +46,30 @@ class Encoder(nn.Module):
         self.backbone = backbone
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Encode."""
+        """Return the embedding, followed by the taps."""
         embedding, taps = self.backbone.encode(self.image_encoder, image, self.backbone.tap_blocks, run_block)
         return (embedding, *taps)
 
 
 class Prompter(nn.Module):
-    """Taps, shallow to deep → points (B, P, 2) in input pixels and their labels (B, P)."""
+    """Taps, shallow to deep → points (B, P, 2) in input pixels, labels (B, P)."""
 
     def __init__(self, apm: nn.Module) -> None:
         super().__init__()
         self.apm = apm
 
     def forward(self, *taps: Tensor) -> tuple[Tensor, Tensor]:
-        """Place points."""
-        points = self.apm(Encoded(taps[-1], taps)).prompts.points  # it reads the taps alone
+        """Return points and labels."""
+        points = self.apm(Encoded(taps[-1], taps)).prompts.points  # prompters read the taps only
         assert points is not None
         return points.xy, points.label
 
 
 class Decoder(nn.Module):
-    """Embedding and points → logits (B, 3, 4E, 4E) and quality (B, 3) of the three multimask masks.
+    """Embedding (B, C, E, E), points (B, P, 2) and labels (B, P) → logits (B, 3, 4E, 4E) and estimated IoU (B, 3).
 
-    Labels are SAM's: 1 foreground, 0 background, 2 and 3 a box's corners, -1 padding, of which SAM wants one at
-    (0, 0) where there is no box.
+    The outputs are those of the three multimask masks. Labels are those of SAM: 1 foreground, 0 background, 2 and 3
+    corners of a box, -1 padding. Without a box, SAM requires one padding point at (0, 0).
     """
 
     def __init__(self, net: Promise, channels: tuple[int, ...] = MULTIMASK) -> None:
@@ -81,7 +79,7 @@ class Decoder(nn.Module):
         self.channels = channels
 
     def forward(self, embedding: Tensor, points: Tensor, labels: Tensor, pad: bool = False) -> tuple[Tensor, Tensor]:
-        """Decode; ``pad`` adds the padding point."""
+        """Return logits and estimated IoU. ``pad`` appends the padding point."""
         shift = None if self.ips is None else self.ips(embedding)
         return self.sam.decode(
             Encoded(embedding), Prompts(Points(points, labels)), token_shift=shift, channels=self.channels, pad=pad
@@ -89,10 +87,10 @@ class Decoder(nn.Module):
 
 
 class ImageToMask(nn.Module):
-    """Picture (H, W, 3) uint8 RGB → its mask and all that led to it, in the picture's own frame.
+    """Image (H, W, 3) uint8 RGB → its mask, with the intermediate results, at the size of the image.
 
-    Gives mask (H, W) uint8, 0 or 255, before any morphology; probability (H, W); points (P, 2) in pixels of the
-    picture and their labels (P,); quality (1,); logits (4E, 4E).
+    Outputs: mask (H, W) uint8, 0 or 255, before any morphology; probability (H, W); points (P, 2) in pixels of the
+    image; labels (P,); estimated IoU (1,); logits (4E, 4E).
     """
 
     def __init__(self, net: Promise, *, pixels: str, threshold: float) -> None:
@@ -105,26 +103,26 @@ class ImageToMask(nn.Module):
         self.decoder = Decoder(net, MULTIMASK[:1])
         self.threshold = threshold
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
-        """Predict."""
+    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:  # the name of the ONNX input
+        """Return mask, probability, points, labels, estimated IoU and logits."""
         embedding, *taps = self.encoder(self.pixels(picture))
         points, labels = self.prompter(*taps)
         logits, iou = self.decoder(embedding, points, labels, pad=True)
         height, width = picture.shape[:2]
-        whole = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
-        probability = torch.sigmoid(whole[0, 0])
+        resized = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+        probability = torch.sigmoid(resized[0, 0])
         mask = (probability >= self.threshold).to(torch.uint8) * 255
         ratio = torch.tensor(picture.shape[1::-1], dtype=torch.float32) / self.pixels.side  # of x, of y
         return mask, probability, (points[0] + 0.5) * ratio - 0.5, labels[0], iou[0], logits[0, 0]
 
 
 def tap_names(backbone: Backbone) -> tuple[str, ...]:
-    """Of the encoder's outputs and the prompter's inputs, shallow to deep."""
+    """Names of the taps as outputs of the encoder and inputs of the prompter, shallow to deep."""
     return tuple(f"tap_{block}" for block in backbone.tap_blocks)
 
 
 def without_encoder(sam: FrozenSam) -> FrozenSam:
-    """The same SAM, its weights shared, for decoding only."""
+    """Return a SAM that only decodes and shares its weights with ``sam``."""
     parts: Any = SimpleNamespace(
         image_encoder=nn.Identity(), prompt_encoder=sam.prompt_encoder, mask_decoder=sam.mask_decoder
     )
@@ -132,12 +130,12 @@ def without_encoder(sam: FrozenSam) -> FrozenSam:
 
 
 def build_graphs(net: Promise, *, pixels: str, threshold: float) -> list[Graph]:
-    """The graphs of a net: encoder and decoder, and where the net has a prompter, that and image to mask.
+    """Return the graphs of a net: encoder and decoder; with a prompter also prompter and image to mask.
 
     Args:
-        net: on the CPU, in evaluation mode and full precision.
-        pixels: how the loader normalises, as in :func:`promise.data.transforms.normalise`.
-        threshold: a pixel of at least this probability is foreground.
+        net: net on the CPU, in evaluation mode and fp32.
+        pixels: normalisation of images, see :func:`promise.data.transforms.recipes.normalise`.
+        threshold: minimum probability of foreground pixels.
     """
     backbone = net.sam.backbone
     side = backbone.image_size
@@ -152,18 +150,18 @@ def build_graphs(net: Promise, *, pixels: str, threshold: float) -> list[Graph]:
         "points": torch.rand(2, 5, 2) * side,
         "labels": torch.tensor([[1, 0, 2, 3, -1]] * 2),
     }
-    each = {0: "batch"}
-    several = {0: "batch", 1: "points"}
+    batch = {0: "batch"}
+    batch_and_points = {0: "batch", 1: "points"}
     graphs = [Graph("encoder", encoder, {"image": image}, {}, ("embedding", *taps))]
     if net.apm is not None:
-        graphs.append(Graph("prompter", Prompter(net.apm), taps, dict.fromkeys(taps, each), ("points", "labels")))
-    axes = {"embedding": each, "points": several, "labels": several}
+        graphs.append(Graph("prompter", Prompter(net.apm), taps, dict.fromkeys(taps, batch), ("points", "labels")))
+    axes = {"embedding": batch, "points": batch_and_points, "labels": batch_and_points}
     graphs.append(Graph("decoder", Decoder(net), prompts, axes, ("logits", "iou")))
     if net.apm is not None:
-        picture = torch.randint(0, 256, (side + 10, side + 20, 3), dtype=torch.uint8)
+        example = torch.randint(0, 256, (side + 10, side + 20, 3), dtype=torch.uint8)
         module = ImageToMask(net, pixels=pixels, threshold=threshold)
         outputs = ("mask", "probability", "points", "labels", "iou", "logits")
-        graphs.append(Graph("image", module, {"picture": picture}, {"picture": {0: "height", 1: "width"}}, outputs))
+        graphs.append(Graph("image", module, {"picture": example}, {"picture": {0: "height", 1: "width"}}, outputs))
     for graph in graphs:
         graph.module.eval().requires_grad_(False)
     return graphs

@@ -1,4 +1,4 @@
-"""A picture → its mask, by ONNX Runtime, OpenCV and NumPy alone: python onnx_example.py picture.png mask.png."""
+"""Segment an image with ONNX Runtime, OpenCV and NumPy only: python onnx_example.py image.png mask.png."""
 
 import json
 import sys
@@ -12,20 +12,20 @@ here = Path(__file__).parent
 manifest = json.loads((here / "manifest.json").read_text(encoding="utf-8"))
 session = onnxruntime.InferenceSession(str(here / "image.onnx"), providers=["CPUExecutionProvider"])
 
-picture = cv2.imread(sys.argv[1], cv2.IMREAD_COLOR)
-if picture is None:
-    sys.exit(f"{sys.argv[1]}: not a picture that OpenCV can read.")
-rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)  # (H, W, 3) uint8 of any size
-mask, quality, points = session.run(["mask", "iou", "points"], {"picture": rgb})
+image = cv2.imread(sys.argv[1], cv2.IMREAD_COLOR)
+if image is None:
+    sys.exit(f"{sys.argv[1]}: OpenCV cannot read this image.")
+rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # (H, W, 3) uint8 of any size
+mask, iou, points = session.run(["mask", "iou", "points"], {"picture": rgb})
 
-# What the checkpoint's postprocessing does beyond its threshold, which is in the graph.
+# The remaining postprocessing of the checkpoint. The threshold is part of the graph.
 after = manifest["postprocess"]
 if after["operation"] != "none":
     square = np.ones((after["kernel"], after["kernel"]), np.uint8)
     mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN if after["operation"] == "open" else cv2.MORPH_CLOSE, square)
 if after["fill"]:
-    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    mask = cv2.drawContours(np.zeros_like(mask), outlines, -1, 255, cv2.FILLED)
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    mask = cv2.drawContours(np.zeros_like(mask), contours, -1, 255, cv2.FILLED)
 if after["largest"]:
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA])) if count > 1 else 0
@@ -33,4 +33,4 @@ if after["largest"]:
 
 if not cv2.imwrite(sys.argv[2], mask):
     sys.exit(f"{sys.argv[2]}: cannot be written.")
-print(f"{sys.argv[2]}: {np.count_nonzero(mask)} pixels, predicted IoU {quality[0]:.3f}, {len(points)} points")
+print(f"{sys.argv[2]}: {np.count_nonzero(mask)} pixels, predicted IoU {iou[0]:.3f}, {len(points)} points")

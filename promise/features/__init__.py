@@ -1,1 +1,1 @@
-"""Features of the frozen encoder, stored on disk."""
+"""Features of the frozen encoder, cached on disk."""

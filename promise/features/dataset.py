@@ -1,4 +1,4 @@
-"""Rows whose features come from a store, in place of their pixels."""
+"""A dataset that reads cached features instead of pixels."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.utils.data import Dataset
 
 from promise.data.dataset import SegmentationDataset
 from promise.data.images import content_hash
-from promise.features.store import DamagedEntry, Entry, FeatureSpace, entry_key
+from promise.features.store import CorruptEntry, Entry, FeatureSpace, entry_key
 from promise.runtime.errors import UserError
 from promise.types import Batch, Encoded, join
 
 
 @dataclass(frozen=True)
 class CachedSample:
-    """One row's features, ready to be batched."""
+    """Features and mask of one row."""
 
     entry: Entry
     name: str
@@ -25,26 +25,26 @@ class CachedSample:
 
 
 class CachedDataset(Dataset[CachedSample]):
-    """The rows of a dataset, with features in place of pixels.
+    """The rows of a dataset, with cached features instead of pixels.
 
-    Items are asked for as the dataset's own: ``(epoch, index)``. With V views, epoch e takes view ``e mod V``: view v
-    is what the dataset's augmentation makes of the row in epoch v.
+    An item is an index or ``(epoch, index)``, as in the dataset itself. With V views, epoch e reads view ``e mod V``,
+    where view v is the row as the dataset augments it in epoch v.
     """
 
     def __init__(self, dataset: SegmentationDataset, space: FeatureSpace, *, views: int = 1) -> None:
-        """Name the entries.
+        """Compute the key of every entry from the content of image and mask.
 
         Args:
             dataset: rows, transform and seed.
-            space: where entries lie; its description tells the transform.
-            views: V, augmented views of each image; 1 where the transform draws nothing.
+            space: feature space of the entries; its description includes the transform.
+            views: V, augmented views per image; ignored (1) if the transform is deterministic.
         """
         self.dataset = dataset
         self.space = space
-        self.views = 1 if dataset.transform.deterministic else views
-        drawn = not dataset.transform.deterministic
+        random = not dataset.transform.deterministic
+        self.views = views if random else 1
         self.keys = [
-            [entry_key(image, mask, (dataset.seed, view, row.name) if drawn else None) for view in range(self.views)]
+            [entry_key(image, mask, (dataset.seed, view, row.name) if random else None) for view in range(self.views)]
             for row, image, mask in ((row, content_hash(row.image), content_hash(row.mask)) for row in dataset.rows)
         ]
 
@@ -55,26 +55,32 @@ class CachedDataset(Dataset[CachedSample]):
         epoch, index = item if isinstance(item, tuple) else (0, item)
         try:
             entry = self.space.get(self.keys[index][epoch % self.views])
-        except DamagedEntry as error:
-            raise UserError(f"{error}. Run this again: what is damaged is made again at the start.") from error
+        except CorruptEntry as error:
+            raise UserError(
+                f"{error}. Run the command again: corrupted entries are recomputed at the start.",
+                code="corrupt-features",
+            ) from error
         return CachedSample(entry, self.dataset.rows[index].name, index)
 
     def prefetch(self, item: tuple[int, int]) -> None:
-        """Have an item's files brought into memory; it is asked for soon."""
+        """Start reading the files of an item into memory, because it will be loaded soon."""
         epoch, index = item
         self.space.prefetch(self.keys[index][epoch % self.views])
 
-    def items(self, share: tuple[int, int] = (0, 1)) -> dict[str, tuple[int, int]]:
-        """Every entry's key, and the ``(view, index)`` that it is made from; ``(i, n)`` gives the i-th of n shares.
+    def items(self, shard: tuple[int, int] = (0, 1)) -> dict[str, tuple[int, int]]:
+        """Return the key of every entry and the ``(view, index)`` from which it is computed.
 
-        A picture that stands in several rows is there once. The shares depend on nothing that lies on the disk.
+        An image that occurs in several rows has one entry. Shards do not depend on which entries exist.
+
+        Args:
+            shard: ``(i, n)`` for the i-th of n disjoint parts.
         """
         rows = {key: (view, index) for index, keys in enumerate(self.keys) for view, key in enumerate(keys)}
-        return dict(list(rows.items())[share[0] :: share[1]])
+        return dict(list(rows.items())[shard[0] :: shard[1]])
 
 
 def collate_cached(samples: Sequence[CachedSample]) -> Batch:
-    """B samples to a batch that holds features instead of pixels."""
+    """Collate B samples into a batch whose ``image`` is ``Encoded``."""
     return Batch(
         image=join([Encoded(s.entry.embedding[None], tuple(tap[None] for tap in s.entry.taps)) for s in samples]),
         mask=torch.stack([s.entry.mask for s in samples]),

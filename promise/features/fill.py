@@ -1,4 +1,4 @@
-"""Encode the rows whose features are missing or damaged, and store them; resumable, shared among processes."""
+"""Encode rows whose features are missing or corrupted, and store them. Resumable; several processes can cooperate."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ log = logging.getLogger(__name__)
 Encode = Callable[[Tensor], Encoded]
 
 
-def find_damage(space: FeatureSpace, keys: Collection[str], *, quiet: bool) -> set[str]:
-    """Those of the keys whose entry is there but does not hold what was written; each is told."""
+def find_corrupted(space: FeatureSpace, keys: Collection[str], *, quiet: bool) -> set[str]:
+    """Return the keys of existing entries whose checksum is wrong, and log a warning for each file."""
     present = sorted(set(keys) - set(space.missing(keys)))
     paths = [(key, path) for key in present for path in space.paths(key)]
-    damaged = set()
+    corrupted = set()
     with ThreadPoolExecutor() as pool:
         pairs = zip(paths, pool.map(lambda item: find_corruption(item[1]), paths), strict=True)
         bar = progress_bar(pairs, total=len(paths), name="checking features", unit="file", quiet=quiet)
         for (key, _), fault in bar:
             if fault is not None:
-                log.warning("%s. It is made again.", fault)
-                damaged.add(key)
-    return damaged
+                log.warning("%s. The entry is recomputed.", fault)
+                corrupted.add(key)
+    return corrupted
 
 
 def fill(
@@ -44,25 +44,28 @@ def fill(
     *,
     batch_size: int,
     workers: int,
-    share: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
     quiet: bool = False,
 ) -> int:
-    """Make the entries that are missing or damaged; may be killed at any moment and called again.
+    """Compute the entries that are missing or corrupted. If interrupted, the next call computes the remaining ones.
 
     Args:
-        dataset: whose entries.
-        encode: (B, 3, S, S) on the CPU → features of a batch.
+        dataset: dataset whose entries are computed.
+        encode: (B, 3, S, S) images on the CPU → features of the batch.
         batch_size: B.
         workers: loader processes.
-        share: (this process, processes): each looks after every n-th.
-        quiet: no progress bar.
+        shard: ``(i, n)``: this process computes the i-th of n disjoint parts.
+        quiet: whether the progress bar is hidden.
 
     Returns:
-        How many this process made.
+        Number of entries that this process computed.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable.
     """
-    items = dataset.items(share)
-    wanted = {*dataset.space.missing(items), *find_damage(dataset.space, items, quiet=quiet)}
-    todo = [(key, item) for key, item in items.items() if key in wanted]
+    items = dataset.items(shard)
+    incomplete = {*dataset.space.missing(items), *find_corrupted(dataset.space, items, quiet=quiet)}
+    todo = [(key, item) for key, item in items.items() if key in incomplete]
     if not todo:
         return 0
     loader: DataLoader[Any] = DataLoader(
@@ -81,9 +84,9 @@ def fill(
             for batch in loader:
                 encoded = encode(batch.image)
                 if writing is not None:
-                    writing.result()  # a full disk is told here, not lost
-                chosen = list(itertools.islice(keys, len(batch)))
-                writing = writer.submit(_put_all, dataset.space, chosen, encoded, batch.mask)
+                    writing.result()  # raises the errors of the writer, such as a full disk
+                batch_keys = list(itertools.islice(keys, len(batch)))
+                writing = writer.submit(_put_all, dataset.space, batch_keys, encoded, batch.mask)
                 bar.update(len(batch))
             if writing is not None:
                 writing.result()

@@ -1,6 +1,6 @@
-"""Loaders of rows: from pixels, or from stored features of the frozen encoder where that is allowed and fits.
+"""Loaders of rows, from pixels or from cached features of the frozen encoder.
 
-Joins datasets, the feature store and a net's ``encode``; knows no net names, no flags, no configuration.
+Features are cached if the options allow it and the disk has room; otherwise rows are loaded from pixels.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Which features are stored, where and how."""
+    """Which features are cached, where and how."""
 
-    policy: str = "eval"  # off, eval, all
+    policy: str = "eval"  # off, eval (rows that are not trained on), all
     folder: Path = field(default_factory=cache_folder)
     dtype: str = "auto"  # auto, fp32, bf16
-    views: int = 1  # augmented views of each training image
-    workers: int = 2  # that load what is encoded
+    views: int = 1  # augmented views per training image
+    workers: int = 2  # loader processes while encoding
     batch_size: int = 8
     quiet: bool = False
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a run."""
+    """Processes of a distributed run."""
 
-    index: int = 0  # this one
+    index: int = 0  # of this process
     count: int = 1
-    wait: Callable[[], None] = lambda: None  # returns when all have come here
+    wait: Callable[[], None] = lambda: None  # barrier
 
 
 ALONE = ProcessGroup()
 
-# Of the free disk, what the default may take without being asked.
-MODEST_SHARE = 0.1
+# Fraction of the free disk space that policy "eval" and "all" may use.
+MAX_FRACTION = {"eval": 0.1, "all": 0.95}
 
 
 def cached_or_raw(
@@ -68,53 +68,60 @@ def cached_or_raw(
     device: torch.device,
     processes: ProcessGroup = ALONE,
 ) -> tuple[Dataset[Any], Callable[[Any], Batch]]:
-    """The dataset to load from and what makes batches of it: with features where the options want them, else itself.
+    """Return a dataset and its collate function: with cached features if possible, else the dataset itself.
+
+    Missing features are computed. A full disk or a folder that is not writable disables the cache with policy ``eval``
+    and is an error with ``all``.
 
     Args:
-        dataset: the rows.
-        net: encodes; its weights on ``device``.
-        options: whether, where and how.
-        recipe: name of the dataset's transform.
-        training: whether the rows are trained on; others are cached by ``eval`` already.
-        device: where images are encoded.
-        processes: the processes that share the encoding.
+        dataset: rows as pixels.
+        net: net that encodes, on ``device``.
+        options: whether, where and how features are cached.
+        recipe: name of the transform of the dataset.
+        training: whether the rows are trained on. Policy ``eval`` caches other rows only.
+        device: device of the net.
+        processes: processes that encode together.
 
     Raises:
-        UserError: ``all`` was asked for and the disk is too small, or SAM's encoder is to be trained.
+        UserError: out of memory while encoding; with policy ``all`` also: the disk is too small, the folder is not
+            writable, or the image encoder is trained.
     """
-    plain = dataset, collate
+    raw = dataset, collate
     if options.policy == "off" or (training and options.policy != "all"):
-        return plain
+        return raw
     if "image_encoder" in net.sam.trained_parts:
         if options.policy == "all":
             raise UserError(
-                "--cache all keeps what a frozen encoder says, but --freeze FZ4 trains it. Use --cache off."
+                "--cache all caches features of a frozen encoder, but --freeze FZ4 trains it. Use --cache off.",
+                code="cache-of-trained-encoder",
             )
-        return plain
+        return raw
     space, size = _space(dataset, net, options, recipe)
-    served = CachedDataset(dataset, space, views=options.views)
-    missing = space.missing(served.items())
+    cached = CachedDataset(dataset, space, views=options.views)
+    missing = space.missing(cached.items())
     if not _has_room(options, space, needed=size * len(missing), images=len(missing)):
-        processes.wait()  # another process, which looked a moment earlier, may have found room
-        return plain
+        processes.wait()  # a process that checked earlier may have found room
+        return raw
     if training and not dataset.transform.deterministic:
         log.warning(
-            "--cache all: training sees %d fixed view%s of each image; augmentation draws nothing new after epoch %d.",
+            "--cache all: training uses %d fixed view%s of each image. After epoch %d, augmentation repeats.",
             options.views,
             "s" * (options.views > 1),
             options.views,
         )
     if missing:
-        log.info("features of %d images → %s (%.2f GiB)", len(missing), space.folder, size * len(missing) / 2**30)
-    written = _fill_or_explain(served, net, options, device, processes)
+        log.info(
+            "caching features of %d images in %s (%.2f GiB)", len(missing), space.folder, size * len(missing) / 2**30
+        )
+    written = _fill_or_explain(cached, net, options, device, processes)
     processes.wait()
-    return (served, collate_cached) if written and not space.missing(served.items()) else plain
+    return (cached, collate_cached) if written and not space.missing(cached.items()) else raw
 
 
 def _fill_or_explain(
-    served: CachedDataset, net: Promise, options: CacheOptions, device: torch.device, processes: ProcessGroup
+    cached: CachedDataset, net: Promise, options: CacheOptions, device: torch.device, processes: ProcessGroup
 ) -> bool:
-    """Make what is missing; a folder that cannot be written to costs the cache, or is an error if ``all`` was asked."""
+    """Compute missing entries. Return whether the folder is writable; with policy ``all`` it must be."""
     dtype = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
 
     @torch.inference_mode()
@@ -125,37 +132,37 @@ def _fill_or_explain(
     try:
         with explain_out_of_memory(options.batch_size):
             fill(
-                served,
+                cached,
                 encode,
                 batch_size=options.batch_size,
                 workers=options.workers,
-                share=(processes.index, processes.count),
+                shard=(processes.index, processes.count),
                 quiet=options.quiet,
             )
     except UserError:
         raise
-    except OSError as error:  # a full disk, or a folder that may not be written to
-        folder = served.space.folder
-        wish = f"features cannot be written to {folder} ({error.strerror}): another disk by --cache-dir"
+    except OSError as error:  # the disk is full, or the folder is not writable
+        folder = cached.space.folder
+        fault = f"features cannot be written to {folder} ({error.strerror}). Choose another disk with --cache-dir"
         if options.policy == "all":
-            raise UserError(f"{wish}, or --cache off.") from error
-        log.warning("not cached: %s.", wish)
+            raise UserError(f"{fault}, or use --cache off.", code="cache-not-writable") from error
+        log.warning("features are not cached: %s.", fault)
         return False
     return True
 
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How rows become batches."""
+    """How rows are batched."""
 
     batch_size: int = 8
     workers: int = 2
     shuffle: bool = False
     drop_last: bool = False
-    pin_memory: bool = False  # where there is a GPU
+    pin_memory: bool = False  # on a GPU only
 
 
-def row_loader(
+def row_loader(  # noqa: PLR0913
     rows: Sequence[Row],
     net: Promise,
     options: LoaderOptions,
@@ -167,18 +174,21 @@ def row_loader(
     training: bool = False,
     processes: ProcessGroup = ALONE,
 ) -> DataLoader[Any]:
-    """A loader of rows as a net needs them, from stored features where the cache options allow it.
+    """Return a loader of rows, transformed as the net requires, from cached features where the options allow it.
 
     Args:
-        rows: of a split.
-        net: which they are for; its weights on ``device``.
+        rows: rows of a split.
+        net: net that receives the batches, on ``device``.
         options: batch size, workers, order.
-        cache: whether and where features are stored.
+        cache: whether and where features are cached.
         recipe: name of the transform.
-        seed: of the order and of the augmentation.
-        device: where the net is.
+        seed: seed of the order and of the augmentation.
+        device: device of the net.
         training: whether the rows are trained on.
-        processes: that share the encoding.
+        processes: processes that encode together.
+
+    Raises:
+        UserError: as :func:`cached_or_raw`.
     """
     backbone = net.sam.backbone
     transform = build_transform(recipe, image_size=backbone.image_size, pixels=backbone.pixels)
@@ -191,7 +201,7 @@ def row_loader(
         device=device,
         processes=processes,
     )
-    # Features are only copied: on a CPU, worker processes would take the net's cores for it. The system reads ahead.
+    # Features are prefetched by the system. On a CPU, worker processes would compete with the net for cores.
     cheap = device.type == "cpu" and isinstance(dataset, CachedDataset)
     return build_loader(
         dataset,
@@ -206,7 +216,7 @@ def row_loader(
 
 
 def _space(dataset: SegmentationDataset, net: Promise, options: CacheOptions, recipe: str) -> tuple[FeatureSpace, int]:
-    """The space of a net's features, and the bytes of an entry."""
+    """Return the feature space of a net, and the size of an entry in bytes."""
     backbone, transform, taps = net.sam.backbone, dataset.transform, net.needs_taps
     stored = net.precision if options.dtype == "auto" else options.dtype
     description = {
@@ -216,7 +226,7 @@ def _space(dataset: SegmentationDataset, net: Promise, options: CacheOptions, re
         "stored_in": stored,
         "image_size": transform.image_size,
         "pixels": transform.pixels,
-        # Without augmentation the recipe's name says nothing more: validation and training rows share a space.
+        # A deterministic recipe is described by the fields above: validation and training rows use one space.
         "recipe": None if transform.deterministic else recipe,
         "pixels_version": PIXELS_VERSION,
     }
@@ -226,18 +236,18 @@ def _space(dataset: SegmentationDataset, net: Promise, options: CacheOptions, re
 
 
 def _has_room(options: CacheOptions, space: FeatureSpace, *, needed: int, images: int) -> bool:
-    """Whether the disk holds the features; what was asked for and does not fit is an error, the default steps back."""
+    """Return whether the disk has room for the features. With policy ``all``, too little room is an error."""
     free = free_bytes(space.folder)
-    wish = (
-        f"features of {images} images want {needed / 2**30:.2f} GiB in {space.folder}, "
+    if needed <= MAX_FRACTION[options.policy] * free:
+        return True
+    fault = (
+        f"features of {images} images require {needed / 2**30:.2f} GiB in {space.folder}, "
         f"where {free / 2**30:.1f} GiB are free"
     )
     if options.policy == "all":
-        if needed > 0.95 * free:
-            raise UserError(
-                f"{wish}. Choose another disk with --cache-dir, make room with promise-cache prune, or use --cache off."
-            )
-    elif needed > MODEST_SHARE * free:
-        log.info("not cached: %s. Another disk: --cache-dir.", wish)
-        return False
-    return True
+        raise UserError(
+            f"{fault}. Choose another disk with --cache-dir, make room with promise-cache prune, or use --cache off.",
+            code="cache-too-large",
+        )
+    log.info("features are not cached: %s. Choose another disk with --cache-dir.", fault)
+    return False

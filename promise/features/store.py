@@ -1,10 +1,11 @@
-"""What the frozen encoder said of an image, kept on disk; takes an ``encode`` callable, knows no model.
+"""On-disk store of encoder features.
 
-A *space* is a folder of entries that were made the same way: by the same weights, preprocessing, precision. Its name is
-the hash of that description, so features of another SAM cannot be mistaken for this one's. An entry is one image
-(and mask, and view), named by the hash of their content. It is one file for the embedding and the mask, another for
-the taps: a net without a prompter reads, and makes, the first alone. Files are written whole or not at all, so that any
-number of processes may fill a space, and a kill costs the entry that was being made.
+A *space* is a folder of entries that were computed in the same way: same weights, preprocessing and precision. Its name
+is the hash of this description, so features of different SAMs are never mixed.
+
+An *entry* holds one image (with mask and view) and is named by the hash of their content. It has one file for embedding
+and mask and another for the taps; nets without a prompter read and write only the first. Files are written atomically:
+any number of processes can fill a space, and a killed process loses only the entry that it was writing.
 """
 
 from __future__ import annotations
@@ -30,51 +31,55 @@ from promise.runtime.files import atomic_path, write_json
 from promise.types import Encoded
 
 HOME_VARIABLE = "PROMISE_FEATURES"
-FORMAT = 1  # of the files; another number is another space
+FORMAT = 1  # version of the file format, part of the description of a space
 DESCRIPTION = "space.json"
 READ_AHEAD = 2**17  # bytes
 EMBEDDING, TAPS = ".embedding.safetensors", ".taps.safetensors"
 
 
-def cache_folder(given: str | Path | None = None) -> Path:
-    """The folder of all spaces: the given one, ``$PROMISE_FEATURES``, or ``promise/features`` in the user's cache."""
-    if given:
-        return Path(given).expanduser()
+def cache_folder(folder: str | Path | None = None) -> Path:
+    """Return the folder of all spaces.
+
+    Args:
+        folder: the folder; default: ``$PROMISE_FEATURES``, else ``promise/features`` in the cache folder of the user.
+    """
+    if folder:
+        return Path(folder).expanduser()
     return _default_folder()
 
 
 def _default_folder() -> Path:
-    named = os.environ.get(HOME_VARIABLE)
-    if named:
-        return Path(named).expanduser()
+    configured = os.environ.get(HOME_VARIABLE)
+    if configured:
+        return Path(configured).expanduser()
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "promise" / "features"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image's features and its mask, as they lie on the disk."""
+    """Features and mask of one image, memory-mapped."""
 
     embedding: Tensor  # (256, E, E), channels-last in memory
     taps: tuple[Tensor, ...]  # each (C, E, E), channels-last, shallow to deep; () when the space is read without them
     mask: Tensor  # (1, S, S) float32, 0 or 1
 
 
-class DamagedEntry(Exception):
-    """An entry's file is there but does not hold what was written."""
+class CorruptEntry(Exception):
+    """A file of an entry is missing, truncated, or differs from its checksum."""
 
 
 class FeatureSpace:
-    """Entries that were made the same way."""
+    """Entries that were computed in the same way."""
 
     def __init__(self, home: Path, description: Mapping[str, Any], *, taps: bool) -> None:
-        """Open a space; nothing is written before the first entry.
+        """Open a space. Nothing is written before the first entry.
 
         Args:
             home: folder of all spaces.
-            description: everything that decides an image's features besides the image: SAM's weights,
-                preprocessing, precision. Plain values only.
-            taps: whether entries are read and made with taps.
+            description: everything besides the image that determines its features: weights of SAM, preprocessing,
+                precision. JSON values only.
+            taps: whether entries are read and written with taps.
         """
         self.description = {"format": FORMAT, **description}
         text = json.dumps(self.description, sort_keys=True)
@@ -82,37 +87,36 @@ class FeatureSpace:
         self.suffixes = (EMBEDDING, TAPS) if taps else (EMBEDDING,)
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """The keys, each once, whose entry is not there."""
-        wanted = dict.fromkeys(keys)
-        return [key for key in wanted if not all(path.is_file() for path in self.paths(key))]
+        """Return the keys whose entry does not exist, without duplicates."""
+        return [key for key in dict.fromkeys(keys) if not all(path.is_file() for path in self.paths(key))]
 
     def paths(self, key: str) -> tuple[Path, ...]:
-        """The files of one entry."""
+        """Files of one entry."""
         return tuple(self._path(key, suffix) for suffix in self.suffixes)
 
     def put(self, key: str, encoded: Encoded, mask: Tensor) -> None:
         """Write one entry.
 
         Args:
-            key: of :func:`entry_key`.
-            encoded: features of a batch of one.
+            key: result of :func:`entry_key`.
+            encoded: features of one image, with batch axis.
             mask: (1, S, S), 0 or 1.
         """
         if not (self.folder / DESCRIPTION).is_file():
             write_json(self.folder / DESCRIPTION, self.description)
         if TAPS in self.suffixes:
-            # First, so that whoever finds the embedding finds the taps.
+            # Before the embedding, so that an entry with an embedding also has taps.
             _write(self._path(key, TAPS), {f"tap{i}": tap[0].permute(1, 2, 0) for i, tap in enumerate(encoded.taps)})
-        embedding = encoded.embedding[0].permute(1, 2, 0)  # (E, E, C), as it lies in memory
+        embedding = encoded.embedding[0].permute(1, 2, 0)  # (E, E, C), the order in memory
         bits = torch.from_numpy(np.packbits(mask.numpy().astype(bool)))
         side = torch.tensor(mask.shape[-2:])
         _write(self._path(key, EMBEDDING), {"embedding": embedding, "mask": bits, "mask_size": side})
 
     def get(self, key: str) -> Entry:
-        """Read one entry, mapped into memory; :func:`find_corruption` is what compares checksums.
+        """Read one entry, memory-mapped. Checksums are compared by :func:`find_corruption` only.
 
         Raises:
-            DamagedEntry: cut short, or gone.
+            CorruptEntry: a file is truncated or missing.
         """
         parts: dict[str, Tensor] = {}
         for path in self.paths(key):
@@ -124,13 +128,13 @@ class FeatureSpace:
         return Entry(parts["embedding"].permute(2, 0, 1), taps, mask)
 
     def prefetch(self, key: str) -> None:
-        """Ask the system to bring an entry into memory beside what is being computed; where it cannot, nothing."""
+        """Let the system read an entry into memory in the background; no effect where this is not supported."""
         if not hasattr(os, "posix_fadvise"):
             return
         for path in self.paths(key):
             with contextlib.suppress(OSError), path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                for start in range(0, size, READ_AHEAD):  # the system caps what one call asks for
+                for start in range(0, size, READ_AHEAD):  # the system limits the size of one request
                     os.posix_fadvise(file.fileno(), start, READ_AHEAD, os.POSIX_FADV_WILLNEED)
 
     def _path(self, key: str, suffix: str) -> Path:
@@ -138,7 +142,11 @@ class FeatureSpace:
 
 
 def entry_key(*parts: object) -> str:
-    """32 hex digits of what tells one entry of a space from another: content of image and mask, view."""
+    """Return 32 hexadecimal digits that identify an entry in its space.
+
+    Args:
+        parts: content hashes of image and mask, and the view; JSON values.
+    """
     return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
 
 
@@ -149,10 +157,10 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def find_corruption(path: Path) -> str | None:
-    """Read all of a file and compare it with its checksum: what is wrong with it, or ``None``."""
+    """Read a whole file and compare its checksum. Return a description of the fault, or ``None``."""
     try:
         _read(path, check=True)
-    except DamagedEntry as error:
+    except CorruptEntry as error:
         return str(error)
     return None
 
@@ -161,11 +169,11 @@ def _read(path: Path, *, check: bool) -> dict[str, Tensor]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            wanted = (file.metadata() or {}).get("crc32")
+            expected = (file.metadata() or {}).get("crc32")
     except (OSError, safetensors.SafetensorError) as error:
-        raise DamagedEntry(f"{path}: {error}") from error
-    if check and _checksum(tensors) != wanted:
-        raise DamagedEntry(f"{path}: its bytes are not those that were written")
+        raise CorruptEntry(f"{path}: {error}") from error
+    if check and _checksum(tensors) != expected:
+        raise CorruptEntry(f"{path}: the checksum is wrong")
     return tensors
 
 
@@ -177,26 +185,26 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def free_bytes(folder: Path) -> int:
-    """Free bytes on the disk of a folder that need not exist yet."""
+    """Free space in bytes on the disk of a folder, which may not exist yet."""
     return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
 
 
-# --- looking after the folder ---------------------------------------------------------------------
+# --- maintenance ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class SpaceInfo:
-    """What lies in one space."""
+    """Summary of one space."""
 
     folder: Path
     description: dict[str, Any]
     entries: int
     size: int  # bytes
-    used: float  # seconds since the epoch: when an entry was last written
+    used: float  # Unix time of the last write
 
 
 def list_spaces(home: Path) -> list[SpaceInfo]:
-    """Every space below a folder, the most lately written first."""
+    """Return all spaces in a folder, the most recently written first."""
     found = []
     for path in home.glob(f"*/{DESCRIPTION}"):
         stats = [(file, file.stat()) for file in files(path.parent)]
@@ -208,12 +216,12 @@ def list_spaces(home: Path) -> list[SpaceInfo]:
 
 
 def remove_space(space: SpaceInfo) -> None:
-    """Remove a space with all its entries; its description goes last."""
+    """Remove a space with all its entries; the description is removed last."""
     for path in files(space.folder):
         path.unlink(missing_ok=True)
     shutil.rmtree(space.folder, ignore_errors=True)
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """Every entry's files in a space's folder."""
+    """Files of all entries in the folder of a space."""
     return (path for suffix in (EMBEDDING, TAPS) for path in sorted(folder.glob(f"??/*{suffix}")))

@@ -1,1 +1,1 @@
-"""What every part may use: errors, files, settings, device, memory, progress."""
+"""Process-level services without domain knowledge: errors, files, settings, device, memory, progress."""

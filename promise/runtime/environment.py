@@ -1,4 +1,4 @@
-"""What a run is recorded with: versions, commit, device, threads."""
+"""Record of the environment of a run: versions, commit, device, threads."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ PACKAGES = (
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, git commit, device and thread count, for a run's record."""
+    """Return versions, git commit, device and number of threads, as written to run folders.
+
+    Packages that are not installed and a commit outside a git checkout are ``None``.
+    """
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in ("promise-sam", *PACKAGES)},
+        "packages": {name: package_version(name) for name in ("promise-sam", *PACKAGES)},
         "git_commit": _git_commit(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
@@ -36,7 +39,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Version of an installed package, or ``None``."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -44,12 +48,11 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of this package's checkout, with ``-dirty`` where it has changes; ``None`` where it is none."""
-    here = Path(__file__).parent
+    """Commit of the checkout that contains this package, with ``-dirty`` if modified; ``None`` outside a checkout."""
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=here,
+            cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
             timeout=10,
@@ -57,4 +60,4 @@ def _git_commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None

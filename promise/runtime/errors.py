@@ -1,7 +1,7 @@
-"""The errors a user can cause, each with a code.
+"""Errors caused by invalid input. Each has a code that programs can match.
 
-The commands print these as one clear message with exit status 1; every other exception is a fault of the package and
-keeps its traceback. Programs and tests match ``code``; the text is for people and may change.
+The commands print the message and exit with status 1. Any other exception is a bug and keeps its traceback. Codes are
+stable; messages may change between versions.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+SHOWN = 20  # faults that a message lists in full
+
 
 class UserError(ValueError):
-    """Something the user gave cannot be used. The text says what, where and the next move."""
+    """Invalid input: settings, files or data. The message states what is wrong, where, and how to fix it."""
 
     def __init__(self, message: str, *, code: str = "invalid", errors: Sequence[UserError] = ()) -> None:
-        """Describe the fault.
+        """Create an error.
 
         Args:
-            message: for people.
-            code: for programs, such as ``unknown-name``; it does not change when the message does.
-            errors: the single faults, where several are reported at once.
+            message: text for the user.
+            code: identifier for programs, such as ``unknown-net``. It does not change when the message does.
+            errors: the individual errors, if this one reports several.
         """
         super().__init__(message)
         self.code = code
@@ -28,12 +30,12 @@ class UserError(ValueError):
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """The codes of all faults that are reported at once; of a single one, its own."""
+        """Codes of all errors that this one reports; its own code if it reports one."""
         return tuple(code for error in self.errors for code in error.codes) or (self.code,)
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that the user named does not exist."""
+    """A file, folder or package is missing."""
 
     def __init__(self, message: str, *, code: str = "missing-file", errors: Sequence[UserError] = ()) -> None:
         super().__init__(message, code=code, errors=errors)
@@ -43,7 +45,7 @@ class MissingFileError(UserError, FileNotFoundError):
 
 
 class ExistingRunError(UserError, FileExistsError):
-    """A folder that would be written to already holds results."""
+    """The output folder already contains results."""
 
     def __init__(self, message: str, *, code: str = "existing-output", errors: Sequence[UserError] = ()) -> None:
         super().__init__(message, code=code, errors=errors)
@@ -53,12 +55,12 @@ class ExistingRunError(UserError, FileExistsError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is in no table: lists the known ones and the nearest.
+    """Create the error for a name that is not in a table. The message lists the known names and the closest one.
 
     Args:
-        kind: what the name should have been, e.g. ``"net"``.
-        name: what was given.
-        known: the names of the table.
+        kind: what the name denotes, such as ``"net"``. The code is ``unknown-<kind>``, with hyphens for spaces.
+        name: the unknown name.
+        known: names in the table.
     """
     names = list(known)
     folded = {n.lower(): n for n in names}
@@ -70,7 +72,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def all_of(*works: Callable[[], Any]) -> list[Any]:
-    """What each of ``works`` returns; all are tried before their ``UserError``s are raised, as one."""
+    """Call every function and return the results. If any raise ``UserError``, all of their errors are raised as one."""
     results: list[Any] = []
     errors: list[UserError] = []
     for work in works:
@@ -83,18 +85,19 @@ def all_of(*works: Callable[[], Any]) -> list[Any]:
 
 
 def raise_all(errors: Sequence[UserError], *, separator: str = "\n  ") -> None:
-    """Raise several faults as one error; a single one as it is; none: return."""
+    """Raise several errors as one, with code ``several``. A single error is raised unchanged; an empty list returns."""
     if len(errors) == 1:
         raise errors[0]
     if errors:
         raise UserError(separator.join(map(str, errors)), code="several", errors=errors)
 
 
-SHOWN = 20  # faults listed in full
+def shorten(lines: Sequence[str]) -> list[str]:
+    """Return the first :data:`SHOWN` lines, followed by a line with the number of lines left out."""
+    more = len(lines) - SHOWN
+    return [*lines[:SHOWN], *([f"  … and {more} more"] if more > 0 else [])]
 
 
 def list_faults(head: str, faults: list[tuple[int, str]]) -> str:
-    """``head`` and a line for each fault, at most :data:`SHOWN` of them."""
-    lines = [f"  line {line}: {words}" for line, words in sorted(faults)[:SHOWN]]
-    more = len(faults) - SHOWN
-    return "\n".join([head, *lines, *([f"  … and {more} more"] if more > 0 else [])])
+    """Return ``head`` followed by one line per fault ``(line number, text)``, shortened by :func:`shorten`."""
+    return "\n".join([head, *shorten([f"  line {line}: {text}" for line, text in sorted(faults)])])

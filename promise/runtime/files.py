@@ -1,4 +1,4 @@
-"""Files that are whole or not there, written to a temporary name and renamed; knows no formats but JSON and CSV."""
+"""Atomic writing of files and folders: text, JSON, CSV, and sets of files that are replaced together."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from typing import Any
 
 from promise.runtime.errors import ExistingRunError
 
-_MARK = ".promise-"  # every temporary name starts with it
-_STAGE = ".unfinished-"  # and that of a folder of files that are to appear together
+_FILE_PREFIX = ".promise-"  # of temporary files
+_FOLDER_PREFIX = ".unfinished-"  # of temporary folders
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that a killed process left in a folder and below it."""
-    for path in folder.rglob(f"{_MARK}*"):
+    """Remove temporary files of killed processes from a folder and its subfolders."""
+    for path in folder.rglob(f"{_FILE_PREFIX}*"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` and rename it on success; on failure what was there stays.
+    """Yield a temporary path in the folder of ``path``, and rename it to ``path`` on success.
 
-    The temporary name keeps the suffix, since some writers choose their format by it.
+    An exception leaves an existing file unchanged. The temporary name has the suffix of ``path``, because some writers
+    choose the format by it. Missing folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_MARK}{path.stem}-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_FILE_PREFIX}{path.stem}-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -47,30 +48,31 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged(folder: Path, *, replaced: Sequence[str], last: str) -> Iterator[Path]:
-    """Give a folder inside ``folder`` whose files move up when all went well; on failure what was there stays.
+    """Yield a temporary folder inside ``folder``, and move its files to ``folder`` on success.
 
-    A folder that was not there before is not there after a failure either.
+    An exception leaves existing files unchanged and removes folders that this function created.
 
     Args:
-        folder: where the files shall be; made when absent.
-        replaced: names of earlier files that go, whether new ones take their place or not.
-        last: moves last, and an older one goes first: where it stands, the others are all of its kind.
+        folder: destination; created if missing.
+        replaced: names of earlier files to remove, whether or not a new file replaces them.
+        last: name of the file that is moved last and whose old version is removed first. If it exists, the set of files
+            is complete.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{_STAGE}*"):  # of a killed process
+    for leftover in folder.glob(f"{_FOLDER_PREFIX}*"):  # of a killed process
         shutil.rmtree(leftover, ignore_errors=True)
-    stage = Path(tempfile.mkdtemp(dir=folder, prefix=_STAGE))
+    stage = Path(tempfile.mkdtemp(dir=folder, prefix=_FOLDER_PREFIX))
     try:
         yield stage
         for name in (last, *replaced):
             (folder / name).unlink(missing_ok=True)
         for path in sorted(stage.iterdir(), key=lambda path: path.name == last):
             path.replace(folder / path.name)
-        made = []
+        created = []
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-        for path in made:
+        for path in created:
             path.rmdir()
 
 
@@ -81,13 +83,13 @@ def _umask() -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text, all or nothing."""
+    """Write UTF-8 text atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write mappings of the same keys as a CSV, one at a time, all or nothing; without lines an empty file."""
+    """Write rows with the same keys as CSV, atomically. Without rows the file is empty."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer: csv.DictWriter[str] | None = None
         for line in lines:
@@ -98,7 +100,7 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with an indent, all or nothing; not-a-number becomes ``null``."""
+    """Write indented JSON atomically. NaN is written as ``null``, other unknown types as their text."""
     write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False, default=str) + "\n")
 
 
@@ -113,17 +115,25 @@ def _plain(value: Any) -> Any:
 
 
 def check_output_dir(folder: Path, names: Sequence[str], *, overwrite: bool) -> Path:
-    """A folder for results; refused where it holds some already and may not replace them. Changes nothing.
+    """Return ``folder`` if results may be written to it. Nothing is created or removed.
+
+    Args:
+        folder: output folder; it may be missing.
+        names: files that the command writes.
+        overwrite: whether existing files may be replaced.
 
     Raises:
-        ExistingRunError: it holds one of the named files, or is none.
+        ExistingRunError: the path is a file, or one of the named files exists and ``overwrite`` is false.
     """
     if folder.exists() and not folder.is_dir():
-        raise ExistingRunError(f"{folder} is a file, not a folder. Choose another with --output.")
+        raise ExistingRunError(
+            f"{folder} is a file, not a folder. Choose another folder with --output.", code="output-is-a-file"
+        )
     present = [name for name in names if (folder / name).exists()]
     if present and not overwrite:
         raise ExistingRunError(
-            f"{folder} already holds results ({', '.join(present)}). Replace them by --overwrite, or choose another "
-            "folder with --output."
+            f"{folder} already holds results ({', '.join(present)}). Replace them with --overwrite, or choose another "
+            "folder with --output.",
+            code="existing-output",
         )
     return folder

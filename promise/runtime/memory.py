@@ -1,4 +1,4 @@
-"""Memory of the process: the C library's settings, the peak, errors when it runs out."""
+"""Memory of the process: allocator settings, peak use, out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep large freed blocks instead of giving them back to the system at once.
+    """Configure glibc to keep large freed blocks instead of returning them to the system.
 
-    A CPU pass frees and asks again for the same tens of megabytes hundreds of times; with glibc's defaults each
-    time is a system call and thousands of page faults, which more than doubles the time of a LiteMedSAM pass. No
-    value is computed otherwise. Costs: the process stays as large as it has once been.
+    A forward pass on a CPU allocates and frees the same tens of megabytes hundreds of times. With the default settings
+    of glibc each allocation is a system call with thousands of page faults, which more than doubles the time of a
+    LiteMedSAM pass. Results do not change. The process keeps the size of its peak.
 
     Returns:
-        Whether the C library took the setting; ``False`` where it is not glibc.
+        Whether the settings were applied; ``False`` if the C library is not glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -35,41 +35,47 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory(device: torch.device) -> float:
-    """GiB that were in use at most: allocated on a GPU, else resident of this process."""
+    """Return the peak memory of this process in GiB: allocated by torch on a GPU, resident memory otherwise.
+
+    ``nan`` where the system does not report it.
+    """
     import torch
 
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
-    try:  # Linux: of this program; getrusage counts the memory of the one that started it, too
-        told = Path("/proc/self/status").read_text(encoding="utf-8")
-        return round(int(told.split("VmHWM:")[1].split()[0]) / 2**20, 2)
+    try:  # Linux. getrusage would include the memory of the parent process.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return round(int(status.split("VmHWM:")[1].split()[0]) / 2**20, 2)
     except (OSError, IndexError):
         pass
     try:
         import resource
     except ImportError:  # Windows
         return float("nan")
-    # In kilobytes, on a Mac in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, else kilobytes
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
 
 
 @contextmanager
 def explain_out_of_memory(batch_size: int, *, advice: str = "") -> Iterator[None]:
-    """Turn running out of memory into an error that names a batch size to try.
+    """Convert an out-of-memory error into a message that suggests a smaller batch size.
+
+    Args:
+        batch_size: current ``--batch-size``.
+        advice: text appended to the suggestion.
 
     Raises:
-        UserError: memory ran out.
+        UserError: out of memory.
     """
     import torch
 
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
+    except RuntimeError as error:  # base class of torch.OutOfMemoryError
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         if batch_size == 1:
-            words = "even one image is too much: take a smaller --sam, or --precision bf16"
+            suggestion = "one image does not fit. Use a smaller --sam, or --precision bf16"
         else:
-            words = f"try --batch-size {batch_size // 2}{advice}"
-        raise UserError(f"memory ran out with --batch-size {batch_size}: {words}.") from error
+            suggestion = f"try --batch-size {batch_size // 2}{advice}"
+        raise UserError(f"out of memory with --batch-size {batch_size}: {suggestion}.", code="out-of-memory") from error

@@ -1,4 +1,4 @@
-"""Progress bars on stderr: live on a terminal, a line now and then in a log; knows nothing else."""
+"""Progress bars on stderr: live on a terminal, one line every ten seconds in a log."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tqdm import tqdm
 
 
 def progress_bar(items: Iterable[Any] | None = None, *, total: int, name: str, unit: str, quiet: bool = False) -> Any:
-    """A bar over items, or one to update by hand; it goes when it is done.
+    """Return a progress bar, which is removed when it is complete.
 
     Args:
-        items: what to go through.
-        total: how many.
-        name: before the bar.
-        unit: of what is counted.
-        quiet: no bar.
+        items: items to iterate over; ``None`` for a bar that is updated by its ``update`` method.
+        total: number of items.
+        name: label of the bar.
+        unit: name of one item, such as ``"image"``.
+        quiet: whether the bar is hidden.
     """
     seconds = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(items, total=total, desc=name, unit=unit, disable=quiet, leave=False, mininterval=seconds)

@@ -1,7 +1,7 @@
-"""Settings as frozen dataclasses: options, YAML files, overrides; imports no torch, so that ``--help`` is instant.
+"""Settings as frozen dataclasses: help texts, YAML files, type checks. Imports no torch, so that ``--help`` is fast.
 
-A recipe's settings are beside it (``training/config.py``, ``evaluation/config.py``, ``inference/config.py``). The
-metadata of a field has its help text and, where the choice is closed, its choices; the commands make their flags of it.
+The settings of each command are defined beside its code (``training/config.py``, ``evaluation/config.py``, …). The
+commands generate their flags from the fields.
 """
 
 from __future__ import annotations
@@ -24,79 +24,119 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound="DataclassInstance")  # a frozen dataclass whose fields are options
 
 
-def option(default: Any, text: str, *, choices: tuple[str, ...] | None = None, group: str = "") -> Any:
-    """A field with its default, its help text and its choices."""
-    return dataclasses.field(default=default, metadata={"help": text, "choices": choices, "group": group})
+def option(
+    default: Any, text: str, *, choices: tuple[str, ...] | None = None, group: str = "", metavar: str | None = None
+) -> Any:
+    """Define a field of a settings dataclass.
+
+    Args:
+        default: default value; :data:`REQUIRED` if there is none.
+        text: help text.
+        choices: allowed values; ``None`` for any.
+        group: heading in the help text of the command.
+        metavar: name of the value in the help text; default: by type.
+    """
+    metadata = {"help": text, "choices": choices, "group": group, "metavar": metavar}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-# Choices that more than one command has; here, since naming them must not import torch.
+REQUIRED = dataclasses.MISSING  # default of an option that must be set
+
+# Values that several commands accept. They are defined here because listing them must not import torch.
 SPLITS = ("train", "val", "test")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 CACHES = ("off", "eval", "all")
 CACHE_DTYPES = ("auto", "fp32", "bf16")
 CACHE_DIR_HELP = (
-    "folder of cached features; default: $PROMISE_FEATURES, else promise/features in the user's cache folder"
+    "folder of cached features; default: $PROMISE_FEATURES, else promise/features in the cache folder of the user"
 )
-CACHE_DTYPE_HELP = "what features are stored in; auto: what they are computed in, so that nothing is lost"
+CACHE_DTYPE_HELP = "data type of cached features; auto: the precision in which they are computed, without loss"
+DATA_ROOT_HELP = "folder in which the paths in CSVs are looked up, including absolute paths from another machine"
+DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps"
+PRECISION_HELP = "auto: bf16 where the device supports it in hardware"
 
 
 def read_yaml(path: Path, kind: type[Any], *, others: Mapping[str, type[Any]] | None = None) -> dict[str, Any]:
-    """Read settings from a YAML file, checked against the fields of ``kind``.
+    """Read settings from a YAML file and check them against the fields of a dataclass.
 
     Args:
-        path: the file.
-        kind: a dataclass whose fields are options.
-        others: command → the dataclass of its configuration: what the file may be instead.
+        path: YAML file.
+        kind: dataclass whose fields are options.
+        others: command → settings dataclass of that command, to recognise a file that belongs to another command.
+
+    Returns:
+        Setting → value, for the settings in the file only.
 
     Raises:
-        MissingFileError: no such file.
-        UserError: not a mapping, unknown keys (with the nearest known) or values of the wrong type, all at once.
+        MissingFileError: the file does not exist.
+        UserError: the file is not a mapping, belongs to another command, or has unknown keys or values of the wrong
+            type. All keys and values are reported together.
     """
     if not path.is_file():
-        raise MissingFileError(f"no configuration at {path}. Is the path right?")
+        raise MissingFileError(f"no configuration at {path}. Check the path.", code="missing-config")
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text.") from error
+        raise UserError(f"{path} is not UTF-8 text.", code="config-not-utf8") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}", code="config-not-yaml") from error
     if not isinstance(loaded, dict):
-        raise UserError(f"{path} must hold 'key: value' lines, it holds {type(loaded).__name__}.")
-    own = {f.name for f in dataclasses.fields(kind)}
-    strange = [str(key) for key in loaded if key not in own]
+        raise UserError(
+            f"{path} must contain 'key: value' lines, not {type(loaded).__name__}.",
+            code="config-not-a-mapping",
+        )
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = [str(key) for key in loaded if key not in known]
     for command, other in (others or {}).items():
-        if len(strange) > 1 and set(strange) <= {f.name for f in dataclasses.fields(other)}:
-            raise UserError(f"{path} is a configuration for {command} (it sets {', '.join(strange[:4])}).")
+        if len(unknown) > 1 and set(unknown) <= {f.name for f in dataclasses.fields(other)}:
+            raise UserError(
+                f"{path} is a configuration for {command} (it sets {', '.join(unknown[:4])}).",
+                code="config-of-another-command",
+            )
     return check_values(loaded, kind, origin=str(path))
 
 
 def check_values(values: Mapping[str, Any], kind: type[Any], *, origin: str) -> dict[str, Any]:
-    """Bring values to the types of ``kind``'s fields; all faults are raised at once."""
+    """Convert values to the types of the fields of a dataclass.
+
+    Args:
+        values: setting → value.
+        kind: dataclass whose fields are options.
+        origin: where the values come from, for error messages: a file, or ``flags``.
+
+    Raises:
+        UserError: unknown keys (with the closest known one), values of the wrong type, or values that are not among the
+            choices. All are reported together, with codes ``unknown-setting``, ``wrong-type`` and ``unknown-choice``.
+    """
     hints = get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     checked: dict[str, Any] = {}
-    faults = []
+    errors = []
     for key, value in values.items():
         if key not in fields:
-            known = {**{name: name for name in fields}, **{a: n for a, n in _OTHER_NAMES.items() if n in fields}}
-            near = [known[n] for n in difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)]
-            faults.append(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+            errors.append(_unknown_setting(key, fields))
             continue
         try:
             checked[key] = _coerce(value, hints[key])
         except (TypeError, ValueError, OverflowError):
-            faults.append(f"{key}: {value!r} is not {_type_name(hints[key])}")
+            errors.append(UserError(f"{key}: {value!r} is not {_type_name(hints[key])}", code="wrong-type"))
             continue
         choices = fields[key].metadata["choices"]
         if choices and checked[key] is not None and checked[key] not in choices:
-            faults.append(f"{key}: {value!r} is none of {', '.join(choices)}")
-    if faults:
-        raise UserError(f"{origin}: {'; '.join(faults)}.")
+            errors.append(UserError(f"{key}: {value!r} is not one of {', '.join(choices)}", code="unknown-choice"))
+    if errors:
+        raise UserError(f"{origin}: {'; '.join(map(str, errors))}.", code=errors[0].code, errors=errors)
     return checked
 
 
-# What others call it, for the hint.
-_OTHER_NAMES = {"learning_rate": "lr", "backbone": "sam", "model": "net", "model_name": "net", "num_workers": "workers"}
+# Names of settings in other packages → the name here, for the hint.
+_SYNONYMS = {"learning_rate": "lr", "backbone": "sam", "model": "net", "model_name": "net", "num_workers": "workers"}
+
+
+def _unknown_setting(key: object, fields: Mapping[str, Any]) -> UserError:
+    known = {**{name: name for name in fields}, **{a: n for a, n in _SYNONYMS.items() if n in fields}}
+    near = [known[n] for n in difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)]
+    return UserError(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""), code="unknown-setting")
 
 
 def _coerce(value: Any, hint: Any) -> Any:
@@ -112,7 +152,7 @@ def _coerce(value: Any, hint: Any) -> Any:
         raise TypeError
     if hint is int and isinstance(value, float) and not value.is_integer():
         raise ValueError
-    return hint(value)  # float("1e-5") too: YAML 1.1 reads that as a text
+    return hint(value)  # also float("1e-5"), which YAML 1.1 reads as text
 
 
 def _type_name(hint: Any) -> str:

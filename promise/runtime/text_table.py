@@ -1,4 +1,4 @@
-"""A plain text table."""
+"""Plain-text tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A plain table: texts to the left, numbers to the right."""
+    """Format a table. Columns of numbers are aligned right, other columns left.
+
+    Args:
+        header: column titles.
+        rows: cells of each row, as many as there are titles. ``-`` and ``nan`` count as numbers.
+    """
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""One function over many items in threads, results in order, stopped at once by an error; knows nothing else."""
+"""Ordered parallel map over items in threads."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ Result = TypeVar("Result")
 
 
 def default_workers() -> int:
-    """As many threads as cores, at most 8."""
+    """Number of threads used by default: the number of cores, at most 8."""
     return min(8, os.cpu_count() or 1)
 
 
 def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], *, workers: int) -> Iterator[Result]:
-    """``map`` in threads; a few items ahead, so that an interrupt leaves nothing long to wait for.
+    """Apply a function to items in threads and yield the results in order.
+
+    At most four items per thread are submitted ahead, so that an error or an interrupt stops the map quickly.
 
     Args:
-        work: called from several threads; OpenCV, PIL and numpy let go of the lock while they compute.
-        items: what to go through.
-        workers: threads, at least 1.
+        work: function, called from several threads. OpenCV, PIL and numpy release the GIL while they compute.
+        items: arguments of the function.
+        workers: number of threads, at least 1.
     """
     pool = ThreadPoolExecutor(workers)
     ahead: deque[Future[Result]] = deque()

@@ -1,5 +1,8 @@
+"""Benchmark: parts, arithmetic, and equality of baseline and optimised variants."""
+
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -7,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from promise.benchmark import GROWTH, PARTS, Settings, benchmark
+from promise.benchmark import GROWTH, MEMORY, PARTS, Settings, benchmark
 from promise.benchmark.bench import Bench
-from promise.benchmark.timings import Comparison, published_training, take_turns
+from promise.benchmark.config import BenchConfig, resolve_settings
+from promise.benchmark.timings import Comparison, published_training, time_interleaved
 from promise.cli.bench import main
-from promise.runtime.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:SAM .* has random weights")
 
@@ -23,7 +26,7 @@ def settings(tiny_vit: str) -> Settings:
     )
 
 
-def test_every_part_gives_figures(settings: Settings, tmp_path: Path) -> None:
+def test_every_part_is_measured(settings: Settings, tmp_path: Path) -> None:
     text = benchmark(settings, output=tmp_path)
     record = json.loads((tmp_path / "bench.json").read_text())
     assert (tmp_path / "bench.md").read_text() == text
@@ -47,7 +50,7 @@ def test_growth_is_measured_at_three_sizes_each(settings: Settings, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_memory_is_measured_in_processes_of_their_own(lite: str, tmp_path: Path) -> None:
+def test_memory_is_measured_in_separate_processes(lite: str, tmp_path: Path) -> None:
     settings = Settings(sam=lite, batch_size=2, repeats=1, images=2, device="cpu", precision="fp32")
     text = benchmark(settings, parts=["memory"], output=tmp_path)
     found = json.loads((tmp_path / "bench.json").read_text())["memory"]
@@ -59,24 +62,24 @@ def test_memory_is_measured_in_processes_of_their_own(lite: str, tmp_path: Path)
     assert f"| training | 16 | {found[2]['gib']:.2f} |" in text
 
 
-def test_turns_alternate_and_the_first_does_not_count() -> None:
+def test_variants_are_interleaved_after_a_warm_up() -> None:
     called: list[str] = []
-    found = take_turns("t", "x", {n: lambda n=n: called.append(n) for n in "ab"}, repeats=2, per=4)
+    found = time_interleaved("t", "x", {n: lambda n=n: called.append(n) for n in "ab"}, repeats=2, per=4)
     assert "".join(called) == "ababab"
     assert [len(times) for times in found.turns.values()] == [2, 2]
 
 
-def test_ratios_are_medians_of_the_turns() -> None:
+def test_ratios_are_medians_of_repetitions() -> None:
     rows = Comparison("t", "x", {"plain": [4.0, 8.0, 6.0], "ours": [1.0, 4.0, 1.0]}).rows
     assert [row["seconds"] for row in rows] == [6.0, 1.0]
     assert [row["ratio"] for row in rows] == [1.0, 4.0]
 
 
-def test_the_published_training_is_arithmetic() -> None:
+def test_hours_of_the_published_training() -> None:
     done = [
-        Comparison("encoder, vit_b", "image", {"plain": [9.0], "ours": [3.0]}),
-        Comparison("training step, IPS_GT", "8 images", {"plain": [80.0], "ours": [0.8]}),
-        Comparison("validation, IPS_GT", "8 images", {"plain": [72.0], "ours": [0.4]}),
+        Comparison("encoder, vit_b", "image", {"plain": [9.0], "ours": [3.0]}, part="encoder"),
+        Comparison("a", "8 images", {"plain": [80.0], "ours": [0.8]}, part="training step", net="IPS_GT", images=8),
+        Comparison("b", "8 images", {"plain": [72.0], "ours": [0.4]}, part="validation", net="IPS_GT", images=8),
     ]
     found = published_training(done, "IPS_GT")
     assert found is not None
@@ -85,38 +88,59 @@ def test_the_published_training_is_arithmetic() -> None:
     assert found["cached"] == pytest.approx(200 * (1450 * 0.1 + 798 * 0.05) / 3600 + found["caching"])
     assert found["ratio"] == pytest.approx(found["plain"] / found["cached"])
     assert published_training(done[1:], "IPS_GT") is None
+    assert published_training(done, "APM_IPS_resnet") is None
 
 
-def test_the_plain_way_and_ours_predict_the_same(settings: Settings, tmp_path: Path) -> None:
+def test_baseline_and_optimised_variants_predict_the_same(settings: Settings, tmp_path: Path) -> None:
     made = Bench(settings, tmp_path)
     for name in ("IPS_GT", "APM_IPS_resnet"):
         net = made.net(name, "fp32")
         with torch.no_grad():
-            plain, ours = made.upstream_predict(name, made.image), made.predict(name, net.encode(made.image))
-        torch.testing.assert_close(ours.mask_logits, plain.mask_logits, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(ours.iou, plain.iou, atol=1e-5, rtol=1e-4)
+            baseline, optimised = made.upstream_predict(name, made.image), made.predict(name, net.encode(made.image))
+        torch.testing.assert_close(optimised.mask_logits, baseline.mask_logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(optimised.iou, baseline.iou, atol=1e-5, rtol=1e-4)
 
 
-def test_a_wrong_encoder_is_refused(settings: Settings, monkeypatch) -> None:
+def test_a_wrong_encoder_is_an_error(settings: Settings, monkeypatch, user_error) -> None:
     real = Bench.upstream_encode
 
     def off(self: Bench, image: torch.Tensor, *, taps: bool) -> object:
         return real(self, image, taps=taps).map(lambda x: x + 0.01)
 
     monkeypatch.setattr(Bench, "upstream_encode", off)
-    with pytest.raises(UserError, match=r"the fused encoder is wrong here: off by 0\.01"):
+    with user_error("encoder-differs") as caught:
         benchmark(settings, parts=["encoder"])
+    assert " 0.01" in str(caught.value)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])
-def test_broken_figures_are_refused(seconds: float, settings: Settings, monkeypatch) -> None:
+def test_invalid_times_are_an_error(seconds: float, settings: Settings, monkeypatch, user_error) -> None:
     monkeypatch.setitem(PARTS, "metrics", lambda _: Comparison("metrics", "image", {"x": [seconds]}))
-    with pytest.raises(UserError, match="these figures cannot be right: metrics, x"):
+    with user_error("invalid-times") as caught:
         benchmark(settings, parts=["metrics"])
+    assert "metrics, x" in str(caught.value)
 
 
-def test_mistakes_are_one_line(tiny_vit: str, capsys) -> None:
+def test_invalid_input_is_status_1(tiny_vit: str, capsys) -> None:
     assert main(["--sam", tiny_vit, "--parts", "encode", "--quiet"]) == 1
     assert "Did you mean 'encoder'?" in capsys.readouterr().err
     assert main(["--images", "0"]) == 1
-    assert "must be at least 1" in capsys.readouterr().err
+    assert "--images must be at least 1" in capsys.readouterr().err
+
+
+def test_quick_changes_defaults_only() -> None:
+    assert resolve_settings(BenchConfig()) == Settings(sam_checkpoint=None)
+    assert resolve_settings(BenchConfig(quick=True, images=9)) == Settings("lite_medsam", None, 2, 1, 9)
+    assert resolve_settings(BenchConfig(sam_checkpoint="a.pth", device="cpu")) == Settings(
+        sam_checkpoint="a.pth", device="cpu"
+    )
+
+
+def test_all_settings_out_of_range_are_reported(user_error) -> None:
+    with user_error("batch-size-out-of-range", "repeats-out-of-range", "images-out-of-range"):
+        resolve_settings(BenchConfig(batch_size=0, repeats=0, images=-1))
+
+
+def test_help_lists_the_parts_measured_on_request() -> None:
+    (parts,) = (field for field in dataclasses.fields(BenchConfig) if field.name == "parts")
+    assert all(name in parts.metadata["help"] for name in (*GROWTH, MEMORY))

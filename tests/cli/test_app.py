@@ -1,4 +1,4 @@
-"""promise-app from outside: it serves, says where, ends when it is told to, and refuses in one line."""
+"""The command promise-app: serving, interrupting, invalid input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from promise.cli.app import main
 
 COMMAND = """
 import runpy, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in what runs in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background processes of a shell
 runpy.run_path(sys.argv[1])["register_tiny_vit"]()
 from promise.cli.app import main
 sys.exit(main(sys.argv[2:]))
@@ -44,16 +44,16 @@ def test_it_serves_until_it_is_interrupted(ckpt: Path, tmp_path: Path) -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout is not None
-        said = process.stdout.readline()
+        line = process.stdout.readline()
         try:
-            assert said.startswith("promise-app: http://127.0.0.1:"), process.communicate(timeout=60)
-            address = said.split()[1]
+            assert line.startswith("promise-app: http://127.0.0.1:"), process.communicate(timeout=60)
+            address = line.split()[1]
             with urllib.request.urlopen(f"{address}api/about", timeout=30) as answer:
-                told = json.load(answer)
-            assert told["title"].startswith("APM_IPS_resnet · tiny_vit · cpu")
-            assert told["automatic"] is True
-            assert told["limits"] == {"bytes": 32 * 2**20, "megabytes": 32}
-            assert len(told["samples"]) == 4
+                about = json.load(answer)
+            assert about["title"].startswith("APM_IPS_resnet · tiny_vit · cpu")
+            assert about["automatic"] is True
+            assert about["limits"] == {"bytes": 32 * 2**20, "megabytes": 32}
+            assert len(about["samples"]) == 4
         finally:
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=60)
@@ -64,24 +64,27 @@ def test_it_serves_until_it_is_interrupted(ckpt: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "fact"),
     [
         (["--ckpt", "{tmp}/absent.safetensors"], "absent.safetensors"),
-        (["--ckpt", "{ckpt}", "--samples", "{tmp}/absent"], "no folder of samples"),
-        (["--ckpt", "{ckpt}", "--images-kept", "0"], "--images-kept must be positive, not 0"),
-        (["--ckpt", "{ckpt}", "--postprocess", "shut"], "cannot read the postprocessing 'shut'"),
+        (["--ckpt", "{ckpt}", "--samples", "{tmp}/absent"], "absent"),
+        (["--ckpt", "{ckpt}", "--images-kept", "0"], "--images-kept"),
+        (["--ckpt", "{ckpt}", "--postprocess", "shut"], "'shut'"),
     ],
 )
-def test_a_mistake_is_one_clear_line(arguments: list[str], words: str, ckpt: Path, tmp_path: Path, capsys) -> None:
+def test_invalid_input_is_one_line_and_status_1(
+    arguments: list[str], fact: str, ckpt: Path, tmp_path: Path, capsys
+) -> None:
     pytest.importorskip("uvicorn", reason="needs the [app] extra")
     assert main(["--port", "0", *(a.format(tmp=tmp_path, ckpt=ckpt) for a in arguments)]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("promise-app: ")
-    assert words in printed.err
+    assert fact in printed.err
 
 
-def test_an_open_host_is_warned_of(tmp_path: Path, capsys) -> None:
+def test_a_public_host_causes_a_warning(tmp_path: Path, capsys) -> None:
     pytest.importorskip("uvicorn", reason="needs the [app] extra")
     assert main(["--ckpt", str(tmp_path / "a.safetensors"), "--host", "0.0.0.0", "--port", "0"]) == 1
-    assert "everyone who reaches 0.0.0.0 can use this page: it has no password." in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert all(fact in printed for fact in ("0.0.0.0", "no password"))

@@ -1,4 +1,4 @@
-"""Whether the completion scripts know every command and flag, are sound shell, and complete."""
+"""The command promise-completion: scripts with every command and flag."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from promise.cli import completion
+from promise.cli.argparse_adapter import list_flags
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = tuple(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"])
@@ -29,10 +30,10 @@ def scripts() -> dict[str, str]:
 
 
 def complete(script: str, *words: str) -> list[str]:
-    """What bash offers for the last of these words."""
-    ask = f"COMP_WORDS=({' '.join(repr(word) for word in words)}); COMP_CWORD={len(words) - 1}\n"
-    ask += f'_shtab_{words[0].replace("-", "_")}; printf "%s\\n" "${{COMPREPLY[@]}}"\n'
-    done = subprocess.run(["bash"], input=script + ask, capture_output=True, text=True, check=True, timeout=60)
+    """Return the completions that bash offers for the last word."""
+    request = f"COMP_WORDS=({' '.join(repr(word) for word in words)}); COMP_CWORD={len(words) - 1}\n"
+    request += f'_shtab_{words[0].replace("-", "_")}; printf "%s\\n" "${{COMPREPLY[@]}}"\n'
+    done = subprocess.run(["bash"], input=script + request, capture_output=True, text=True, check=True, timeout=60)
     return done.stdout.split()
 
 
@@ -41,15 +42,14 @@ def test_every_command_has_a_parser_of_its_name() -> None:
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)
-def test_every_flag_is_there(scripts: dict[str, str], shell: str) -> None:
+def test_every_flag_is_in_the_script(scripts: dict[str, str], shell: str) -> None:
     for parser in completion.command_parsers():
-        for action in parser._actions:
-            for flag in action.option_strings:
-                assert flag in scripts[shell], (parser.prog, flag)
+        for flag in list_flags(parser):
+            assert flag in scripts[shell], (parser.prog, flag)
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)
-def test_it_is_sound_shell(scripts: dict[str, str], shell: str, tmp_path: Path) -> None:
+def test_the_script_has_valid_syntax(scripts: dict[str, str], shell: str, tmp_path: Path) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"needs {shell}")
     (tmp_path / "script").write_text(scripts[shell], encoding="utf-8")
@@ -69,7 +69,7 @@ def test_it_is_sound_shell(scripts: dict[str, str], shell: str, tmp_path: Path) 
         (("promise-cache", "pr"), ["prune"]),
         (("promise-cache", "prune", "--old"), ["--older-than"]),
         (("promise-completion", "b"), ["bash"]),
-        (("promise-report", ""), []),  # bash goes on with files
+        (("promise-report", ""), []),  # bash completes files
     ],
     ids=" ".join,
 )
@@ -77,12 +77,12 @@ def test_bash_completes(scripts: dict[str, str], words: tuple[str, ...], offered
     assert complete(scripts["bash"], *words) == offered
 
 
-def test_values_without_names_are_files(scripts: dict[str, str]) -> None:
+def test_other_values_are_completed_as_files(scripts: dict[str, str]) -> None:
     for command in COMMANDS:
         assert (
             f"complete -o bashdefault -o default -F _shtab_{command.replace('-', '_')} {command}\n" in scripts["bash"]
         )
-    assert '"--split-csv[one or more split CSVs, each a data set]:FILE:_files"' in scripts["zsh"]
+    assert '"--split-csv[split CSVs, one per data set]:FILE:_files"' in scripts["zsh"]
 
 
 def test_another_shell_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:

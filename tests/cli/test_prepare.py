@@ -1,3 +1,5 @@
+"""The command promise-prepare."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,16 +14,18 @@ def test_prepare_prints_the_tables(phantoms: Path, tmp_path: Path, capsys: pytes
     out = tmp_path / "out"
     command = [f"folder={phantoms.parent}", "--size", "32", "--fractions", "0.5", "0.25", "0.25", "--output", str(out)]
     assert main(command) == 0
-    told = capsys.readouterr()
-    assert told.out == f"{out / 'split.csv'}: 6 train, 3 val, 3 test\n"
-    assert "drawn with the shares 0.5 0.25 0.25 and seed 0" in told.err
+    printed = capsys.readouterr()
+    assert printed.out == f"{out / 'split.csv'}: 6 train, 3 val, 3 test\n"
+    assert all(fact in printed.err for fact in ("0.5 0.25 0.25", "seed 0"))
     assert read_table(out / "split.csv").counts == {"train": 6, "val": 3, "test": 3}
     assert main(command) == 1
-    assert capsys.readouterr().err.startswith(f"promise-prepare: {out} holds split.csv, frames.csv already")
+    error = capsys.readouterr().err
+    assert error.startswith(f"promise-prepare: {out} ")
+    assert all(fact in error for fact in ("split.csv, frames.csv", "--overwrite"))
     assert main([*command, "--overwrite", "--no-crop-border", "--quiet"]) == 0
 
 
-def test_rules_by_flags(phantoms: Path, tmp_path: Path) -> None:
+def test_layout_flags(phantoms: Path, tmp_path: Path) -> None:
     swapped = [f"folder={phantoms.parent}", "--images", "masks", "--masks", "images", "--in-place"]
     assert main([*swapped, "--mask-prefix", "phan", "--output", str(tmp_path / "out")]) == 1  # no phanphantom_0000
     assert main([*swapped, "--image-suffix", "x", "--output", str(tmp_path / "out")]) == 0
@@ -31,24 +35,24 @@ def test_rules_by_flags(phantoms: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "fact"),
     [
-        (["{tmp}"], "wants LAYOUT=FOLDER"),
-        (["folder={tmp}/absent"], "no such folder"),
+        (["{tmp}"], "LAYOUT=FOLDER"),
+        (["folder={tmp}/absent"], "absent"),
         (["kvasir={tmp}"], "Did you mean 'kvasir-seg'"),
-        (["folder={set}", "--size", "4"], "--size must be at least 16"),
-        (["folder={set}", "folder={set}"], "2 sets are called"),
-        (["folder={set}", "--split-file", "{tmp}/absent.json"], "absent.json: no such file"),
+        (["folder={set}", "--size", "4"], "--size"),
+        (["folder={set}", "folder={set}"], "2 sets"),
+        (["folder={set}", "--split-file", "{tmp}/absent.json"], "absent.json"),
     ],
 )
-def test_a_mistake_is_one_message(
-    arguments: list[str], words: str, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_input_is_status_1(
+    arguments: list[str], fact: str, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [a.format(tmp=tmp_path, set=phantoms.parent) for a in arguments]
-    assert main([*given, "--output", str(tmp_path / "out")]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert words in told.err
+    command = [a.format(tmp=tmp_path, set=phantoms.parent) for a in arguments]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert fact in printed.err
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""promise-report from outside."""
+"""The command promise-report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from promise.cli.report import main
 Write = Callable[..., Path]
 
 
-def test_it_writes_a_page_and_says_where(write_evaluation: Write, tmp_path: Path, capsys) -> None:
+def test_a_report_is_written_and_its_path_printed(write_evaluation: Write, tmp_path: Path, capsys) -> None:
     a, b = write_evaluation(tmp_path / "a"), write_evaluation(tmp_path / "b", net="SAM")
     out = tmp_path / "new/page.html"
     assert main([str(a), "--eval", str(b), "--output", str(out)]) == 0
@@ -21,18 +21,18 @@ def test_it_writes_a_page_and_says_where(write_evaluation: Write, tmp_path: Path
     assert {path.name for path in out.parent.iterdir()} == {"page.html", "tables.md", "tables.tex"}
 
 
-def test_a_mistake_is_one_clear_line(write_evaluation: Write, tmp_path: Path, capsys) -> None:
+def test_invalid_input_is_status_1(write_evaluation: Write, tmp_path: Path, capsys) -> None:
     a = write_evaluation(tmp_path / "a")
     assert main([str(a), "--quiet"]) == 0
-    for given, words in (
-        ([], "nothing to report. Give a run's folder, or --eval FOLDER"),
-        ([str(tmp_path / "absent")], "no folder at"),
-        ([str(a)], "already holds report.html, tables.md, tables.tex"),
-        (["--eval", str(tmp_path)], "neither"),
+    for arguments, facts in (
+        ([], ("--eval",)),
+        ([str(tmp_path / "absent")], (str(tmp_path / "absent"),)),
+        ([str(a)], ("report.html, tables.md, tables.tex", "--overwrite")),
+        (["--eval", str(tmp_path)], (str(tmp_path),)),
     ):
         capsys.readouterr()
-        assert main(given) == 1
+        assert main(arguments) == 1
         printed = capsys.readouterr()
         assert printed.out == ""
         assert printed.err.startswith("promise-report: ")
-        assert words in printed.err
+        assert all(fact in printed.err for fact in facts)

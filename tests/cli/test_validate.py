@@ -1,3 +1,5 @@
+"""The command promise-validate."""
+
 from __future__ import annotations
 
 import json
@@ -31,16 +33,16 @@ def test_a_clean_set_is_status_0(data: Path, tmp_path: Path, capsys: pytest.Capt
     assert written["counts"] == {"fault": 0, "warning": 0, "note": 0}
     assert written["findings"] == []
     assert [row["rows"] for row in written["splits"]] == [4, 2, 2]
-    with Image.open(tmp_path / "p.png") as picture:
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
-    assert {(68, 119, 170), (204, 187, 68), (238, 102, 119)} <= colours  # a bar a split
+    with Image.open(tmp_path / "p.png") as chart:
+        colours = {colour for _, colour in chart.convert("RGB").getcolors(1 << 20)}
+    assert {(68, 119, 170), (204, 187, 68), (238, 102, 119)} <= colours  # one bar per split
 
 
 def test_a_warning_is_status_1_with_strict_only(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = data.parent / "masks/phantom_0001.png"
     cv2.imwrite(str(path), np.zeros((64, 64), np.uint8))
     assert main([str(data), "--quiet"]) == 0
-    assert f"warning  split.csv line 3: mask {path} is empty: it has no foreground." in capsys.readouterr().out
+    assert f"warning  split.csv line 3: mask {path} " in capsys.readouterr().out
     assert main([str(data), "--quiet", "--strict"]) == 1
 
 
@@ -48,43 +50,44 @@ def test_a_fault_is_status_1(data: Path, tmp_path: Path, capsys: pytest.CaptureF
     shutil.copy(data.parent / "images/phantom_0001.png", data.parent / "images/phantom_0007.png")
     assert main(["--split-csv", str(data), "--json", str(tmp_path / "j.json")]) == 1
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fault")]
-    assert line.startswith("fault    split.csv line 9: leak: phantom_0007.png (test) has the same content as split.csv")
+    assert line.startswith("fault    split.csv line 9: ")
+    assert "phantom_0007.png (test)" in line
     (finding,) = json.loads((tmp_path / "j.json").read_text())["findings"]
     assert (finding["level"], finding["kind"], finding["line"]) == ("fault", "copy", 9)
 
 
-def test_many_of_a_kind_are_cut_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_findings_of_a_kind_are_shortened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = make_phantoms(tmp_path, count=25, size=32, seed=1)
     for mask in (tmp_path / "masks").iterdir():
         cv2.imwrite(str(mask), np.zeros((32, 32), np.uint8))
     main([str(path), "--quiet"])
     out = capsys.readouterr().out
-    assert out.count("is empty") == 20
-    assert "warning  … and 5 more of the kind 'empty'; --json writes all of them" in out
+    assert sum(line.startswith("warning  split.csv line ") for line in out.splitlines()) == 20
+    assert "warning  … and 5 more of kind 'empty'; --json lists all" in out
 
 
-def test_absent_csvs_are_faults_of_their_own(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_csvs_are_faults(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "a.csv"), str(data), str(tmp_path / "b.csv"), "--quiet"]) == 1
     assert "8 rows: 2 faults, 0 warnings, 0 notes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "fact"),
     [
-        (["--data-root", "{tmp}/absent"], "absent is not a folder"),
-        (["--group", "patient"], "unknown column in split.csv: 'patient'"),
-        (["--group", "re:("], "not a regular expression"),
+        (["--data-root", "{tmp}/absent"], "{tmp}/absent"),
+        (["--group", "patient"], "'patient'"),
+        (["--group", "re:("], "re:("),
     ],
 )
-def test_a_mistake_is_one_line(
-    arguments: list[str], words: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_input_is_one_line_and_status_1(
+    arguments: list[str], fact: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(data), "--quiet", *(a.format(tmp=tmp_path) for a in arguments)]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert words in told.err
-    assert told.err.startswith("promise-validate: ")
-    assert told.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert fact.format(tmp=tmp_path) in printed.err
+    assert printed.err.startswith("promise-validate: ")
+    assert printed.err.count("\n") == 1
 
 
 def test_bad_usage_is_status_2(data: Path) -> None:

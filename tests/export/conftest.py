@@ -1,4 +1,4 @@
-"""What the export's tests share: a checkpoint on the small SAM, and its export to ONNX, made once."""
+"""Shared by the tests of the export: a checkpoint on a small SAM, and its export to ONNX."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def small_vit(tiny_vit: str) -> Iterator[str]:
-    """The name of a backbone of half tiny_vit's blocks: an exporter's time goes by their number."""
+    """Name of a backbone with half the blocks of tiny_vit, which halves the time of an export."""
     from promise.models.sam.backbones import BACKBONES, register
 
     whole = BACKBONES[tiny_vit]
@@ -36,11 +36,11 @@ def save_checkpoint(
     """A function that writes the checkpoint of an untrained net on small_vit."""
     from promise import checkpoint
 
-    def save(net_name: str, **told: Any) -> Path:
+    def save(net_name: str, **metadata_fields: Any) -> Path:
         net = build(net_name, sam=small_vit, num_points=2, seed=1)
         path = tmp_path_factory.mktemp("checkpoint") / f"{net_name}.safetensors"
         metadata = checkpoint.Metadata(
-            net_name, small_vit, 2, net.sam.weights_sha256(), sam_checkpoint="random", **told
+            net_name, small_vit, 2, net.sam.weights_sha256(), sam_checkpoint="random", **metadata_fields
         )
         checkpoint.save(net, path, metadata)
         return path
@@ -50,9 +50,9 @@ def save_checkpoint(
 
 @pytest.fixture(scope="session")
 def ckpt(small_vit: str, build: Callable[..., Any], save_checkpoint: Callable[..., Path]) -> Path:
-    """A net with prompter and token shift, whose postprocessing does everything there is.
+    """Checkpoint of a net with prompter and token shift, and with every step of postprocessing.
 
-    It is cut at its median probability: at one half an untrained net sees everything or nothing.
+    The threshold is the median probability: at 0.5 the masks of an untrained net are empty or full.
     """
     import torch
 
@@ -67,8 +67,8 @@ def exported(ckpt: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The ONNX export of ``ckpt``."""
     pytest.importorskip("onnxruntime", reason="needs the [export] extra")
     pytest.importorskip("onnxscript", reason="needs the [export] extra")
-    from promise.export import Settings, export
+    from promise.export import ExportConfig, export
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that its SAM is random
-        return export(Settings(str(ckpt), str(tmp_path_factory.mktemp("exported") / "onnx"), images=2, quiet=True))
+        return export(ExportConfig(str(ckpt), str(tmp_path_factory.mktemp("exported") / "onnx"), images=2, quiet=True))

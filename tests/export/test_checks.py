@@ -1,4 +1,4 @@
-"""Graphs that say something else than the net are told, by how much."""
+"""Comparison of graphs with the net."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from promise.data.transforms.recipes import build_transform
-from promise.export.checks import Check, check_graphs, difference, make_pictures, worst
+from promise.export.checks import Check, check_graphs, difference, make_images, worst
 from promise.export.formats import Runner
 from promise.export.graphs import Graph, build_graphs
 
@@ -30,13 +30,13 @@ def run_directly(graph: Graph, change: Callable[[str, Any], Any] = lambda _name,
 def case(build: Callable[..., Any], request: pytest.FixtureRequest) -> Any:
     net = build(request.param, num_points=4).eval()
     graphs = build_graphs(net, pixels="imagenet", threshold=0.5)
-    pictures = make_pictures(net, build_transform("basic_color", image_size=64, pixels="imagenet"), count=2)
-    return net, graphs, pictures
+    images = make_images(net, build_transform("basic_color", image_size=64, pixels="imagenet"), count=2)
+    return net, graphs, images
 
 
-def test_the_modules_themselves_pass(case: Any) -> None:
-    net, graphs, pictures = case
-    checks = check_graphs(net, {g.name: run_directly(g) for g in graphs}, pictures, threshold=0.5)
+def test_the_exported_modules_pass(case: Any) -> None:
+    net, graphs, images = case
+    checks = check_graphs(net, {g.name: run_directly(g) for g in graphs}, images, threshold=0.5)
     assert {check.graph for check in checks} == {g.name for g in graphs} | {"all in turn"}
     assert all(check.passed for check in checks), [str(check) for check in checks]
     assert all(check.found < 1e-5 for check in checks if check.unit == "difference")
@@ -44,7 +44,7 @@ def test_the_modules_themselves_pass(case: Any) -> None:
 
 @pytest.mark.parametrize(("name", "output"), [("encoder", "tap_2"), ("decoder", "logits"), ("image", "mask")])
 def test_a_wrong_output_is_found(case: Any, name: str, output: str) -> None:
-    net, graphs, pictures = case
+    net, graphs, images = case
     if name not in [g.name for g in graphs]:
         pytest.skip("a net without a prompter has no such graph")
 
@@ -54,23 +54,23 @@ def test_a_wrong_output_is_found(case: Any, name: str, output: str) -> None:
         return np.roll(value, 9) ^ 255 if output == "mask" else value + 0.01 * max(1, abs(value).max())
 
     runners = {g.name: run_directly(g, change if g.name == name else lambda _n, v: v) for g in graphs}
-    failed = [check for check in check_graphs(net, runners, pictures, threshold=0.5) if not check.passed]
+    failed = [check for check in check_graphs(net, runners, images, threshold=0.5) if not check.passed]
     assert name in [check.graph for check in failed]
     assert output.removesuffix("s") in " ".join(map(str, failed))
 
 
-def test_the_worst_is_kept_and_not_a_number_never_passes() -> None:
-    def made(found: float, unit: str = "difference") -> Check:
+def test_the_worst_result_is_kept_and_nan_fails() -> None:
+    def make(found: float, unit: str = "difference") -> Check:
         return Check("encoder", "embedding", found, 0.999 if unit == "dice" else 1e-4, unit)
 
-    assert worst([made(1e-6), made(2e-6), made(1e-7)])[0].found == 2e-6
-    assert worst([made(1, "dice"), made(0.99, "dice"), made(1, "dice")])[0].found == 0.99
-    assert math.isnan(worst([made(1e-6), made(math.nan), made(3.0)])[0].found)
-    assert not made(math.nan).passed
-    assert not made(math.nan, "dice").passed
+    assert worst([make(1e-6), make(2e-6), make(1e-7)])[0].found == 2e-6
+    assert worst([make(1, "dice"), make(0.99, "dice"), make(1, "dice")])[0].found == 0.99
+    assert math.isnan(worst([make(1e-6), make(math.nan), make(3.0)])[0].found)
+    assert not make(math.nan).passed
+    assert not make(math.nan, "dice").passed
 
 
-def test_difference_is_relative_to_large_values_and_infinite_for_what_cannot_be_compared() -> None:
+def test_difference_is_relative_to_the_largest_value() -> None:
     assert difference(np.array([100.0, 1.0]), torch.tensor([101.0, 1.0])) == pytest.approx(1 / 101)
     assert difference(np.array([0.1]), torch.tensor([0.2])) == pytest.approx(0.1)
     assert difference(np.array([0.1]), torch.tensor([[0.2]])) == math.inf

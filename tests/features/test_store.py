@@ -1,3 +1,5 @@
+"""The store of features on disk."""
+
 from __future__ import annotations
 
 import json
@@ -7,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from promise.features import store as feature_cache
+from promise.features import store
 from promise.features.store import (
-    DamagedEntry,
+    CorruptEntry,
     FeatureSpace,
     cache_folder,
     entry_key,
@@ -35,10 +37,9 @@ def space(home: Path, *, taps: bool = True, **description: object) -> FeatureSpa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_an_entry_comes_back_bit_for_bit(dtype, tmp_path) -> None:
+def test_an_entry_is_read_back_exactly(dtype, tmp_path) -> None:
     encoded, mask = features(dtype)
-    put = space(tmp_path)
-    put.put(KEY, encoded, mask)
+    space(tmp_path).put(KEY, encoded, mask)
     entry = space(tmp_path).get(KEY)
     assert torch.equal(entry.embedding, encoded.embedding[0])
     assert entry.embedding.dtype == dtype
@@ -52,7 +53,7 @@ def test_channels_last_maps_are_stored_by_value(tmp_path) -> None:
     assert torch.equal(space(tmp_path).get(KEY).taps[1], encoded.taps[1][0])
 
 
-def test_a_space_is_its_description(tmp_path) -> None:
+def test_a_space_is_named_by_its_description(tmp_path) -> None:
     encoded, mask = features()
     space(tmp_path, sha="a").put(KEY, encoded, mask)
     assert space(tmp_path, sha="a").missing([KEY]) == []
@@ -65,7 +66,7 @@ def test_a_space_is_its_description(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_taps_only_the_embedding_is_made_and_read(tmp_path) -> None:
+def test_without_taps_only_the_embedding_is_written_and_read(tmp_path) -> None:
     encoded, mask = features()
     space(tmp_path, taps=False).put(KEY, Encoded(encoded.embedding), mask)
     assert space(tmp_path, taps=False).get(KEY).taps == ()
@@ -75,12 +76,12 @@ def test_without_taps_only_the_embedding_is_made_and_read(tmp_path) -> None:
     assert len(space(tmp_path).get(KEY).taps) == 2
 
 
-def test_keys_tell_every_part_apart() -> None:
+def test_keys_depend_on_every_part() -> None:
     parts = [("a", "b", None), ("ab", "", None), ("a", "b", 0), ("a", "b", (0, 0, "x")), ("a", "b", (0, 1, "x"))]
     assert len({entry_key(*p) for p in parts}) == len(parts)
 
 
-def test_every_kind_of_damage_is_seen(tmp_path) -> None:
+def test_every_kind_of_corruption_is_found(tmp_path) -> None:
     encoded, mask = features()
     kept = space(tmp_path)
     kept.put(KEY, encoded, mask)
@@ -92,7 +93,7 @@ def test_every_kind_of_damage_is_seen(tmp_path) -> None:
             assert str(path) in (find_corruption(path) or "")
         path.write_bytes(whole[: len(whole) // 2])
         assert find_corruption(path) is not None
-        with pytest.raises(DamagedEntry, match=path.name):
+        with pytest.raises(CorruptEntry, match=path.name):
             kept.get(KEY)
         path.write_bytes(b"")
         assert find_corruption(path) is not None
@@ -125,21 +126,21 @@ def test_the_folder_follows_the_environment(tmp_path, monkeypatch) -> None:
     assert free_bytes(tmp_path / "not/yet/there") > 0
 
 
-def test_the_system_is_asked_for_every_byte_of_an_entry_and_what_is_gone_is_no_matter(tmp_path, monkeypatch) -> None:
+def test_prefetch_requests_every_byte_and_ignores_missing_files(tmp_path, monkeypatch) -> None:
     space = FeatureSpace(tmp_path, {"a": 1}, taps=True)
     space.put("ab12", *features())
-    asked: dict[int, int] = {}
+    requested: dict[int, int] = {}
 
     def advise(file: int, start: int, size: int, _advice: int) -> None:
         inode = os.fstat(file).st_ino
-        assert start == asked.get(inode, 0)
-        asked[inode] = start + size
+        assert start == requested.get(inode, 0)
+        requested[inode] = start + size
 
-    monkeypatch.setattr(feature_cache, "READ_AHEAD", 100)
+    monkeypatch.setattr(store, "READ_AHEAD", 100)
     monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
-    space.expect("ab12")
-    assert asked.keys() == {path.stat().st_ino for path in space.paths("ab12")}
-    assert all(asked[path.stat().st_ino] >= path.stat().st_size > 100 for path in space.paths("ab12"))
-    space.expect("gone")
-    assert len(asked) == 2
+    space.prefetch("ab12")
+    assert requested.keys() == {path.stat().st_ino for path in space.paths("ab12")}
+    assert all(requested[path.stat().st_ino] >= path.stat().st_size > 100 for path in space.paths("ab12"))
+    space.prefetch("gone")
+    assert len(requested) == 2

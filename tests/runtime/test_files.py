@@ -1,20 +1,22 @@
-"""Files are whole or not there; a run's folder knows its own."""
+"""Atomic files and folders; the files of a run folder."""
 
 from __future__ import annotations
 
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from promise.runtime.errors import ExistingRunError, MissingFileError
-from promise.runtime.files import atomic_path, staged, write_json, write_text
+from promise.runtime.files import atomic_path, check_output_dir, staged, write_json, write_text
 from promise.training.run_folder import OURS, Progress, RunFolder
 
 
-def test_a_file_appears_whole_and_its_folder_with_it(tmp_path: Path) -> None:
+def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "a/b/c.txt"
     with atomic_path(path) as temporary:
         assert temporary.parent == path.parent
@@ -26,7 +28,7 @@ def test_a_file_appears_whole_and_its_folder_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_failure_leaves_what_was_there(error: type[BaseException], tmp_path: Path) -> None:
+def test_a_failure_leaves_an_existing_file_unchanged(error: type[BaseException], tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
 
@@ -42,7 +44,7 @@ def test_a_failure_leaves_what_was_there(error: type[BaseException], tmp_path: P
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
-def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_text(tmp_path / "a.txt", "x")
@@ -51,7 +53,7 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
 
 
-def test_json_has_null_for_what_is_not_a_number(tmp_path: Path) -> None:
+def test_json_has_null_for_nan(tmp_path: Path) -> None:
     write_json(
         tmp_path / "a.json", {"a": float("nan"), "b": [1.5, float("nan")], "c": (Path("x"), "ä"), 3: {"d": None}}
     )
@@ -60,16 +62,16 @@ def test_json_has_null_for_what_is_not_a_number(tmp_path: Path) -> None:
     assert "NaN" not in text
 
 
-def test_a_run_folder_is_checked_cleared_and_left_alone(tmp_path: Path) -> None:
+def test_run_folder_check_and_clear(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.check(resume=False, overwrite=False)
     assert not folder.path.exists()
-    with pytest.raises(MissingFileError, match="nothing to resume"):
+    with pytest.raises(MissingFileError, match="--resume"):
         folder.check(resume=True, overwrite=False)
     folder.clear()
     for name in (*OURS, "notes.txt"):
         write_text(folder.path / name, "x")
-    with pytest.raises(ExistingRunError, match="already holds a run"):
+    with pytest.raises(ExistingRunError, match=r"run.*--resume.*--overwrite"):
         folder.check(resume=False, overwrite=False)
     folder.check(resume=True, overwrite=False)
     folder.check(resume=False, overwrite=True)
@@ -77,7 +79,7 @@ def test_a_run_folder_is_checked_cleared_and_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in folder.path.rglob("*") if p.is_file()] == ["notes.txt"]
 
 
-def test_state_and_environment_come_back(tmp_path: Path) -> None:
+def test_state_and_environment_are_read_back(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     progress = Progress(2, [{"epoch": 1, "val_iou": None}], 1, 0.5, 1)
     folder.save_state(progress, {"learned": {}, "sam_sha256": "ab"})
@@ -87,7 +89,7 @@ def test_state_and_environment_come_back(tmp_path: Path) -> None:
     assert json.loads(folder.environment.read_text()) == {"seed": 3, "device": "cuda"}
 
 
-def test_staged_files_appear_together_and_the_last_one_last(tmp_path: Path) -> None:
+def test_staged_files_appear_together(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     with staged(folder, replaced=("old.txt",), last="list.json") as stage:
         for name in ("list.json", "b.txt"):
@@ -103,7 +105,7 @@ def test_staged_files_appear_together_and_the_last_one_last(tmp_path: Path) -> N
     assert (folder / "list.json").read_text() == "new"
 
 
-def test_a_failure_while_staging_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failure_while_staging_leaves_existing_files_unchanged(tmp_path: Path) -> None:
     def stage_half(folder: Path) -> None:
         with staged(folder, replaced=("kept.txt",), last="list.json") as stage:
             (stage / "half.txt").write_text("half")
@@ -116,3 +118,19 @@ def test_a_failure_while_staging_leaves_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         stage_half(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def test_output_folder_with_results_is_rejected(tmp_path: Path, user_error: Callable[..., Any]) -> None:
+    folder = tmp_path / "out"
+    assert check_output_dir(folder, ["a.csv"], overwrite=False) == folder
+    assert not folder.exists()
+    write_text(folder / "a.csv", "x")
+    with user_error("existing-output") as caught:
+        check_output_dir(folder, ["a.csv", "b.csv"], overwrite=False)
+    assert isinstance(caught.value, ExistingRunError)
+    assert all(fact in str(caught.value) for fact in (str(folder), "a.csv", "--overwrite", "--output"))
+    assert "b.csv" not in str(caught.value)
+    assert check_output_dir(folder, ["a.csv"], overwrite=True) == folder
+    with user_error("output-is-a-file") as caught:
+        check_output_dir(folder / "a.csv", ["a.csv"], overwrite=True)
+    assert str(folder / "a.csv") in str(caught.value)

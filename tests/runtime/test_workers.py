@@ -1,3 +1,5 @@
+"""Ordered map in threads."""
+
 from __future__ import annotations
 
 import threading
@@ -8,7 +10,7 @@ import pytest
 from promise.runtime.workers import default_workers, ordered_map
 
 
-def test_results_come_in_order_from_several_threads() -> None:
+def test_results_are_ordered_and_computed_in_several_threads() -> None:
     seen = set()
 
     def work(item: int) -> int:
@@ -21,25 +23,25 @@ def test_results_come_in_order_from_several_threads() -> None:
     assert threading.get_ident() not in seen
 
 
-def test_an_error_stops_what_has_not_begun() -> None:
-    begun = []
+def test_an_error_cancels_pending_items() -> None:
+    started = []
 
     def work(item: int) -> int:
-        begun.append(item)
+        started.append(item)
         return 1 // (item - 3)
 
     with pytest.raises(ZeroDivisionError):
         list(ordered_map(work, range(10_000), workers=2))
-    assert len(begun) < 30
+    assert len(started) < 30
 
 
-def test_leaving_early_stops_too() -> None:
-    begun = []
-    results = ordered_map(begun.append, range(10_000), workers=2)
+def test_closing_the_iterator_cancels_pending_items() -> None:
+    started = []
+    results = ordered_map(started.append, range(10_000), workers=2)
     next(results)
     results.close()
-    assert len(begun) < 30
+    assert len(started) < 30
 
 
-def test_there_is_a_worker() -> None:
+def test_default_number_of_workers() -> None:
     assert 1 <= default_workers() <= 8
