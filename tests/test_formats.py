@@ -1,4 +1,4 @@
-"""Files written by the version before the package was rearranged are still read: `formats/README.md` says what they are."""
+"""Files of an earlier version are still read: `formats/README.md` lists them."""
 
 from __future__ import annotations
 

@@ -17,10 +17,11 @@ from promise.runtime.settings import (
     option,
 )
 
+# Values of ``--empty-masks`` and their effect on overlap metrics (rows of METRICS with ``overlap=True``).
 EMPTY_RULES = {
-    "one": "where the truth is empty, overlap scores are 1 for an empty prediction and 0 otherwise",
-    "skip": "rows whose truth is empty are left out of overlap scores",
-    "zero": "where the truth is empty, overlap scores are 0",
+    "one": "where the ground truth is empty, overlap scores are 1 for an empty prediction and 0 otherwise",
+    "skip": "images with an empty ground truth are excluded from overlap scores",
+    "zero": "where the ground truth is empty, overlap scores are 0",
 }
 
 
