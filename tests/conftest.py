@@ -247,6 +247,8 @@ def _write_evaluation(
         change: what to do to the table of rows before anything is computed from it.
         summary: instead of what summary.json would hold; ``None`` leaves a key out.
     """
+    from promise.evaluation.config import EMPTY_RULES
+
     rows = change(_scored_rows(images or {"kvasir": 12}, draws, better, seed))
     folder.mkdir(parents=True)
     rows.to_csv(folder / "per_image.csv", index=False)
@@ -267,7 +269,7 @@ def _write_evaluation(
         "postprocess": {"reference": "open:5", "native": "close:7"},
         "postprocess_source": "checkpoint",
         "empty_masks": "one",
-        "empty_masks_rule": "where the truth is empty, overlap scores are 1 for an empty prediction and 0 otherwise",
+        "empty_masks_rule": EMPTY_RULES["one"],
         "datasets": {name: _summarise(part, draws) for name, part in rows.groupby("dataset", sort=False)},
         "environment": {
             "command": ["promise-eval", "--ckpt", "runs/polyp/best.safetensors"],
@@ -292,7 +294,7 @@ def _scored_rows(images: dict[str, int], draws: int, better: float, seed: int) -
     import numpy as np
     import pandas as pd
 
-    from promise.evaluation.summary import BINARY_COLUMNS, SOFT_COLUMNS
+    from promise.evaluation.metrics import printed_columns
 
     rows = []
     for dataset, count in images.items():
@@ -317,10 +319,10 @@ def _scored_rows(images: dict[str, int], draws: int, better: float, seed: int) -
                     "native_predicted_pixels": pixels,
                     "predicted_iou": float(np.clip(dice + scores.normal(0.05, 0.1), 0, 1)),
                 }
-                for protocol, columns in (("reference", BINARY_COLUMNS), ("native", BINARY_COLUMNS)):
+                for protocol, columns in (("reference", printed_columns("mask")), ("native", printed_columns("mask"))):
                     row |= {f"{protocol}_{name}": dice for name in columns} | {f"{protocol}_iou": dice / (2 - dice)}
                     row[f"{protocol}_mae"] = 1 - dice
-                row |= {f"soft_{name}": dice for name in SOFT_COLUMNS}
+                row |= {f"soft_{name}": dice for name in printed_columns("map")}
                 rows.append(row)
     return pd.DataFrame(rows)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from promise import __version__
 from promise.app.uploads import Limits
 from promise.data.images import EXTENSIONS
-from promise.data.inputs import read_picture
+from promise.data.inputs import read_input
 from promise.runtime.errors import MissingFileError, UserError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def read_samples(folder: Path | None) -> list[Sample]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)[:MAX_SAMPLES]
     if not paths:
         raise UserError(f"{folder} contains no images ({', '.join(EXTENSIONS)}). Check --samples.", code="no-samples")
-    return [Sample(path.name, read_picture(path)) for path in paths]
+    return [Sample(path.name, read_input(path)) for path in paths]
 
 
 def _listen(

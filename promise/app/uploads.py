@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from promise.data.inputs import picture_size, read_picture
+from promise.data.inputs import input_size, read_input
 from promise.runtime.errors import UserError
 
 
@@ -90,8 +90,8 @@ def read_upload(content: bytes, name: str, limits: Limits) -> NDArray[np.uint8]:
         path = Path(folder) / f"upload{Path(name).suffix}"
         path.write_bytes(content)
         try:
-            limits.check_pixels(*picture_size(path))
-            return read_picture(path)
+            limits.check_pixels(*input_size(path))
+            return read_input(path)
         except UserError as error:
             if isinstance(error.__cause__, Image.DecompressionBombError):
                 raise limits.too_many_pixels("too many") from error

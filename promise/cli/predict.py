@@ -45,7 +45,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from promise.inference.predict import predict
 
     result = predict(config)
-    if not result.speaks:
+    if not result.is_main_process:
         return 3 if result.failed else 0
     existing = result.images - result.made - len(result.failed)
     kept = f", {existing} already existed" if existing else ""

@@ -145,7 +145,7 @@ def _work(arguments: argparse.Namespace) -> int:
     start_logging(quiet=arguments.quiet)
     from promise.data.prepare.assignment import Splitting
     from promise.data.prepare.layouts import CSV, LAYOUTS, PRANET
-    from promise.data.prepare.prepare import Recipe, prepare
+    from promise.data.prepare.prepare import PrepareOptions, prepare
     from promise.runtime.workers import default_workers
 
     if arguments.list_layouts:
@@ -156,7 +156,7 @@ def _work(arguments: argparse.Namespace) -> int:
         return _restore(arguments)
     names = ("size", "crop_border", "in_place", "skip_unpaired", "overwrite", "quiet")
     workers = default_workers() if arguments.workers is None else arguments.workers
-    recipe = Recipe(**{name: getattr(arguments, name) for name in names}, workers=workers)
+    options = PrepareOptions(**{name: getattr(arguments, name) for name in names}, workers=workers)
     splitting = Splitting(
         split_file=arguments.split_file,
         fractions=None if arguments.fractions is None else tuple(arguments.fractions),
@@ -165,7 +165,7 @@ def _work(arguments: argparse.Namespace) -> int:
         train_rows=arguments.train_rows,
         seed=arguments.seed,
     )
-    result = prepare(_find(arguments), arguments.output, recipe=recipe, splitting=splitting)
+    result = prepare(_find(arguments), arguments.output, options=options, splitting=splitting)
     for note in result.notes:
         logging.getLogger("promise").warning(note)
     if result.kept:

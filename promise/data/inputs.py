@@ -43,9 +43,6 @@ def input_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-read_picture, picture_size = read_input, input_size  # earlier names
-
-
 def list_inputs(
     sources: Sequence[str],
     *,

@@ -4,43 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from promise.data.images import content_hash
 from promise.data.table import Row
+from promise.runtime.notices import SHARED, USES, Notice
 from promise.runtime.workers import default_workers, ordered_map
-
-# split of a checkpoint's record → code of the warning about scoring its images
-_SEEN_CODES = {
-    "train": "scored-images-trained-on",
-    "val": "scored-images-selected-on",
-    "tune": "scored-images-tuned-on",
-}
-_SHARED_CODE = "validation-images-trained-on"
-_NO_TEST = "{images} of the {of} scored images; their scores do not measure generalization."
-_TEXTS = {
-    "scored-images-trained-on": "{dataset}: the net was trained on " + _NO_TEST,
-    "scored-images-selected-on": "{dataset}: the net was selected on " + _NO_TEST,
-    "scored-images-tuned-on": "{dataset}: the postprocessing was chosen on " + _NO_TEST,
-    _SHARED_CODE: (
-        "{images} of the {of} validation images {verb} also in the training split (identical content): the validation "
-        "score of the selected epoch is biased. Remove them from one of the two splits."
-    ),
-}
-
-
-@dataclass(frozen=True)
-class LeakWarning:
-    """A warning about images that are used twice. Programs match ``code`` and read ``data``; people read ``text``."""
-
-    code: str  # a key of _TEXTS
-    data: Mapping[str, Any]  # images: number used twice, of: number checked; dataset and split, if images are scored
-
-    @property
-    def text(self) -> str:
-        """The warning as a sentence."""
-        return _TEXTS[self.code].format(verb="is" if self.data["images"] == 1 else "are", **self.data)
 
 
 def hash_images(rows: Sequence[Row]) -> list[str]:
@@ -71,8 +39,8 @@ def count_seen(images: Sequence[str], seen: Mapping[str, Sequence[str]]) -> dict
     return {split: sum(image in hashes for image in images) for split, hashes in known.items()}
 
 
-def find_seen(dataset: str, counts: Mapping[str, int], images: int) -> list[LeakWarning]:
-    """Warnings about scored images that the checkpoint was trained, selected or tuned on.
+def find_seen(dataset: str, counts: Mapping[str, int], images: int | None) -> list[Notice]:
+    """Notices about scored images that the checkpoint was trained, selected or tuned on.
 
     Args:
         dataset: name of the data set.
@@ -80,24 +48,14 @@ def find_seen(dataset: str, counts: Mapping[str, int], images: int) -> list[Leak
         images: number of scored images.
     """
     return [
-        LeakWarning(code, {"dataset": dataset, "split": split, "images": counts[split], "of": images})
-        for split, code in _SEEN_CODES.items()
+        Notice(code, {"dataset": dataset, "split": split, "images": counts[split], "of": images})
+        for split, (_, code) in USES.items()
         if counts.get(split)
     ]
 
 
-def find_shared(train: Sequence[str], val: Sequence[str]) -> list[LeakWarning]:
-    """A warning if training and validation images, compared by content hash, overlap; else an empty list."""
+def find_shared(train: Sequence[str], val: Sequence[str]) -> list[Notice]:
+    """A notice if training and validation images, compared by content hash, overlap; else an empty list."""
     known = set(train)
     shared = sum(image in known for image in val)
-    return [LeakWarning(_SHARED_CODE, {"images": shared, "of": len(val)})] if shared else []
-
-
-def describe_seen(dataset: str, counts: Mapping[str, int], images: int) -> list[str]:
-    """The texts of :func:`find_seen`."""
-    return [warning.text for warning in find_seen(dataset, counts, images)]
-
-
-def describe_shared(train: Sequence[str], val: Sequence[str]) -> list[str]:
-    """The text of :func:`find_shared`, if any."""
-    return [warning.text for warning in find_shared(train, val)]
+    return [Notice(SHARED, {"images": shared, "of": len(val)})] if shared else []

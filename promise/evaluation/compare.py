@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from promise.evaluation.notices import TEXTS, Notice, describe, unique
 from promise.evaluation.reader import Evaluation, metric_of
 from promise.evaluation.statistics import LEVEL, RESAMPLES, SEED, bootstrap
 from promise.runtime.errors import UserError, raise_all, unknown_name
+from promise.runtime.notices import TEXTS, Notice, describe, unique
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from promise.data.images import read_mask
-from promise.data.leaks import count_seen, hash_data, hash_images
+from promise.data.leaks import count_seen, find_seen, hash_data, hash_images
 from promise.data.selection import DataSet, select_rows
 from promise.evaluation.config import EMPTY_RULES, EvalConfig
 from promise.evaluation.drawing import draw_row, file_name, remove_overlays
 from promise.evaluation.gallery import Gallery
-from promise.evaluation.notices import describe, seen_notices, unique
 from promise.evaluation.score_table import ScoreTable
 from promise.evaluation.scoring import Scored, score
 from promise.evaluation.setup import EvaluationSetup, check_eval, evaluation_loader, load_setup
@@ -27,6 +26,7 @@ from promise.prompts.source import PromptSource
 from promise.runtime.environment import describe_environment
 from promise.runtime.files import check_output_dir, write_json, write_lines
 from promise.runtime.memory import explain_out_of_memory, peak_memory
+from promise.runtime.notices import describe, unique
 from promise.runtime.progress import progress_bar
 from promise.runtime.workers import default_workers, ordered_map
 
@@ -117,7 +117,7 @@ class _DataSetScorer:
         self.seen = count_seen(self.hashes, setup.loaded.metadata.seen)
         # Images of the tuning matter only where the tuned postprocessing is used.
         used = self.seen if setup.loaded.postprocess_source == "checkpoint" else {**self.seen, "tune": 0}
-        self.notices = seen_notices(dataset.name, used, len(dataset.rows))
+        self.notices = find_seen(dataset.name, used, len(dataset.rows))
         for notice in self.notices:
             log.warning(describe(notice))
         self.caption = f"{setup.loaded.metadata.net}, {setup.prompting.origin}"

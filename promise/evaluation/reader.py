@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from promise.data.leaks import find_seen
 from promise.evaluation.metrics import PROTOCOLS, Metric, metrics_of
-from promise.evaluation.notices import Notice, from_json, from_text, seen_notices, unique
 from promise.evaluation.summary import read_summary
 from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.notices import Notice, from_json, from_text, unique
 
 TEXTS = {"dataset": str, "name": str, "prompts": str, "size_class": str}  # columns without numbers
 KEYS = ["dataset", "name"]  # columns that identify an image
@@ -59,7 +60,7 @@ class Evaluation:
         else:
             found = [from_text(str(text)) for text in self.summary.get("warnings") or []]
         for name, table in self.summary["datasets"].items():
-            found += seen_notices(name, self.seen(name), table.get("images"))
+            found += find_seen(name, self.seen(name), table.get("images"))
         return unique(found)
 
     def images(self) -> pd.DataFrame:

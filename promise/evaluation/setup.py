@@ -12,7 +12,6 @@ from promise.data.selection import DataSet
 from promise.data.table import Row
 from promise.data.transforms.recipes import build_transform
 from promise.evaluation.config import EvalConfig
-from promise.evaluation.notices import OTHER_TUNING, Notice, describe
 from promise.evaluation.scoring import REFERENCE_POSTPROCESS
 from promise.features.loader import CacheOptions, LoaderOptions, row_loader
 from promise.features.store import cache_folder
@@ -21,8 +20,9 @@ from promise.inference.postprocess import Postprocess
 from promise.models.prompters.base import fixed_labels
 from promise.models.registry import parse_net_name
 from promise.prompts.file import Draw
-from promise.prompts.source import Prompting, PromptSettings, PromptSource, check_prompting, resolve_prompting
+from promise.prompts.source import Prompting, PromptSettings, PromptSource, find_prompting_errors, resolve_prompting
 from promise.runtime.errors import UserError, raise_all
+from promise.runtime.notices import OTHER_TUNING, Notice, describe
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -102,7 +102,7 @@ def check_eval(config: EvalConfig) -> None:
             check(config)
         except UserError as error:
             errors.append(error)
-    errors += [UserError(f"{text}.", code="prompt-settings") for text in check_prompting(prompt_settings(config))]
+    errors += find_prompting_errors(prompt_settings(config))
     raise_all(errors)
 
 

@@ -13,8 +13,6 @@ from promise.evaluation.metrics import KINDS, printed_columns, protocols_of
 from promise.runtime.errors import MissingFileError, UserError
 from promise.runtime.text_table import text_table
 
-BINARY_COLUMNS = printed_columns("mask")
-SOFT_COLUMNS = printed_columns("map")
 FEW = 20  # images; a bootstrap interval over fewer covers the mean less often than 95 %
 CERTAINTY = (
     "Dice ± draws [95 %]",

@@ -16,10 +16,9 @@ from typing import Any, Literal
 import numpy as np
 
 from promise.data.images import read_mask
-from promise.data.leaks import count_seen, hash_images
+from promise.data.leaks import count_seen, find_seen, hash_images
 from promise.data.selection import DataSet, select_rows
 from promise.evaluation.config import EvalConfig
-from promise.evaluation.notices import describe, seen_notices
 from promise.evaluation.scoring import dice_of_empty
 from promise.evaluation.setup import Draws, EvaluationSetup, check_eval, evaluation_loader, load_setup
 from promise.evaluation.statistics import column_means
@@ -29,6 +28,7 @@ from promise.models import checkpoint
 from promise.runtime.errors import UserError, all_of, raise_all
 from promise.runtime.files import check_output_dir, write_lines
 from promise.runtime.memory import explain_out_of_memory
+from promise.runtime.notices import describe
 from promise.runtime.progress import progress_bar
 from promise.runtime.workers import default_workers, ordered_map
 
@@ -144,7 +144,7 @@ def _hash(datasets: Sequence[DataSet], stored: checkpoint.Metadata) -> list[str]
     """Content hashes of all images; warns about images that the net was trained on."""
     hashes = [digest for dataset in datasets for digest in hash_images(dataset.rows)]
     seen = count_seen(hashes, {"train": stored.seen.get("train", ())})
-    for notice in seen_notices("validation rows", seen, len(hashes)):
+    for notice in find_seen("validation rows", seen, len(hashes)):
         log.warning(describe(notice))
     return hashes
 

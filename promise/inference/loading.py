@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from promise.data.transforms.recipes import plain_recipe
+from promise.data.transforms.recipes import plain_recipe, recipe_code
 from promise.inference.postprocess import Postprocess
 from promise.models import checkpoint
 from promise.models.cpu import optimize_for_cpu
@@ -95,7 +95,7 @@ def load_net(  # noqa: PLR0913 (one keyword for each setting that determines the
         target,
         number_format,
         next(s for s in (seed, metadata.seed, random_seed) if s is not None),
-        recipe or plain_recipe(metadata.config.get("augment")),
+        recipe_code(recipe) if recipe else plain_recipe(metadata.config.get("augment")),
         *_postprocess(postprocess, metadata),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-TRUTH, PREDICTED = (64, 220, 255), (255, 208, 32)  # RGB outlines
+GROUND_TRUTH, PREDICTED = (64, 220, 255), (255, 208, 32)  # RGB outlines
 POSITIVE, NEGATIVE = (40, 200, 60), (230, 40, 40)  # RGB dots
 SHORTEST, LONGEST = 512, 768  # limits of the longer side of the drawing, pixels
 
@@ -39,7 +39,7 @@ def draw_overlay(
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
     canvas = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     width = max(1, max(size) // 256)
-    for mask, colour in ((target, TRUTH), (predicted, PREDICTED)):
+    for mask, colour in ((target, GROUND_TRUTH), (predicted, PREDICTED)):
         small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
         outlines, _ = cv2.findContours(small, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outlines, -1, colour, width, cv2.LINE_AA)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from promise.data.dicom import is_dicom, require_pydicom
 from promise.data.images import write_png
-from promise.data.inputs import Input, list_inputs, picture_size, read_picture
+from promise.data.inputs import Input, input_size, list_inputs, read_input
 from promise.data.transforms.recipes import PIXELS_VERSION
 from promise.features.loader import ALONE, ProcessGroup
 from promise.inference.config import PredictConfig
@@ -52,7 +52,7 @@ class PredictResult:
     images: int  # number of input images
     made: int  # number of images segmented in this run, by all processes
     failed: tuple[tuple[str, str], ...]  # (path, message)
-    speaks: bool = True  # whether this is the main process, which reports to the user
+    is_main_process: bool = True  # whether this is the main process, which reports to the user
 
 
 def predict(config: PredictConfig) -> PredictResult:
@@ -208,7 +208,7 @@ class _Work:
         """Whether any unfinished image can be read; otherwise no net is needed."""
         for index in sorted(self.todo):
             try:
-                read_picture(self.inputs[index].path)
+                read_input(self.inputs[index].path)
             except UserError as error:
                 self.failures[index] = str(error)
             else:
@@ -271,7 +271,7 @@ class _Work:
         found = {}
         for index in (index for indices in self._batches() for index in indices):
             try:
-                found[index] = picture_size(self.inputs[index].path)
+                found[index] = input_size(self.inputs[index].path)
             except UserError:
                 continue  # reported when it is read
         return found
@@ -306,7 +306,7 @@ class _Work:
                 values[CONTOUR] = coco_shape(found.mask)
             elif kind == "overlay":
                 overlay = draw_overlay(
-                    read_picture(one.path),
+                    read_input(one.path),
                     np.zeros_like(found.mask),
                     found.mask,
                     xy=prompts.xy,

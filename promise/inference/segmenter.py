@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from promise.data.images import rgb_pixels
-from promise.data.inputs import read_picture
+from promise.data.inputs import read_input
 from promise.data.transforms.recipes import build_transform
 from promise.inference.contours import outlines
 from promise.inference.loading import LoadedNet, load_net
@@ -402,7 +402,7 @@ class Session:
 
 def _pixels(image: ImageLike) -> npt.NDArray[np.uint8]:
     if isinstance(image, str | Path):
-        return read_picture(image)
+        return read_input(image)
     if isinstance(image, Tensor):
         array = image.cpu().numpy()
         channels_first = array.ndim == 3 and array.shape[0] == 3  # (3, W, 3) is ambiguous and read as channels first

@@ -174,7 +174,7 @@ def _wanted_net(path: Path, metadata: Metadata, net_name: str | None) -> NetSpec
 
 def _sam_source(metadata: Metadata) -> Path | str | None:
     """Where to look for the base SAM: the file of the training, if it is here, else the published weights."""
-    here = metadata.sam_checkpoint == "random" or Path(metadata.sam_checkpoint).is_file()
+    here = metadata.sam_checkpoint == "random" or Path(metadata.sam_checkpoint).exists()
     return weights_setting(metadata.sam_checkpoint if here else None)
 
 

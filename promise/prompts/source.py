@@ -176,11 +176,6 @@ def find_prompting_errors(settings: PromptSettings) -> list[UserError]:
     return errors
 
 
-def check_prompting(settings: PromptSettings) -> list[str]:
-    """The messages of :func:`find_prompting_errors`, without final full stops."""
-    return [str(error).rstrip(".") for error in find_prompting_errors(settings)]
-
-
 def parse_gt_points(text: str) -> tuple[int, int]:
     """Read ``8+8`` as (8, 8), the numbers of foreground and background points.
 

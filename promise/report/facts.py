@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from promise.evaluation.config import EMPTY_RULES
-from promise.evaluation.notices import OTHER_TUNING, SHARED, TEXTS, Notice, describe, from_text, unique
 from promise.evaluation.reader import Evaluation
 from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.notices import OTHER_TUNING, SHARED, TEXTS, Notice, describe, from_json, from_text, unique
 
 Facts = list[tuple[str, str]]
 
-# Texts of the notices that only the report makes; those of an evaluation have theirs in promise.evaluation.notices.
+# Texts of the notices that only the report makes; those of an evaluation have theirs in promise.runtime.notices.
 _TEXTS = {
     **TEXTS,
     "oracle-prompts": "{title}: the prompts are drawn from the ground truth; this is not automatic segmentation.",
@@ -145,7 +145,8 @@ def _of_training(run: Run) -> Iterator[Notice]:
     before, after = run.environment.get("sam_sha256"), run.environment.get("sam_sha256_after")
     if before and after and before != after:
         yield Notice("sam-changed", {})
-    recorded = [from_text(str(text)) for text in run.environment.get("warnings") or []]
+    entries, texts = run.environment.get("notices"), run.environment.get("warnings") or []
+    recorded = [from_text(str(text)) for text in texts] if entries is None else [from_json(one) for one in entries]
     yield from recorded
     train, val = (set(run.metadata.get("seen", {}).get(split, ())) for split in ("train", "val"))
     if train & val and SHARED not in {notice.code for notice in recorded}:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get
 
 import yaml
 
-from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.errors import MissingFileError, UserError, unknown_name
 from promise.runtime.files import write_text
 
 if TYPE_CHECKING:
@@ -45,6 +45,14 @@ REQUIRED = dataclasses.MISSING  # default of an option that must be set
 # Values that several commands accept. They are defined here because listing them must not import torch.
 SPLITS = ("train", "val", "test")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+# What of SAM stays frozen → the reference implementation's code, which run folders and checkpoints store.
+FREEZE_ALIASES: dict[str, str] = {
+    "all": "FZ0",
+    "encoder+decoder": "FZ1",
+    "encoders": "FZ2",
+    "encoder": "FZ3",
+    "none": "FZ4",
+}
 CACHES = ("off", "eval", "all")
 CACHE_DTYPES = ("auto", "fp32", "bf16")
 CACHE_DIR_HELP = (
@@ -54,6 +62,20 @@ CACHE_DTYPE_HELP = "data type of cached features; auto: the precision in which t
 DATA_ROOT_HELP = "folder in which the paths in CSVs are looked up, including absolute paths from another machine"
 DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps"
 PRECISION_HELP = "auto: bf16 where the device supports it in hardware"
+
+
+def freeze_code(name: str) -> str:
+    """The code (``FZ0`` … ``FZ4``) of a freeze switch.
+
+    Args:
+        name: a key of :data:`FREEZE_ALIASES`, which names the frozen parts, or a code.
+
+    Raises:
+        UserError: unknown; lists the readable names (code ``unknown-freeze-switch``).
+    """
+    if name not in FREEZE_ALIASES and name not in FREEZE_ALIASES.values():
+        raise unknown_name("freeze switch", name, FREEZE_ALIASES)
+    return FREEZE_ALIASES.get(name, name)
 
 
 def read_yaml(path: Path, kind: type[Any], *, others: Mapping[str, type[Any]] | None = None) -> dict[str, Any]:

@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 
-from promise.runtime.errors import UserError, unknown_name
+from promise.runtime.errors import UserError
 from promise.runtime.settings import (
     CACHE_DIR_HELP,
     CACHE_DTYPE_HELP,
     CACHE_DTYPES,
     CACHES,
+    DATA_ROOT_HELP,
+    FREEZE_ALIASES,
     PRECISIONS,
     option,
 )
-
-# What of SAM stays frozen → the reference implementation's code, which run folders and checkpoints store.
-FREEZE_ALIASES: dict[str, str] = {
-    "all": "FZ0",
-    "encoder+decoder": "FZ1",
-    "encoders": "FZ2",
-    "encoder": "FZ3",
-    "none": "FZ4",
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """All settings of a training run."""
 
-    net: str = option("APM_IPS_resnet", "name of the net; see --list-nets", group="net")
-    sam: str | None = option(None, "backbone: lite_medsam (default), vit_b, vit_l, vit_h, medsam_vit_b", group="net")
+    net: str = option("APM_IPS_resnet", "name of the net; see --list-nets", metavar="NAME", group="net")
+    sam: str | None = option(
+        None, "backbone: lite_medsam (default), vit_b, vit_l, vit_h, medsam_vit_b", metavar="NAME", group="net"
+    )
     sam_checkpoint: str | None = option(
-        None, "weight file of SAM; default: cached or downloaded; 'random' for tests", group="net"
+        None, "weight file of SAM; default: cached or downloaded; 'random' for tests", metavar="FILE", group="net"
     )
     num_points: int = option(16, "point prompts per image: 1 or an even number", group="net")
     point_labels: str | None = option(
-        None, "labels of automatic prompts, such as 1-1-0-0; default: half 1, half 0", group="net"
+        None, "labels of automatic prompts, such as 1-1-0-0; default: half 1, half 0", metavar="LABELS", group="net"
     )
     freeze: str = option(
         "all",
@@ -45,8 +40,8 @@ class TrainConfig:
         group="net",
     )
 
-    split_csv: str | None = option(None, "CSV with image_name,train_type,mask_name", group="data")
-    data_root: str | None = option(None, "folder that the paths of the CSV are relative to", group="data")
+    split_csv: str | None = option(None, "CSV with image_name,train_type,mask_name", metavar="FILE", group="data")
+    data_root: str | None = option(None, DATA_ROOT_HELP, metavar="FOLDER", group="data")
     check: str = option(
         "full",
         "check of the files before training: decode them, or read their headers",
@@ -57,6 +52,7 @@ class TrainConfig:
         "strong",
         "augmentation of the training rows: none, gray, unnormalized, light, strong; basic_color, basic_gray, "
         "basic_color_nonorm, train1_color, train2_color are aliases in this order",
+        metavar="NAME",
         group="data",
     )
     workers: int = option(2, "data loading processes; 0: load in the main process", group="data")
@@ -77,21 +73,25 @@ class TrainConfig:
         "epochs",
         group="features",
     )
-    cache_dir: str | None = option(None, CACHE_DIR_HELP, group="features")
+    cache_dir: str | None = option(None, CACHE_DIR_HELP, metavar="FOLDER", group="features")
     cache_dtype: str = option("auto", CACHE_DTYPE_HELP, choices=CACHE_DTYPES, group="features")
 
     epochs: int = option(30, "passes over the training rows", group="training")
     batch_size: int = option(8, "images per batch and process", group="training")
     loss: str = option(
-        "bce_dice", "bce, bce_dice, or that of the reference implementation: reference", group="training"
+        "bce_dice",
+        "bce, bce_dice, or that of the reference implementation: reference",
+        metavar="NAME",
+        group="training",
     )
-    optimizer: str = option("adam", "adam, adamw or sgd", group="training")
+    optimizer: str = option("adam", "adam, adamw or sgd", metavar="NAME", group="training")
     lr: float = option(3e-4, "initial learning rate", group="training")
     weight_decay: float = option(0.0, "weight decay", group="training")
     momentum: float = option(0.9, "momentum of sgd", group="training")
     scheduler: str = option(
         "cosine",
         "constant, cosine or restarts; the reference implementation's spelling, such as LR_200_1e-7, is accepted",
+        metavar="NAME",
         group="training",
     )
     min_lr: float = option(0.0, "final learning rate of cosine and restarts", group="training")
@@ -102,22 +102,21 @@ class TrainConfig:
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, more time", group="training"
     )
-    precision: str = option(
-        "auto", "auto: bf16 if the device has instructions for it", choices=PRECISIONS, group="training"
-    )
+    precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS, group="training")
     compile: bool = option(False, "use torch.compile; the first step is slow", group="training")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", group="training")
+    device: str = option("auto", DEVICE_HELP, metavar="NAME", group="training")
     seed: int | None = option(None, "default: drawn at random and recorded in the run", group="training")
 
     validate_every: int = option(1, "epochs between validations", group="selection")
     select: str = option(
         "iou",
         "validation score that selects the best epoch: iou or dice (highest), loss or one of its terms (lowest)",
+        metavar="NAME",
         group="selection",
     )
     early_stopping: int = option(0, "stop after this many validations without improvement; 0: never", group="selection")
 
-    output: str | None = option(None, "run folder; default: runs/<net>-<backbone>", group="run")
+    output: str | None = option(None, "run folder; default: runs/<net>-<backbone>", metavar="FOLDER", group="run")
     resume: bool = option(False, "continue the run in --output", group="run")
     overwrite: bool = option(False, "replace the run in --output", group="run")
     tensorboard: bool = option(True, "write TensorBoard events, if it is installed", group="run")
@@ -160,17 +159,6 @@ def check_train(config: TrainConfig) -> None:
     if faults:
         errors = [UserError(f"{message}.", code=code) for code, message in faults]
         raise UserError("; ".join(message for _, message in faults) + ".", code=faults[0][0], errors=errors)
-
-
-def freeze_code(name: str) -> str:
-    """The reference implementation's code of a freeze switch: ``encoders`` → ``FZ2``; a code is returned unchanged.
-
-    Raises:
-        UserError: unknown name, code ``unknown-freeze-switch``; lists the readable names.
-    """
-    if name not in FREEZE_ALIASES and name not in FREEZE_ALIASES.values():
-        raise unknown_name("freeze switch", name, FREEZE_ALIASES)
-    return FREEZE_ALIASES.get(name, name)
 
 
 def parse_labels(text: str | None) -> tuple[int, ...] | None:

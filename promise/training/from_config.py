@@ -148,4 +148,5 @@ def log_settings(config: TrainConfig, net: Promise, device: torch.device) -> Non
 def _sam_origin(sam_checkpoint: str | None) -> str:
     if sam_checkpoint in (None, "random"):
         return sam_checkpoint or "auto"
-    return str(Path(sam_checkpoint).expanduser().resolve())
+    path = Path(sam_checkpoint).expanduser()
+    return str(path.resolve()) if path.exists() else sam_checkpoint  # the name of a repository of a hub

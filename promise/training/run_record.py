@@ -16,6 +16,7 @@ from promise.models.promise import Promise
 from promise.runtime.environment import describe_environment
 from promise.runtime.files import remove_leftovers
 from promise.runtime.memory import peak_memory
+from promise.runtime.notices import Notice, describe
 from promise.runtime.settings import write_yaml
 from promise.training.resume_state import Progress
 from promise.training.run_folder import RunFolder
@@ -42,14 +43,14 @@ class RunRecord:
         self.tensorboard = tensorboard
         self._log: RunLog | None = None
 
-    def start(self, config: Any, net: Promise, device: torch.device, *, warnings: Sequence[str]) -> None:
+    def start(self, config: Any, net: Promise, device: torch.device, *, notices: Sequence[Notice]) -> None:
         """Prepare the folder of a new run: delete the files of an earlier run, write settings and environment.
 
         Args:
             config: dataclass of all settings; only written.
             net: the unwrapped net.
             device: of the training.
-            warnings: about the data.
+            notices: about the data.
         """
         self.folder.clear()
         write_yaml(self.folder.config, dataclasses.replace(config, overwrite=False))
@@ -58,7 +59,8 @@ class RunRecord:
             seed=config.seed,
             sam_sha256=self.metadata.sam_sha256,
             trainable_parameters=sum(p.numel() for p in net.parameters() if p.requires_grad),
-            warnings=warnings,
+            warnings=[describe(notice) for notice in notices],
+            notices=[notice.as_dict() for notice in notices],
         )
 
     @contextmanager

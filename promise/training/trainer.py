@@ -16,11 +16,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from promise.data.leaks import describe_shared, hash_images
+from promise.data.leaks import find_shared, hash_images
 from promise.models.promise import Promise
 from promise.runtime.device import resolve_device
 from promise.runtime.errors import UserError
 from promise.runtime.memory import explain_out_of_memory
+from promise.runtime.notices import describe
 from promise.runtime.progress import progress_bar
 from promise.training import from_config, loop
 from promise.training.build import Loader, TrainerOptions, TrainingData, agree_on_seed, build_accelerator, read_rows
@@ -313,11 +314,11 @@ def train(
             trainer.restore(progress, state)
         from_config.log_settings(config, net, accelerator.device)
         if main:
-            shared = describe_shared(seen["train"], seen["val"])
-            for warning in shared:
-                log.warning(warning)
+            notices = find_shared(seen["train"], seen["val"])
+            for notice in notices:
+                log.warning(describe(notice))
             if not config.resume:
-                record.start(config, net, accelerator.device, warnings=shared)
+                record.start(config, net, accelerator.device, notices=notices)
         with (
             record.open(trainer.progress) if main else nullcontext(),
             explain_out_of_memory(config.batch_size, advice="; --accumulate keeps the step as large"),

@@ -6,16 +6,14 @@ import shutil
 from pathlib import Path
 
 from promise.data.leaks import (
-    LeakWarning,
     count_seen,
-    describe_seen,
-    describe_shared,
     find_seen,
     find_shared,
     hash_data,
     hash_images,
 )
 from promise.data.table import Row, read_table
+from promise.runtime.notices import Notice, describe
 
 
 def test_a_copy_is_found_by_its_content(phantoms: Path, tmp_path: Path) -> None:
@@ -28,11 +26,10 @@ def test_a_copy_is_found_by_its_content(phantoms: Path, tmp_path: Path) -> None:
     assert counts == {"train": 1, "val": 0, "tune": 1}
     warnings = find_seen("set", counts, 2)
     assert warnings == [
-        LeakWarning(f"scored-images-{use}-on", {"dataset": "set", "split": split, "images": 1, "of": 2})
+        Notice(f"scored-images-{use}-on", {"dataset": "set", "split": split, "images": 1, "of": 2})
         for use, split in (("trained", "train"), ("tuned", "tune"))
     ]
-    assert describe_seen("set", counts, 2) == [warning.text for warning in warnings]
-    assert [warning.text.split(";")[0] for warning in warnings] == [
+    assert [describe(warning).split(";")[0] for warning in warnings] == [
         "set: the net was trained on 1 of the 2 scored images",
         "set: the postprocessing was chosen on 1 of the 2 scored images",
     ]
@@ -40,7 +37,7 @@ def test_a_copy_is_found_by_its_content(phantoms: Path, tmp_path: Path) -> None:
 
 def test_every_use_has_a_text() -> None:
     counts = {"train": 3, "val": 4, "tune": 5}
-    texts = describe_seen("set", counts, 6)
+    texts = [describe(notice) for notice in find_seen("set", counts, 6)]
     assert [warning.code for warning in find_seen("set", counts, 6)] == [
         "scored-images-trained-on",
         "scored-images-selected-on",
@@ -52,10 +49,9 @@ def test_every_use_has_a_text() -> None:
 def test_images_that_splits_share_are_reported(phantoms: Path) -> None:
     hashes = hash_images(read_table(phantoms).rows)
     assert find_shared(hashes[:6], hashes[6:]) == []
-    assert describe_shared(hashes[:6], hashes[6:]) == []
-    assert find_shared(hashes[:6], hashes[4:7]) == [LeakWarning("validation-images-trained-on", {"images": 2, "of": 3})]
-    assert describe_shared(hashes[:6], hashes[4:7])[0].startswith("2 of the 3 validation images are also in ")
-    assert describe_shared(hashes[:6], hashes[5:7])[0].startswith("1 of the 2 validation images is also in ")
+    assert find_shared(hashes[:6], hashes[4:7]) == [Notice("validation-images-trained-on", {"images": 2, "of": 3})]
+    (shared,) = find_shared(hashes[:6], hashes[4:7])
+    assert describe(shared).startswith("2 of the 3 validation images are also in ")
 
 
 def test_the_data_hash_depends_on_every_file(phantoms: Path, tmp_path: Path) -> None:

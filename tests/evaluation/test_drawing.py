@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from promise.inference.overlay import NEGATIVE, POSITIVE, PREDICTED, TRUTH, draw_overlay
+from promise.inference.overlay import GROUND_TRUTH, NEGATIVE, POSITIVE, PREDICTED, draw_overlay
 from promise.runtime.text_table import text_table
 from promise.training.curves import draw_curves
 
@@ -36,7 +36,7 @@ def test_outlines_follow_ground_truth_and_prediction() -> None:
     target[100:200, 50:150] = True
     predicted[300:400, 250:350] = True
     overlay = draw_overlay(BLACK, target, predicted, **NO_POINTS)
-    assert mean_position(overlay, TRUTH) == pytest.approx((99.5, 149.5), abs=1)
+    assert mean_position(overlay, GROUND_TRUTH) == pytest.approx((99.5, 149.5), abs=1)
     assert mean_position(overlay, PREDICTED) == pytest.approx((299.5, 349.5), abs=1)
     assert not overlay[150, 100].any()  # an outline, not filled
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from promise.evaluation.summary import BINARY_COLUMNS, SOFT_COLUMNS, results_text, tuning_text
+from promise.evaluation.metrics import printed_columns
+from promise.evaluation.summary import results_text, tuning_text
 
 
 def summary(**more: Any) -> dict[str, Any]:
     """A summary of a version that recorded no intervals."""
-    binary = dict.fromkeys(BINARY_COLUMNS, 0.5)
-    means = {"reference": binary, "native": binary, "soft": dict.fromkeys(SOFT_COLUMNS, 0.25)}
+    binary = dict.fromkeys(printed_columns("mask"), 0.5)
+    means = {"reference": binary, "native": binary, "soft": dict.fromkeys(printed_columns("map"), 0.25)}
     table = {"images": 3, "split": "test", "means": means, **more}
     return {
         "net": "IPS_GT",

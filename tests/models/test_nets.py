@@ -10,7 +10,8 @@ from torch import Tensor
 
 from promise.models.cpu import optimize_for_cpu
 from promise.models.registry import NETS
-from promise.models.sam.frozen import FREEZE, FREEZE_ALIASES, freeze_code
+from promise.models.sam.frozen import FREEZE
+from promise.runtime.settings import FREEZE_ALIASES, freeze_code
 from promise.types import Points, Prompts
 
 LITE_NETS = ("APM_IPS_resnet", "APM_cross", "IPS_GT")  # each part once: a pass takes half a second an image

@@ -55,9 +55,6 @@ class PrepareOptions:
     quiet: bool = False  # no progress bar
 
 
-Recipe = PrepareOptions  # earlier name
-
-
 @dataclass(frozen=True)
 class Prepared:
     """What was written."""
@@ -90,7 +87,7 @@ class _Outcome:
     cut: bool = False  # foreground outside the crop
 
 
-def prepare(sets: Sequence[ImageSet], output: Path, *, recipe: PrepareOptions, splitting: Splitting) -> Prepared:
+def prepare(sets: Sequence[ImageSet], output: Path, *, options: PrepareOptions, splitting: Splitting) -> Prepared:
     """Split the sets and write ``images/``, ``masks/``, the split CSVs and ``frames.csv`` below ``output``.
 
     One set is written as ``split.csv``. Several sets are written as ``train.csv``, with the train and val rows of all
@@ -99,7 +96,7 @@ def prepare(sets: Sequence[ImageSet], output: Path, *, recipe: PrepareOptions, s
     Args:
         sets: results of :func:`promise.data.prepare.layouts.find_sets`.
         output: the output folder.
-        recipe: how images are prepared.
+        options: how images are prepared.
         splitting: how pairs are split.
 
     Raises:
@@ -110,18 +107,18 @@ def prepare(sets: Sequence[ImageSet], output: Path, *, recipe: PrepareOptions, s
             :func:`promise.data.prepare.assignment.assign`), or pairs that cannot be prepared (``pairs-not-prepared``,
             with the errors of all pairs). Finished pairs are kept, and the next run resumes.
     """
-    _check_options(recipe)
-    notes = _check_pairs(sets, skip=recipe.skip_unpaired)
+    _check_options(options)
+    notes = _check_pairs(sets, skip=options.skip_unpaired)
     rows, split_notes = assign(sets, splitting)
     notes += split_notes
     plan = _plan(rows, several=len(sets) > 1)
-    if recipe.in_place:
-        _forbid_existing(output, [*plan, FRAMES, JOURNAL], overwrite=recipe.overwrite)
+    if options.in_place:
+        _forbid_existing(output, [*plan, FRAMES, JOURNAL], overwrite=options.overwrite)
         paths = {row: (_relative(row.pair.image, output), _relative(row.pair.mask, output)) for row in rows}
         return Prepared(_write_tables(output, plan, paths), tuple(notes), made=0, kept=0)
     jobs = [_job(row, several=len(sets) > 1) for row in rows]
-    finished = _start(output, [*plan, FRAMES], recipe)
-    frames, mask_notes, kept = _prepare_pairs(jobs, output, finished, recipe)
+    finished = _start(output, [*plan, FRAMES], options)
+    frames, mask_notes, kept = _prepare_pairs(jobs, output, finished, options)
     paths = {job.row: (job.image.as_posix(), job.mask.as_posix()) for job in jobs}
     write_frames(output / FRAMES, {job.image.as_posix(): frames[job.image.as_posix()] for job in jobs})
     tables = _write_tables(output, plan, paths)

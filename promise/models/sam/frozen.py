@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from promise.models.sam.adapter import POINT_LABELS, Fuse, Fused, run_block
 from promise.models.sam.backbones import Backbone
 from promise.models.sam.weights import state_sha256
-from promise.runtime.errors import unknown_name
+from promise.runtime.settings import freeze_code
 from promise.types import Encoded, Points, Prompts, join, to_preferred_memory_format
 
 # The reference implementation's switches: which parts of SAM stay frozen.
@@ -28,32 +28,10 @@ FREEZE: dict[str, frozenset[str]] = {
     "FZ3": frozenset({"image_encoder"}),
     "FZ4": frozenset(),
 }
-# Readable names of the switches; runs and checkpoints store the code.
-FREEZE_ALIASES: dict[str, str] = {
-    "all": "FZ0",
-    "encoder+decoder": "FZ1",
-    "encoders": "FZ2",
-    "encoder": "FZ3",
-    "none": "FZ4",
-}
 
 MULTIMASK = (1, 2, 3)  # the decoder's channels of SAM's three multimask masks
 # Reference parity: the first of the three.
 FIRST_MULTIMASK = (1,)
-
-
-def freeze_code(name: str) -> str:
-    """The code (``FZ0`` … ``FZ4``) of a freeze switch.
-
-    Args:
-        name: a key of :data:`FREEZE_ALIASES`, which names the frozen parts, or a code.
-
-    Raises:
-        UserError: unknown; lists the readable names (code ``unknown-freeze-switch``).
-    """
-    if name not in FREEZE and name not in FREEZE_ALIASES:
-        raise unknown_name("freeze switch", name, FREEZE_ALIASES)
-    return FREEZE_ALIASES.get(name, name)
 
 
 class FrozenSam(nn.Module):

@@ -80,7 +80,7 @@ def lines(path: Path) -> list[dict[str, str]]:
 
 def test_one_set_becomes_images_masks_and_a_split_csv(raw: Path, tmp_path: Path) -> None:
     (kvasir, _) = sets(raw)
-    result = prepare([kvasir], tmp_path / "out", recipe=quick(), splitting=Splitting(fractions=(0.6, 0.2, 0.2)))
+    result = prepare([kvasir], tmp_path / "out", options=quick(), splitting=Splitting(fractions=(0.6, 0.2, 0.2)))
     assert result.tables == {tmp_path / "out/split.csv": {"train": 6, "val": 2, "test": 2}}
     table = read_table(tmp_path / "out/split.csv")
     assert table.notes == ()
@@ -93,7 +93,7 @@ def test_one_set_becomes_images_masks_and_a_split_csv(raw: Path, tmp_path: Path)
 
 def test_pixels_are_cropped_padded_and_resized_as_recorded_in_the_frames(raw: Path, tmp_path: Path) -> None:
     (kvasir, _) = sets(raw)
-    prepare([kvasir], tmp_path, recipe=quick(size=200), splitting=Splitting())
+    prepare([kvasir], tmp_path, options=quick(size=200), splitting=Splitting())
     frames = read_frames(tmp_path / "frames.csv")
     assert frames.keys() == {row["image_name"] for row in lines(tmp_path / "split.csv")}
     for pair in kvasir.pairs:
@@ -108,7 +108,7 @@ def test_pixels_are_cropped_padded_and_resized_as_recorded_in_the_frames(raw: Pa
 
 def test_without_the_crop_the_border_is_kept(raw: Path, tmp_path: Path) -> None:
     (kvasir, _) = sets(raw)
-    prepare([kvasir], tmp_path, recipe=quick(crop_border=False), splitting=Splitting())
+    prepare([kvasir], tmp_path, options=quick(crop_border=False), splitting=Splitting())
     for frame in read_frames(tmp_path / "frames.csv").values():
         assert (frame.left, frame.top, frame.right, frame.bottom) == (0, 0, frame.width, frame.height)
 
@@ -117,7 +117,7 @@ def test_the_polyp_split(raw: Path, tmp_path: Path) -> None:
     splitting = Splitting(
         split_file=raw / "split.json", val_share=0.1, groups=(f"clinicdb={raw / 'sequences.json'}",), seed=0
     )
-    result = prepare(sets(raw), tmp_path / "out", recipe=quick(), splitting=splitting)
+    result = prepare(sets(raw), tmp_path / "out", options=quick(), splitting=splitting)
     assert {path.name: counts for path, counts in result.tables.items()} == {
         "train.csv": {"train": 7 + 6, "val": 1 + 3},
         "kvasir.csv": {"test": 2},
@@ -132,7 +132,7 @@ def test_the_polyp_split(raw: Path, tmp_path: Path) -> None:
 
 def test_in_place_writes_only_csvs_that_work_with_and_without_a_root(raw: Path, tmp_path: Path) -> None:
     splitting = Splitting(split_file=raw / "split.json", val_share=0.2, seed=3)
-    result = prepare(sets(raw), tmp_path / "out", recipe=quick(in_place=True), splitting=splitting)
+    result = prepare(sets(raw), tmp_path / "out", options=quick(in_place=True), splitting=splitting)
     assert sorted(content(tmp_path / "out")) == ["clinicdb.csv", "kvasir.csv", "train.csv"]
     assert result.made == 0
     for options in ({}, {"data_root": raw}):
@@ -143,7 +143,7 @@ def test_in_place_writes_only_csvs_that_work_with_and_without_a_root(raw: Path, 
 
 def test_fewer_training_rows_in_proportion(raw: Path, tmp_path: Path) -> None:
     splitting = Splitting(split_file=raw / "split.json", train_rows=8)
-    result = prepare(sets(raw), tmp_path, recipe=quick(in_place=True), splitting=splitting)
+    result = prepare(sets(raw), tmp_path, options=quick(in_place=True), splitting=splitting)
     assert result.tables[tmp_path / "train.csv"] == {"train": 8}
     assert result.tables[tmp_path / "clinicdb.csv"] == {"test": 3}
 
@@ -152,7 +152,7 @@ def test_fewer_training_rows_are_drawn_at_random(raw: Path, tmp_path: Path) -> N
     drawn = []
     for seed in (0, 0, 1, 2):
         splitting = Splitting(split_file=raw / "split.json", train_rows=8, seed=seed)
-        prepare(sets(raw), tmp_path, recipe=quick(in_place=True, overwrite=True), splitting=splitting)
+        prepare(sets(raw), tmp_path, options=quick(in_place=True, overwrite=True), splitting=splitting)
         drawn.append([row["image_name"] for row in lines(tmp_path / "train.csv")])
     assert drawn[0] == drawn[1]
     assert len({frozenset(names) for names in drawn}) == 3
@@ -161,13 +161,13 @@ def test_fewer_training_rows_are_drawn_at_random(raw: Path, tmp_path: Path) -> N
 def test_a_published_split_that_divides_groups_is_noted(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(json.dumps({"train": [str(i) for i in range(1, 12)], "test": ["12"]}))
     splitting = Splitting(split_file=tmp_path / "s.json", groups=(str(raw / "sequences.json"),))
-    result = prepare(sets(raw)[1:], tmp_path / "o", recipe=quick(in_place=True), splitting=splitting)
+    result = prepare(sets(raw)[1:], tmp_path / "o", options=quick(in_place=True), splitting=splitting)
     assert result.notes == ("clinicdb: the predefined split divides 1 group between splits: 3 (2 train, 1 test)",)
 
 
 def test_random_splits_keep_groups_together(raw: Path, tmp_path: Path) -> None:
     splitting = Splitting(fractions=(0.5, 0.25, 0.25), groups=(str(raw / "sequences.json"),))
-    prepare(sets(raw)[1:], tmp_path, recipe=quick(in_place=True), splitting=splitting)
+    prepare(sets(raw)[1:], tmp_path, options=quick(in_place=True), splitting=splitting)
     by_group: dict[str, set[str]] = {}
     for row in lines(tmp_path / "split.csv"):
         by_group.setdefault(row["group"], set()).add(row["train_type"])
@@ -181,10 +181,10 @@ def test_a_csv_keeps_its_splits_and_groups_by_its_column(raw: Path, tmp_path: Pa
         + "".join(f"images/k{i}.png,{'train' if i < 7 else 'test'},masks/k{i}.png,p{i // 2}\n" for i in range(10))
     )
     found = find_sets("csv", path, data_root=raw / "kvasir_seg")
-    prepare(found, tmp_path / "a", recipe=quick(in_place=True), splitting=Splitting())
+    prepare(found, tmp_path / "a", options=quick(in_place=True), splitting=Splitting())
     assert [r["train_type"] for r in lines(tmp_path / "a/split.csv")] == ["train"] * 7 + ["test"] * 3
     splitting = Splitting(fractions=(0.6, 0.2, 0.2), groups=("patient",))
-    prepare(found, tmp_path / "b", recipe=quick(in_place=True), splitting=splitting)
+    prepare(found, tmp_path / "b", options=quick(in_place=True), splitting=splitting)
     rows = lines(tmp_path / "b/split.csv")
     assert {(r["group"], r["train_type"]) for r in rows} == {(r["group"], r["train_type"]) for r in rows[::2]}
     assert {r["group"] for r in rows} == {f"p{i}" for i in range(5)}
@@ -200,7 +200,7 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
         (tmp_path / kind).mkdir()
         Image.fromarray(pixels).save(tmp_path / kind / f"a{suffix}", **({"quality": 95} if suffix == ".jpg" else {}))
     recipe = quick(size=64, crop_border=False)
-    prepare(find_sets("folder", tmp_path), tmp_path / "o", recipe=recipe, splitting=Splitting(fractions=(1, 0, 0)))
+    prepare(find_sets("folder", tmp_path), tmp_path / "o", options=recipe, splitting=Splitting(fractions=(1, 0, 0)))
     assert np.array_equal(read_mask(tmp_path / "o/masks/a.png"), mask > 0)
     error = np.abs(read_image(tmp_path / "o/images/a.png").astype(int) - image)
     assert error.max() <= (0 if suffix != ".jpg" else 40)
@@ -214,7 +214,7 @@ def test_sixteen_bits(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "images/a.tif"), grey * 200)
     cv2.imwrite(str(tmp_path / "masks/a.png"), mask.astype(np.uint16) * 65535)
     recipe = quick(size=64, crop_border=False)
-    prepare(find_sets("folder", tmp_path), tmp_path / "o", recipe=recipe, splitting=Splitting(fractions=(1, 0, 0)))
+    prepare(find_sets("folder", tmp_path), tmp_path / "o", options=recipe, splitting=Splitting(fractions=(1, 0, 0)))
     assert np.array_equal(read_mask(tmp_path / "o/masks/a.png"), mask > 0)
     spread = (grey - grey.min()) * 255 / (grey.max() - grey.min())
     assert np.array_equal(read_image(tmp_path / "o/images/a.png")[:, :, 1], np.rint(spread))
@@ -230,7 +230,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     Image.fromarray(np.ascontiguousarray(np.rot90(image))).save(tmp_path / "images/a.png", exif=exif)
     Image.fromarray(mask * np.uint8(255)).save(tmp_path / "masks/a.png")
     recipe = quick(size=64, crop_border=False)
-    prepare(find_sets("folder", tmp_path), tmp_path / "o", recipe=recipe, splitting=Splitting(fractions=(1, 0, 0)))
+    prepare(find_sets("folder", tmp_path), tmp_path / "o", options=recipe, splitting=Splitting(fractions=(1, 0, 0)))
     assert np.array_equal(read_image(tmp_path / "o/images/a.png")[:40], image)
 
 
@@ -261,14 +261,14 @@ def test_a_killed_run_resumes(raw: Path, tmp_path: Path) -> None:
         journal.write('{"image": "images/0_k')  # half a line
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*/[!.]*.png")}
     recipe = quick(size=400)
-    result = prepare(find_sets("folder", many), out, recipe=recipe, splitting=Splitting())
+    result = prepare(find_sets("folder", many), out, options=recipe, splitting=Splitting())
     assert 4 <= result.kept < 40
     assert result.kept + result.made == 40
     untouched = sum(p.stat().st_mtime_ns == time_ns for p, time_ns in before.items())
     assert 2 * result.kept <= untouched <= len(before)
     assert not list(out.rglob(".promise-*"))
     whole = tmp_path / "whole"
-    prepare(find_sets("folder", many), whole, recipe=recipe, splitting=Splitting())
+    prepare(find_sets("folder", many), whole, options=recipe, splitting=Splitting())
     assert content(out) == content(whole)
 
 
@@ -279,24 +279,24 @@ def test_a_changed_source_is_prepared_again(raw: Path, tmp_path: Path, user_erro
     whole = broken.read_bytes()
     broken.write_bytes(whole[:-40])
     with user_error("corrupt-image") as caught:
-        prepare(find_sets("kvasir-seg", source), tmp_path / "o", recipe=quick(), splitting=Splitting())
+        prepare(find_sets("kvasir-seg", source), tmp_path / "o", options=quick(), splitting=Splitting())
     assert caught.value.code == "pairs-not-prepared"
     assert str(caught.value).startswith("1 of 10 pairs ")
     assert not (tmp_path / "o/split.csv").exists()
     broken.write_bytes(whole)
     shutil.copy(source / "images/k5.png", source / "images/k4.png")
     shutil.copy(source / "masks/k5.png", source / "masks/k4.png")
-    result = prepare(find_sets("kvasir-seg", source), tmp_path / "o", recipe=quick(), splitting=Splitting())
+    result = prepare(find_sets("kvasir-seg", source), tmp_path / "o", options=quick(), splitting=Splitting())
     assert (result.made, result.kept) == (2, 8)
 
 
 def test_results_are_not_replaced_by_default(raw: Path, tmp_path: Path) -> None:
     (kvasir, _) = sets(raw)
-    prepare([kvasir], tmp_path / "o", recipe=quick(), splitting=Splitting())
+    prepare([kvasir], tmp_path / "o", options=quick(), splitting=Splitting())
     before = content(tmp_path / "o")
     for recipe in (quick(size=64), quick(in_place=True)):
         with pytest.raises(ExistingRunError) as caught:
-            prepare([kvasir], tmp_path / "o", recipe=recipe, splitting=Splitting())
+            prepare([kvasir], tmp_path / "o", options=recipe, splitting=Splitting())
         assert caught.value.code == "existing-output"
         assert "split.csv, frames.csv" in str(caught.value)
         assert "--overwrite" in str(caught.value)
@@ -305,11 +305,11 @@ def test_results_are_not_replaced_by_default(raw: Path, tmp_path: Path) -> None:
 
 def test_overwriting_removes_earlier_results_and_keeps_other_files(raw: Path, tmp_path: Path) -> None:
     kvasir, clinic = sets(raw)
-    prepare([kvasir], tmp_path / "o", recipe=quick(), splitting=Splitting())
+    prepare([kvasir], tmp_path / "o", options=quick(), splitting=Splitting())
     (tmp_path / "o/images/mine.png").write_bytes(b"mine")
     (tmp_path / "o/images/mine.png").rename(tmp_path / "o/mine.png")
-    prepare([clinic], tmp_path / "o", recipe=quick(overwrite=True), splitting=Splitting())
-    prepare([clinic], tmp_path / "fresh", recipe=quick(), splitting=Splitting())
+    prepare([clinic], tmp_path / "o", options=quick(overwrite=True), splitting=Splitting())
+    prepare([clinic], tmp_path / "fresh", options=quick(), splitting=Splitting())
     assert content(tmp_path / "o") == {**content(tmp_path / "fresh"), "mine.png": b"mine"}
 
 
@@ -317,7 +317,7 @@ def test_an_unfinished_run_with_other_settings(raw: Path, tmp_path: Path) -> Non
     (kvasir, _) = sets(raw)
     (tmp_path / "frames.part").write_text('{"size": 64, "crop_border": true}\n')
     with pytest.raises(ExistingRunError) as caught:
-        prepare([kvasir], tmp_path, recipe=quick(), splitting=Splitting())
+        prepare([kvasir], tmp_path, options=quick(), splitting=Splitting())
     assert caught.value.code == "unfinished-run"
     assert "--overwrite" in str(caught.value)
 
@@ -326,7 +326,7 @@ def test_a_folder_with_other_images_is_not_written_to(raw: Path, tmp_path: Path)
     (kvasir, _) = sets(raw)
     (tmp_path / "images").mkdir()
     with pytest.raises(ExistingRunError) as caught:
-        prepare([kvasir], tmp_path, recipe=quick(), splitting=Splitting())
+        prepare([kvasir], tmp_path, options=quick(), splitting=Splitting())
     assert caught.value.code == "foreign-folder"
     assert f"{tmp_path} contains images" in str(caught.value)
 
@@ -351,7 +351,7 @@ def test_the_errors_of_all_pairs_are_reported(raw: Path, tmp_path: Path, user_er
         "masks/k4.png": "mask-channels-differ",
     }
     with user_error() as caught:
-        prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", recipe=quick(), splitting=Splitting())
+        prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", options=quick(), splitting=Splitting())
     assert sorted(caught.value.codes) == sorted(codes.values())
     head, *lines = str(caught.value).splitlines()
     assert head.startswith("4 of 10 pairs ")
@@ -366,7 +366,7 @@ def test_images_and_masks_are_swapped(raw: Path, tmp_path: Path, user_error: Err
     shutil.copytree(raw / "kvasir_seg" / "images", tmp_path / "k" / "masks")
     shutil.copytree(raw / "kvasir_seg" / "masks", tmp_path / "k" / "images")
     with user_error() as caught:
-        prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", recipe=quick(), splitting=Splitting())
+        prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", options=quick(), splitting=Splitting())
     assert set(caught.value.codes) == {"images-and-masks-swapped"}
     first = str(caught.value).splitlines()[1]
     assert "masks/k0.png: " in first
@@ -375,7 +375,7 @@ def test_images_and_masks_are_swapped(raw: Path, tmp_path: Path, user_error: Err
 
 def test_options_out_of_range(raw: Path, tmp_path: Path, user_error: Errors) -> None:
     with user_error("invalid-size", "invalid-workers") as caught:
-        prepare(sets(raw), tmp_path / "o", recipe=quick(size=8, workers=0), splitting=Splitting())
+        prepare(sets(raw), tmp_path / "o", options=quick(size=8, workers=0), splitting=Splitting())
     assert "--size" in str(caught.value)
     assert "--workers" in str(caught.value)
     assert not (tmp_path / "o").exists()
@@ -384,7 +384,7 @@ def test_options_out_of_range(raw: Path, tmp_path: Path, user_error: Errors) -> 
 def test_sets_of_one_name_and_without_pairs(raw: Path, tmp_path: Path, user_error: Errors) -> None:
     kvasir, _ = sets(raw)
     with user_error("duplicate-set", "no-pairs") as caught:
-        prepare([kvasir, kvasir, ImageSet("mine", (), ())], tmp_path, recipe=quick(), splitting=Splitting())
+        prepare([kvasir, kvasir, ImageSet("mine", (), ())], tmp_path, options=quick(), splitting=Splitting())
     assert "2 sets have the name kvasir" in str(caught.value)
     assert "mine: " in str(caught.value)
 
@@ -422,14 +422,14 @@ def test_an_invalid_split(
 ) -> None:
     (kvasir, _) = sets(raw)
     with user_error(code) as caught:
-        prepare([kvasir], tmp_path / "o", recipe=quick(), splitting=splitting(raw, tmp_path))
+        prepare([kvasir], tmp_path / "o", options=quick(), splitting=splitting(raw, tmp_path))
     assert facts in str(caught.value)
     assert not (tmp_path / "o").exists()
 
 
 def test_a_list_without_sets_for_several_sets(raw: Path, tmp_path: Path, user_error: Errors) -> None:
     with user_error("sets-not-named") as caught:
-        prepare(sets(raw), tmp_path / "o", recipe=quick(), splitting=unknown_names(raw, tmp_path))
+        prepare(sets(raw), tmp_path / "o", options=quick(), splitting=unknown_names(raw, tmp_path))
     assert "s.json: " in str(caught.value)
 
 
@@ -438,9 +438,9 @@ def test_unpaired_files_are_an_error_or_left_out(raw: Path, tmp_path: Path, user
     (tmp_path / "k/masks/k1.png").unlink()
     found = find_sets("kvasir-seg", tmp_path / "k")
     with user_error("unpaired-files") as caught:
-        prepare(found, tmp_path / "o", recipe=quick(), splitting=Splitting())
+        prepare(found, tmp_path / "o", options=quick(), splitting=Splitting())
     assert "(1): k1.png\n--skip-unpaired " in str(caught.value)
-    result = prepare(found, tmp_path / "o", recipe=quick(skip_unpaired=True), splitting=Splitting())
+    result = prepare(found, tmp_path / "o", options=quick(skip_unpaired=True), splitting=Splitting())
     assert sum(sum(counts.values()) for counts in result.tables.values()) == 9
     assert result.notes[0].startswith("left out: ")
 
@@ -449,7 +449,7 @@ def test_two_images_with_one_base_name(raw: Path, tmp_path: Path, user_error: Er
     shutil.copytree(raw / "kvasir_seg", tmp_path / "k")
     shutil.copy(tmp_path / "k/images/k1.png", tmp_path / "k/images/K1.bmp")
     with user_error("duplicate-base-name") as caught:
-        prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", recipe=quick(), splitting=Splitting())
+        prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", options=quick(), splitting=Splitting())
     assert re.match(r"kvasir: .* \(1\): .*K1\.bmp and .*k1\.png", str(caught.value))
 
 
@@ -462,7 +462,7 @@ def test_a_list_matches_names_with_extension(raw: Path, tmp_path: Path) -> None:
     path.write_text("\n".join(["image_name,train_type,mask_name", *rows]) + "\n")
     (tmp_path / "s.json").write_text(json.dumps({"test": ["k1"]}))
     splitting = Splitting(split_file=tmp_path / "s.json")
-    result = prepare(find_sets("csv", path), tmp_path / "o", recipe=quick(in_place=True), splitting=splitting)
+    result = prepare(find_sets("csv", path), tmp_path / "o", options=quick(in_place=True), splitting=splitting)
     assert result.tables == {tmp_path / "o/split.csv": {"test": 1}}
 
 
@@ -473,7 +473,7 @@ def test_foreground_outside_the_crop_is_noted(raw: Path, tmp_path: Path) -> None
     mask[30:40, : BORDER - 4] = 255
     cv2.imwrite(path, mask)
     cv2.imwrite(str(tmp_path / "k/masks/k2.png"), np.zeros_like(cv2.imread(str(tmp_path / "k/masks/k2.png"), 0)))
-    result = prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", recipe=quick(), splitting=Splitting())
+    result = prepare(find_sets("kvasir-seg", tmp_path / "k"), tmp_path / "o", options=quick(), splitting=Splitting())
     assert {"1 mask has foreground outside the crop, which is lost", "1 mask has no foreground"} <= {*result.notes}
 
 
@@ -490,7 +490,7 @@ def test_the_polyp_split_of_the_real_sets(shared: Path, tmp_path: Path) -> None:
         val_share=0.1,
         groups=(str(data / "splits/cvc_clinicdb_sequence_of_frame.json"),),
     )
-    result = prepare(sets(data), tmp_path, recipe=quick(in_place=True), splitting=splitting)
+    result = prepare(sets(data), tmp_path, options=quick(in_place=True), splitting=splitting)
     assert {path.name: counts for path, counts in result.tables.items()} == {
         "train.csv": {"train": 1292, "val": 158},
         "kvasir.csv": {"test": 100},
@@ -507,7 +507,7 @@ def test_flags_for_names_of_masks_are_suggested_if_no_image_has_a_mask(
 ) -> None:
     unpaired = ImageSet("mine", ("mine",), (), ("raw: images without a mask in masks: a.png",))
     with user_error("no-pairs", "unpaired-files") as caught:
-        prepare([unpaired], tmp_path, recipe=quick(), splitting=Splitting())
+        prepare([unpaired], tmp_path, options=quick(), splitting=Splitting())
     assert "mine: " in str(caught.value)
     assert "--mask-suffix" in str(caught.value)
     assert "--skip-unpaired" not in str(caught.value)

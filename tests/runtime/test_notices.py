@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from promise.evaluation.notices import (
+from promise.data.leaks import find_seen
+from promise.runtime.notices import (
     OTHER_TUNING,
     SHARED,
     TEXT,
@@ -12,11 +13,10 @@ from promise.evaluation.notices import (
     describe,
     from_json,
     from_text,
-    seen_notices,
     unique,
 )
 
-SEEN = seen_notices("a: b", {"train": 2, "val": 0, "tune": 1, "other": 9}, 5)
+SEEN = find_seen("a: b", {"train": 2, "val": 0, "tune": 1, "other": 9}, 5)
 
 
 def test_scored_images_that_were_used_before() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 TEXT = "text"  # code of a text that no other code represents
 
 # Split of a checkpoint's record → use of its images, and the code of the notice where they are scored again.
-_USES = {
+USES = {
     "train": ("the net was trained on", "scored-images-trained-on"),
     "val": ("the net was selected on", "scored-images-selected-on"),
     "tune": ("the postprocessing was chosen on", "scored-images-tuned-on"),
@@ -28,18 +28,18 @@ TEXTS: dict[str, str] = {
     TEXT: "{text}",
     **{
         code: f"{{dataset}}: {use} {{images}} of the {{of}} scored images; the scores are biased."
-        for use, code in _USES.values()
+        for use, code in USES.values()
     },
     SHARED: (
         "{images} of the {of} validation images are also in the training split (identical content): the validation "
-        "score of the selected epoch is biased."
+        "score of the selected epoch is biased. Remove them from one of the two splits."
     ),
     OTHER_TUNING: (
         "the postprocessing {postprocess} of the checkpoint was chosen with {tuned} prompts, not with {source} "
         "prompts; --postprocess none disables it."
     ),
 }
-_SCORED = re.compile(rf"(.*): ({'|'.join(use for use, _ in _USES.values())}) (\d+) of the (\d+) scored images;.*")
+_SCORED = re.compile(rf"(.*): ({'|'.join(use for use, _ in USES.values())}) (\d+) of the (\d+) scored images;.*")
 _SHARED = re.compile(r"(\d+) of the (\d+) validation images (?:is|are) also (?:trained on|in the training split).*")
 
 
@@ -68,21 +68,6 @@ def unique(notices: Iterable[Notice]) -> list[Notice]:
     return list({(n.code, json.dumps(dict(n.data), sort_keys=True, default=str)): n for n in notices}.values())
 
 
-def seen_notices(dataset: str, counts: Mapping[str, int], images: int | None) -> list[Notice]:
-    """Notices about scored images that were used before.
-
-    Args:
-        dataset: name of the data set.
-        counts: split of the checkpoint's record (train, val, tune) → number of scored images in it.
-        images: number of scored images.
-    """
-    return [
-        Notice(code, {"dataset": dataset, "split": split, "images": counts[split], "of": images})
-        for split, (_, code) in _USES.items()
-        if counts.get(split)
-    ]
-
-
 def from_json(entry: Any) -> Notice:
     """The notice of an entry of a JSON file; an entry of another form becomes a text."""
     if isinstance(entry, dict) and isinstance(entry.get("code"), str) and isinstance(entry.get("data"), dict):
@@ -94,7 +79,7 @@ def from_text(text: str) -> Notice:
     """The notice that an earlier version wrote as a text; an unknown text is kept as it is."""
     if found := _SCORED.fullmatch(text):
         dataset, use, images, total = found.groups()
-        split, code = next((split, code) for split, (known, code) in _USES.items() if known == use)
+        split, code = next((split, code) for split, (known, code) in USES.items() if known == use)
         return Notice(code, {"dataset": dataset, "split": split, "images": int(images), "of": int(total)})
     if found := _SHARED.fullmatch(text):
         return Notice(SHARED, {"images": int(found[1]), "of": int(found[2])})
