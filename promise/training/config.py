@@ -11,7 +11,9 @@ from promise.runtime.settings import (
     CACHE_DTYPES,
     CACHES,
     DATA_ROOT_HELP,
+    DEVICE_HELP,
     FREEZE_ALIASES,
+    PRECISION_HELP,
     PRECISIONS,
     option,
 )
