@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from promise.runtime.errors import UserError, unknown_name
+from promise.runtime.errors import UserError
 from promise.runtime.settings import (
     CACHE_DIR_HELP,
     CACHE_DTYPE_HELP,
@@ -14,14 +14,9 @@ from promise.runtime.settings import (
     option,
 )
 
-# What of SAM stays frozen → the reference implementation's code, which run folders and checkpoints store.
-FREEZE_ALIASES: dict[str, str] = {
-    "all": "FZ0",
-    "encoder+decoder": "FZ1",
-    "encoders": "FZ2",
-    "encoder": "FZ3",
-    "none": "FZ4",
-}
+# Readable names, then the reference implementation's codes. The table is promise.models.sam.frozen.FREEZE_ALIASES,
+# which needs torch; a test compares the two.
+FREEZES = ("all", "encoder+decoder", "encoders", "encoder", "none", "FZ0", "FZ1", "FZ2", "FZ3", "FZ4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +36,7 @@ class TrainConfig:
         "all",
         "which parts of SAM stay frozen: all, encoder+decoder (image encoder and mask decoder), encoders (image and "
         "prompt encoder), encoder (image encoder), none; FZ0 to FZ4 are aliases in this order",
-        choices=(*FREEZE_ALIASES, *FREEZE_ALIASES.values()),
+        choices=FREEZES,
         group="net",
     )
 
@@ -160,17 +155,6 @@ def check_train(config: TrainConfig) -> None:
     if faults:
         errors = [UserError(f"{message}.", code=code) for code, message in faults]
         raise UserError("; ".join(message for _, message in faults) + ".", code=faults[0][0], errors=errors)
-
-
-def freeze_code(name: str) -> str:
-    """The reference implementation's code of a freeze switch: ``encoders`` → ``FZ2``; a code is returned unchanged.
-
-    Raises:
-        UserError: unknown name, code ``unknown-freeze-switch``; lists the readable names.
-    """
-    if name not in FREEZE_ALIASES and name not in FREEZE_ALIASES.values():
-        raise unknown_name("freeze switch", name, FREEZE_ALIASES)
-    return FREEZE_ALIASES.get(name, name)
 
 
 def parse_labels(text: str | None) -> tuple[int, ...] | None:

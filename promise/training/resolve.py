@@ -12,10 +12,11 @@ from promise.data.transforms.recipes import recipe_code
 from promise.models.prompters.base import fixed_labels
 from promise.models.registry import parse_net_name, resolve_sam
 from promise.models.sam.backbones import get_backbone
+from promise.models.sam.frozen import freeze_code
 from promise.runtime.device import resolve_device, resolve_precision
 from promise.runtime.errors import UserError, all_of
 from promise.runtime.settings import read_yaml
-from promise.training.config import TrainConfig, check_train, freeze_code, parse_labels
+from promise.training.config import TrainConfig, check_train, parse_labels
 from promise.training.losses import Criterion, bce, get_loss
 from promise.training.optim import check_optimizer, parse_schedule
 from promise.training.run_folder import RunFolder

@@ -25,8 +25,10 @@ from torch import Tensor
 from promise import checkpoint
 from promise.models import registry
 from promise.models.registry import NETS, register
+from promise.models.sam.frozen import FREEZE_ALIASES
 from promise.runtime.errors import ExistingRunError, MissingFileError, UserError
 from promise.training import Callback, TrainConfig, Trainer, TrainResult, train
+from promise.training.config import FREEZES
 from promise.training.resume_state import Progress
 from promise.training.run_folder import RunFolder
 from promise.training.run_log import RunLog
@@ -710,6 +712,10 @@ def test_settings_that_other_packages_check(name: str, value: Any, run: Train, t
     assert len(caught.value.codes) == 1
     assert not isinstance(caught.value, MissingFileError)  # found before the table is opened
     assert not (tmp_path / "run").exists()
+
+
+def test_the_choices_of_freeze_are_those_of_the_table() -> None:
+    assert (*FREEZE_ALIASES, *FREEZE_ALIASES.values()) == FREEZES
 
 
 @pytest.mark.parametrize("name", ["light", "train1_color"])
