@@ -306,14 +306,14 @@ def test_an_unreadable_image_does_not_stop_the_rest(ckpt, scans, tmp_path, capsy
     common = ["--ckpt", str(ckpt), "--device", "cpu", "--quiet", "--output", str(tmp_path / "out"), str(scans)]
     assert main(common) == 3
     printed = capsys.readouterr()
-    assert printed.out == f"3 masks made: {tmp_path / 'out/masks'}\n"
+    assert printed.out == f"3 masks written: {tmp_path / 'out/masks'}\n"
     lines = printed.err.splitlines()
     assert lines[0] == "promise-predict: 2 of 5 images could not be used:"
     assert [line.split(":")[0].strip() for line in lines[1:]] == [str(scans / "cut.png"), str(scans / "empty.png")]
     (scans / "cut.png").write_bytes(whole)
     (scans / "empty.png").unlink()
     assert main(common) == 0
-    assert capsys.readouterr().out == f"1 mask made, 3 were there already: {tmp_path / 'out/masks'}\n"
+    assert capsys.readouterr().out == f"1 mask made, 3 already existed: {tmp_path / 'out/masks'}\n"
     assert np.array_equal(read_mask(tmp_path / "out/masks/cut.png"), read_mask(tmp_path / "out/masks/a.png"))
 
 
@@ -455,7 +455,7 @@ def test_images_are_distributed_among_processes(run, child, many, tmp_path) -> N
     done = subprocess.run(
         child(*launch, output=out, images=many), capture_output=True, text=True, timeout=200, check=False
     )
-    assert done.stdout.splitlines() == [f"60 masks made: {out / 'masks'}"]  # 60 in all: none was written twice
+    assert done.stdout.splitlines() == [f"60 masks written: {out / 'masks'}"]  # 60 in all: none was written twice
     assert "bad.png: " in done.stderr
     assert done.returncode != 0
     assert content(out) == content(whole)

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from promise.runtime.errors import ExistingRunError, MissingFileError
+from promise.runtime.errors import ExistingRunError
 from promise.runtime.files import atomic_path, check_output_dir, staged, write_json, write_text
-from promise.training.run_folder import OURS, Progress, RunFolder
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -60,33 +59,6 @@ def test_json_has_null_for_nan(tmp_path: Path) -> None:
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert json.loads(text) == {"a": None, "b": [1.5, None], "c": ["x", "ä"], "3": {"d": None}}
     assert "NaN" not in text
-
-
-def test_run_folder_check_and_clear(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    folder.check(resume=False, overwrite=False)
-    assert not folder.path.exists()
-    with pytest.raises(MissingFileError, match="--resume"):
-        folder.check(resume=True, overwrite=False)
-    folder.clear()
-    for name in (*OURS, "notes.txt"):
-        write_text(folder.path / name, "x")
-    with pytest.raises(ExistingRunError, match=r"run.*--resume.*--overwrite"):
-        folder.check(resume=False, overwrite=False)
-    folder.check(resume=True, overwrite=False)
-    folder.check(resume=False, overwrite=True)
-    folder.clear()
-    assert [p.name for p in folder.path.rglob("*") if p.is_file()] == ["notes.txt"]
-
-
-def test_state_and_environment_are_read_back(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    progress = Progress(2, [{"epoch": 1, "val_iou": None}], 1, 0.5, 1)
-    folder.save_state(progress, {"learned": {}, "sam_sha256": "ab"})
-    assert folder.load_state() == (progress, {"learned": {}, "sam_sha256": "ab"})
-    folder.write_environment(seed=3, device="cpu")
-    folder.write_environment(device="cuda")
-    assert json.loads(folder.environment.read_text()) == {"seed": 3, "device": "cuda"}
 
 
 def test_staged_files_appear_together(tmp_path: Path) -> None:

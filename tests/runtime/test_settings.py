@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from promise.evaluation.config import EvalConfig
-from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.errors import MissingFileError
 from promise.runtime.settings import check_values, read_yaml, write_yaml
-from promise.training.config import TrainConfig, check_train, parse_labels
+from promise.training.config import TrainConfig
 
 Expect = Callable[..., Any]
 
@@ -102,41 +102,6 @@ def test_missing_file_is_named(tmp_path: Path, user_error: Expect) -> None:
 def test_written_settings_are_read_back(config: TrainConfig | EvalConfig, tmp_path: Path) -> None:
     write_yaml(tmp_path / "b.yaml", config)
     assert type(config)(**read_yaml(tmp_path / "b.yaml", type(config))) == config
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("epochs", 0),
-        ("batch_size", 0),
-        ("accumulate", 0),
-        ("validate_every", 0),
-        ("workers", -1),
-        ("early_stopping", -1),
-        ("clip_norm", -0.5),
-        ("lr", 0.0),
-        ("lr", float("nan")),
-        ("weight_decay", -1.0),
-        ("warmup_epochs", -1.0),
-    ],
-)
-def test_values_out_of_range_are_rejected(name: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} "):
-        check_train(TrainConfig(**{"split_csv": "a.csv", name: value}))
-
-
-def test_resume_and_overwrite_exclude_each_other() -> None:
-    with pytest.raises(UserError, match=r"--resume.*--overwrite"):
-        check_train(TrainConfig(split_csv="a.csv", resume=True, overwrite=True))
-    check_train(TrainConfig(split_csv="a.csv", resume=True))
-
-
-@pytest.mark.parametrize("text", ["1-1-0-0", "1,1,0,0", "1 1 0 0"])
-def test_point_labels_are_parsed(text: str) -> None:
-    assert parse_labels(text) == (1, 1, 0, 0)
-    assert parse_labels(None) is None
-    with pytest.raises(UserError, match="--point-labels"):
-        parse_labels(text + "-x")
 
 
 def test_configuration_of_another_command_is_recognised(tmp_path: Path, user_error: Expect) -> None:
