@@ -1,7 +1,7 @@
-"""What a run leaves behind: learned state in safetensors, and the original's key names in and out; knows no commands.
+"""Saving and loading of checkpoints, and conversion from and to state dicts of the reference implementation.
 
-A checkpoint is what was learned plus how to build it again: net, backbone, SAM's SHA-256, configuration and
-metrics stand in the file's metadata as JSON.
+A checkpoint is a safetensors file of the learned parameters and buffers. Its metadata, a JSON object, holds what is
+needed to rebuild the net (name, backbone, SHA-256 of SAM's weights), the configuration and the metrics.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SAM_PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 
 @dataclass(frozen=True)
 class Metadata:
-    """How to build a checkpoint's net again, and what it is worth."""
+    """What is needed to rebuild the net of a checkpoint, and how it was trained and scored."""
 
     net: str
     sam: str
@@ -46,56 +46,56 @@ class Metadata:
     sam_checkpoint: str = "auto"  # "auto", "random", or the name of the file
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    # split → content hashes of its images; "tune": those that the postprocessing was chosen on
+    # split → content hashes of its images; "tune": images that the postprocessing was selected on
     seen: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    postprocess: str | None = None  # chosen by promise-eval --tune-postprocess
-    tuning: Mapping[str, Any] = field(default_factory=dict)  # how it was chosen
+    postprocess: str | None = None  # selected by promise-eval --tune-postprocess
+    tuning: Mapping[str, Any] = field(default_factory=dict)  # how it was selected
 
 
 def save(net: Promise, path: Path, metadata: Metadata) -> None:
-    """Write the learned parts, all or nothing: a kill leaves the file that was there before."""
+    """Write the learned parts atomically: if the process is interrupted, an existing file stays unchanged."""
     _write({name: value.detach().cpu().contiguous() for name, value in net.learned_state().items()}, path, metadata)
 
 
 def rewrite_metadata(path: Path, metadata: Metadata) -> None:
-    """Give a checkpoint other metadata, all or nothing; its weights keep every bit."""
+    """Replace the metadata of a checkpoint atomically; the weights stay bit-identical."""
     _write(safetensors.torch.load(path.read_bytes()), path, metadata)
 
 
 def _write(state: dict[str, Tensor], path: Path, metadata: Metadata) -> None:
-    labels = {"format": FORMAT, "promise": json.dumps(vars(metadata), sort_keys=True, default=str)}
+    header = {"format": FORMAT, "promise": json.dumps(vars(metadata), sort_keys=True, default=str)}
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata=labels)
+        safetensors.torch.save_file(state, temporary, metadata=header)
 
 
 def require(path: Path | str) -> None:
-    """Raise ``MissingFileError`` where there is no such file; opens nothing."""
+    """Raise ``MissingFileError`` if the file does not exist; the file is not opened."""
     if not Path(path).is_file():
         raise MissingFileError(f"no checkpoint at {path}. Is the path right?", code="missing-checkpoint")
 
 
 def read_metadata(path: Path) -> Metadata:
-    """The metadata of a checkpoint.
+    """Read the metadata of a checkpoint.
 
     Raises:
-        MissingFileError: no such file.
-        UserError: not a checkpoint of this package.
+        MissingFileError: the file does not exist.
+        UserError: the file is damaged, or is not a checkpoint of this package.
     """
     require(path)
     try:
         with safe_open(path, framework="pt") as stream:
-            labels = stream.metadata() or {}
+            header = stream.metadata() or {}
     except SafetensorError as error:
         raise UserError(
-            f"{path} is not a readable safetensors file ({error}). Was its writing cut off?",
+            f"{path} is not a readable safetensors file ({error}). It may be truncated.",
             code="unreadable-checkpoint",
         ) from error
-    if labels.get("format") != FORMAT:
+    if header.get("format") != FORMAT:
         raise UserError(
-            f"{path} is not a checkpoint of this package (format {labels.get('format')!r}, not {FORMAT!r}).",
+            f"{path} is not a checkpoint of this package (format {header.get('format')!r}, not {FORMAT!r}).",
             code="not-a-checkpoint",
         )
-    values = json.loads(labels["promise"])
+    values = json.loads(header["promise"])
     if values["point_labels"] is not None:
         values["point_labels"] = tuple(values["point_labels"])
     return Metadata(**values)
@@ -109,30 +109,35 @@ def load(
     sam_checkpoint: Path | str | None = None,
     precision: str = "fp32",
 ) -> tuple[Promise, Metadata]:
-    """Build the net of a checkpoint again, on its own SAM, and load what was learned, strictly.
+    """Rebuild the net of a checkpoint on the SAM it was trained on, and load the learned parts strictly.
 
     Args:
-        path: a ``.safetensors`` checkpoint of ours, or a ``.pt``/``.pth`` file of the original's.
-        net_name: another net that uses (part of) the same learned state, such as ``APM_IPS_GT_resnet`` from an
-            ``APM_IPS_resnet`` checkpoint; required for the original's files, which do not name their net.
-        sam: the backbone of an original file (default ``vit_b``); ours name their own.
-        sam_checkpoint: SAM's weight file where it is not the published one.
+        path: a ``.safetensors`` checkpoint, or a ``.pt``/``.pth`` file of the reference implementation.
+        net_name: another net that uses (part of) the same learned parts, such as ``APM_IPS_GT_resnet`` for an
+            ``APM_IPS_resnet`` checkpoint. Required for files of the reference implementation, which do not contain
+            the name of the net.
+        sam: the backbone of a file of the reference implementation (default ``vit_b``); checkpoints contain its name.
+        sam_checkpoint: SAM's weight file if it is not the published one.
         precision: see :func:`promise.models.registry.build_net`.
 
+    Returns:
+        The net in evaluation mode, on the CPU, and the metadata of the checkpoint.
+
     Raises:
-        UserError: a file that cannot be read, of another net, or trained on another SAM.
+        MissingFileError: the file does not exist.
+        UserError: the file cannot be read, holds another net, or was trained on another SAM.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        return _load_original(path, net_name, sam, precision)
+        return _load_reference_file(path, net_name, sam, precision)
     metadata = read_metadata(path)
     if sam is not None and sam != metadata.sam:
         raise UserError(
-            f"{path} was trained on {metadata.sam}, but --sam says {sam}: drop --sam.", code="another-backbone"
+            f"{path} was trained on {metadata.sam}, but --sam is {sam}. Drop --sam.", code="another-backbone"
         )
-    wanted = _wanted_net(path, metadata, net_name)
+    spec = _select_net(path, metadata, net_name)
     net = build_net(
-        wanted.name,
+        spec.name,
         sam=metadata.sam,
         num_points=metadata.num_points,
         point_labels=metadata.point_labels,
@@ -144,112 +149,122 @@ def load(
     found = net.sam.weights_sha256()
     if found != metadata.sam_sha256:
         raise UserError(
-            f"{path} was trained on another {metadata.sam}: its SAM has SHA-256 {metadata.sam_sha256[:12]}…, this "
-            f"one {found[:12]}…. Pass the SAM it was trained on with --sam-checkpoint.",
+            f"{path} was trained with other weights of {metadata.sam}: their SHA-256 is {metadata.sam_sha256[:12]}…, "
+            f"that of the loaded weights is {found[:12]}…. Pass the weights used in training with --sam-checkpoint.",
             code="another-sam",
         )
-    load_learned(net, safetensors.torch.load_file(path), origin=f"{path} (net {metadata.net})", target=wanted.name)
+    load_learned(net, safetensors.torch.load_file(path), origin=f"{path} (net {metadata.net})", target=spec.name)
     net.eval()
     return net, metadata
 
 
-def _wanted_net(path: Path, metadata: Metadata, net_name: str | None) -> NetSpec:
-    """The net to build: the checkpoint's own, or one that takes its token shift from it."""
+def _select_net(path: Path, metadata: Metadata, net_name: str | None) -> NetSpec:
+    """The net to build: that of the checkpoint, or one that takes its token shift from the checkpoint."""
     if net_name is None:
         return NETS[metadata.net]
-    wanted, spelt = parse_net_name(net_name)
-    if spelt is not None and not metadata.sam.endswith(spelt):
+    requested, backbone = parse_net_name(net_name)
+    if backbone is not None and not metadata.sam.endswith(backbone):
         raise UserError(
-            f"{path} was trained on {metadata.sam}, but --net {net_name} names {spelt}: use its short name.",
+            f"{path} was trained on {metadata.sam}, but --net {net_name} names the backbone {backbone}. "
+            f"Use --net {requested.name}.",
             code="another-backbone",
         )
-    if wanted.name != metadata.net and metadata.net not in wanted.learned_by:
-        takers = [spec.name for spec in NETS.values() if metadata.net in spec.learned_by]
-        other = f", or use {' or '.join(takers)} for ground-truth points" if takers else ""
+    if requested.name != metadata.net and metadata.net not in requested.learned_by:
+        compatible = [spec.name for spec in NETS.values() if metadata.net in spec.learned_by]
+        other = f", or pass --net {' or '.join(compatible)} for ground-truth points" if compatible else ""
         raise UserError(
-            f"{path} was trained as {metadata.net}, not {wanted.name}: drop --net{other}.", code="another-net"
+            f"{path} holds the net {metadata.net}, not {requested.name}. Drop --net{other}.", code="another-net"
         )
-    return wanted
+    return requested
 
 
 def _sam_source(metadata: Metadata) -> Path | str | None:
-    """Where to look for the base SAM: the file of the training, if it is here, else the published weights."""
-    here = metadata.sam_checkpoint == "random" or Path(metadata.sam_checkpoint).exists()
-    return weights_setting(metadata.sam_checkpoint if here else None)
+    """The base SAM's weights: the file used in training if it exists on this machine, else the published weights."""
+    available = metadata.sam_checkpoint == "random" or Path(metadata.sam_checkpoint).exists()
+    return weights_setting(metadata.sam_checkpoint if available else None)
 
 
 def load_learned(net: Promise, state: dict[str, Tensor], *, origin: str, target: str) -> None:
-    """Load learned parts strictly; parts that the net has no use for (APM in a GT net) are left aside.
+    """Load learned parts strictly; the prompter's entries are ignored if the net has no prompter (GT nets).
+
+    Args:
+        net: the net, changed in place.
+        state: learned parts, as :meth:`Promise.learned_state` returns them.
+        origin: where the state comes from, for error messages.
+        target: the name of the net, for error messages.
 
     Raises:
-        UserError: entries missing, unknown or of another shape, as one readable report.
+        UserError: entries are missing, unexpected or of another shape; one error lists all of them (code
+            ``checkpoint-misfit``).
     """
     if net.apm is None:
         state = {name: value for name, value in state.items() if not name.startswith("apm.")}
-    wanted = net.learned_state()
-    faults = _misfits(wanted, state)
+    faults = _describe_mismatch(net.learned_state(), state)
     if faults:
         raise UserError(
-            f"{origin} does not fit the net {target}: {faults}. Is --net the net it was trained as?",
+            f"{origin} does not match the net {target}: {faults}. Pass the net that was trained with --net.",
             code="checkpoint-misfit",
         )
     net.load_state_dict(state, strict=False)
 
 
-def _misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+def _describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """The differences between two state dicts in names and shapes, as text; empty if there are none."""
     groups = {
-        "missing": [k for k in wanted if k not in found],
-        "unknown": [k for k in found if k not in wanted],
-        "of another shape": [k for k in wanted if k in found and wanted[k].shape != found[k].shape],
+        "missing": [k for k in expected if k not in found],
+        "unexpected": [k for k in found if k not in expected],
+        "of another shape": [k for k in expected if k in found and expected[k].shape != found[k].shape],
     }
     return "; ".join(
-        f"{len(keys)} of {len(wanted)} entries {what}: {', '.join(keys[:4])}{', …' if len(keys) > 4 else ''}"
-        for what, keys in groups.items()
+        f"{len(keys)} {kind} (of {len(expected)} entries): {', '.join(keys[:4])}{', …' if len(keys) > 4 else ''}"
+        for kind, keys in groups.items()
         if keys
     )
 
 
 def load_reference_state(net: Promise, state_dict: Mapping[str, Tensor]) -> None:
-    """Load the original's full state dict, strictly, old key names too.
+    """Load a full state dict of the reference implementation strictly; its older key names are accepted.
 
-    ``module.`` prefixes and ``{"state_dict": …}`` are unwrapped. Entries that the original holds but this net has
-    no use for (its second linear head, ``norm2``, the prompter of an APM_IPS checkpoint in a GT net) are kept
-    aside, so that :func:`to_reference_state` gives them back unchanged.
+    ``module.`` prefixes and ``{"state_dict": …}`` are unwrapped. Entries of the reference implementation that this
+    net does not use (the second linear head, ``norm2``, the prompter of an APM_IPS checkpoint in a GT net) are
+    stored in ``net.reference_unused``, and :func:`to_reference_state` returns them unchanged.
 
     Raises:
-        UserError: entries missing, unknown or of another shape, as one readable report.
+        UserError: entries are missing, unexpected or of another shape; one error lists all of them (code
+            ``checkpoint-misfit``).
     """
     inner = state_dict.get("state_dict", state_dict)
     assert isinstance(inner, Mapping)
     state = {name.removeprefix("module."): value for name, value in inner.items()}
-    ours: dict[str, Tensor] = {}
+    known: dict[str, Tensor] = {}
     unused: dict[str, Tensor] = {}
-    strangers = {}
-    wanted = net.state_dict()
+    unexpected: dict[str, Tensor] = {}
+    expected = net.state_dict()
     for name, value in state.items():
         own = f"sam.{name}" if name.startswith(SAM_PARTS) else own_name(name)
-        if own is not None and own in wanted:
-            ours[own] = value
+        if own is not None and own in expected:
+            known[own] = value
         elif is_reference_name(name):
             unused[name] = value
         else:
-            strangers[name] = value
-    faults = _misfits(wanted, {**ours, **strangers})
+            unexpected[name] = value
+    faults = _describe_mismatch(expected, {**known, **unexpected})
     if faults:
         raise UserError(
-            f"the original's state dict does not fit this net: {faults}. Is it the right net and backbone?",
+            f"the state dict of the reference implementation does not match this net: {faults}. "
+            "Pass its net and backbone with --net and --sam.",
             code="checkpoint-misfit",
         )
     if net.ips is None and any(name.startswith("ips.") for name in map(own_name, unused) if name):
-        log.warning("the original's file holds an IPS, which this net has not: it is left aside.")
-    net.load_state_dict(ours)
+        log.warning("the file contains an IPS module, which this net does not use: it is ignored.")
+    net.load_state_dict(known)
     net.reference_unused = unused
 
 
 def to_reference_state(net: Promise) -> dict[str, Tensor]:
-    """The net's full state dict under the original's names.
+    """The net's full state dict under the names of the reference implementation.
 
-    Entries that only the original has are those that were loaded, or absent where none were.
+    Entries that only the reference implementation has are included if :func:`load_reference_state` read them.
     """
     state = {}
     for name, value in net.state_dict().items():
@@ -257,31 +272,31 @@ def to_reference_state(net: Promise) -> dict[str, Tensor]:
     return {**state, **net.reference_unused}
 
 
-def _load_original(path: Path, net_name: str | None, sam: str | None, precision: str) -> tuple[Promise, Metadata]:
+def _load_reference_file(path: Path, net_name: str | None, sam: str | None, precision: str) -> tuple[Promise, Metadata]:
     if path.is_dir():
         best = path / "best.safetensors"
         hint = f" Did you mean {best}?" if best.is_file() else ""
         raise UserError(f"{path} is a folder, not a checkpoint.{hint}", code="is-a-folder")
     if path.name == "resume.pt":
         raise UserError(
-            f"{path} is what --resume starts from; evaluate best.safetensors or last.safetensors beside it.",
+            f"{path} is the training state for --resume. Use best.safetensors or last.safetensors in the same folder.",
             code="resume-state",
         )
     state = read_state_dict(path)
     if all(name.startswith(SAM_PARTS) for name in state):
         raise UserError(
-            f"{path} holds SAM's own weights and no learned parts: pass it with --sam-checkpoint.",
+            f"{path} holds weights of SAM and no learned parts. Pass it with --sam-checkpoint.",
             code="sam-weights-only",
         )
     if net_name is None:
         raise UserError(
-            f"{path} does not say which net it holds: name it with --net ({', '.join(NETS)}).", code="net-not-named"
+            f"{path} does not contain the name of its net. Pass --net ({', '.join(NETS)}).", code="net-not-named"
         )
-    spec, spelt = parse_net_name(net_name)
+    spec, backbone = parse_net_name(net_name)
     points = _count_points(state)
-    sam_name = sam or spelt or "vit_b"
+    sam_name = sam or backbone or "vit_b"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the file brings SAM's weights with it
+        warnings.simplefilter("ignore", RuntimeWarning)  # the file contains SAM's weights
         net = build_net(spec.name, sam=sam_name, num_points=points, sam_checkpoint=None, precision=precision, seed=0)
     try:
         load_reference_state(net, state)

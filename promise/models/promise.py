@@ -1,4 +1,4 @@
-"""Joins a frozen SAM with a prompter and a token shift; knows no net names, no masks, no configuration."""
+"""The net: a frozen SAM with an optional prompter and an optional token shift."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from promise.types import Encoded, Points, Prediction, Prompted, Prompts, to_pre
 
 
 class Promise(nn.Module):
-    """A promptable net: SAM frozen, with an Auto-Prompting Module or without, with a token shift or without."""
+    """A frozen SAM with an optional prompter (Auto-Prompting Module) and an optional token shift."""
 
     def __init__(
         self,
@@ -27,40 +27,40 @@ class Promise(nn.Module):
         ips: nn.Module | None = None,
         precision: str = "fp32",
     ) -> None:
-        """Join the parts.
+        """Assemble the net.
 
         Args:
             sam: the frozen SAM.
-            apm: the prompter, or ``None``: prompts must be given.
-            ips: embedding (B, C, E, E) → token shift (B, 4, C), or ``None``: no shift.
-            precision: ``fp32``, ``bf16`` or ``fp16``: what matrix products and convolutions run in.
+            apm: the prompter; ``None``: prompts must be passed to :meth:`forward` and :meth:`decode`.
+            ips: embedding (B, C, E, E) → token shift (B, 4, C); ``None``: no shift.
+            precision: type of matrix products and convolutions: ``fp32``, ``bf16`` or ``fp16``.
         """
         super().__init__()
         self.sam = sam
         self.apm = apm
         self.ips = ips
         self.precision = precision
-        if precision != "fp32":  # as promise.types.to_preferred_memory_format has it
+        if precision != "fp32":  # see promise.types.to_preferred_memory_format
             for part in (apm, sam.mask_decoder):
                 if part is not None:
                     part.to(memory_format=torch.channels_last)
-        # Entries of a loaded original state dict that this net has no use for; see promise.models.checkpoint.
+        # Unused entries of a loaded state dict of the reference implementation; see promise.models.checkpoint.
         self.reference_unused: dict[str, Tensor] = {}
 
     def compile_parts(self) -> None:
-        """Have ``torch.compile`` make kernels of what runs at every step; names of weights stay, values to rounding.
+        """Compile the parts that run at every step with ``torch.compile``; results are the same up to rounding.
 
-        The first step takes a minute or so longer. The encoder is compiled too, but not on a CPU, where its strips
-        fit the cache as they are.
+        State-dict names do not change. The first step takes about a minute longer. The encoder is compiled too,
+        except on a CPU, where its strips already fit the cache.
 
         Raises:
-            UserError: on a CPU without a C++ compiler.
+            UserError: no C++ compiler is installed, and the net is on a CPU (code ``no-compiler``).
         """
         device = next(self.sam.parameters()).device
         names = (os.environ.get("CXX", "g++"), "c++", "clang++", "cl")
         if device.type == "cpu" and not any(map(shutil.which, names)):
             raise UserError(
-                "--compile needs a C++ compiler on a CPU, such as g++: install one, or drop --compile.",
+                "--compile requires a C++ compiler on a CPU, such as g++. Install one, or drop --compile.",
                 code="no-compiler",
             )
         prompter = None if self.apm is None else self.apm.compiled_part()
@@ -71,7 +71,7 @@ class Promise(nn.Module):
 
     @property
     def needs_prompts(self) -> bool:
-        """Whether prompts must be given, since no part of the net makes them."""
+        """Whether prompts must be passed, because the net has no prompter."""
         return self.apm is None
 
     @property
@@ -80,7 +80,7 @@ class Promise(nn.Module):
         return self.apm is not None and self.apm.needs_taps
 
     def learned_state(self) -> dict[str, Tensor]:
-        """What was learned: all of APM and IPS, and the parts of SAM that a freeze switch released."""
+        """State dict of the learned parts: the prompter, the token shift, and the parts of SAM that are not frozen."""
         trained = tuple(f"sam.{part}." for part in self.sam.trained_parts)
         return {
             name: value
@@ -89,20 +89,20 @@ class Promise(nn.Module):
         }
 
     def encode(self, image: Tensor) -> Encoded:
-        """Encode (B, 3, S, S) images, with taps where the prompter reads them."""
+        """Encode images (B, 3, S, S), normalised as the backbone requires; taps are kept if the prompter reads them."""
         with self._autocast(image.device):
             return self.sam.encode(image, taps=self.needs_taps)
 
     def decode(self, encoded: Encoded, prompts: Prompts | None = None, *, mask_index: int = 0) -> Prediction:
-        """Prompt and decode.
+        """Decode masks from prompts.
 
         Args:
             encoded: what :meth:`encode` returned.
-            prompts: in input pixels; ``None`` asks the net's prompter.
+            prompts: in input pixels; ``None`` uses those of the net's prompter.
             mask_index: which of SAM's three multimask masks to compute, 0 to 2.
 
         Raises:
-            UserError: no prompts were given and the net has no prompter.
+            UserError: ``prompts`` is ``None`` and the net has no prompter (code ``no-prompter``).
         """
         if self.precision == "fp32" and encoded.embedding.dtype != torch.float32:  # stored in 16 bits
             encoded = encoded.map(lambda x: to_preferred_memory_format(x.float()))
@@ -120,13 +120,13 @@ class Promise(nn.Module):
         return Prediction(logits, iou, prompted.prompts, ious, prompted.lesion_logits)
 
     def prompt(self, encoded: Encoded) -> Prompted:
-        """The net's own prompts for encoded images.
+        """Predict prompts for encoded images with the net's prompter.
 
         Raises:
-            UserError: the net has no prompter.
+            UserError: the net has no prompter (code ``no-prompter``).
         """
         if self.apm is None:
-            raise UserError("this net has no prompter: give it prompts, such as points or boxes.", code="no-prompter")
+            raise UserError("this net has no prompter: pass prompts, such as points or boxes.", code="no-prompter")
         with self._autocast(encoded.embedding.device):
             prompted: Prompted = self.apm(encoded)
         return prompted
@@ -139,9 +139,10 @@ class Promise(nn.Module):
         points: Points | None = None,
         mask_index: int = 0,
     ) -> Prediction:
-        """Encode (B, 3, S, S) images, unless features are given, and decode; arguments as in :meth:`decode`.
+        """Encode and decode; the arguments are those of :meth:`decode`.
 
-        ``points=…``, or ``Points`` in place of ``Prompts``, is short for ``Prompts(points=…)``.
+        ``image`` is a batch (B, 3, S, S) or its features, which :meth:`encode` returned. ``points=…``, or ``Points``
+        instead of ``Prompts``, is short for ``Prompts(points=…)``.
         """
         if points is not None:
             prompts = points

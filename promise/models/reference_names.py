@@ -1,10 +1,10 @@
-"""The original's state-dict names beside ours, for the learned parts; knows strings only."""
+"""Conversion of the state-dict names of learned parts to and from those of the reference implementation."""
 
 from __future__ import annotations
 
 import re
 
-# Ours → the original's, first match counts. SAM's own names are the same in both.
+# Own name → name in the reference implementation; the first match applies. Names of SAM's entries are the same.
 _TO_REFERENCE = (
     (r"ips\.(.+)", r"ips_ffn.\1"),
     (r"apm\.head\.(fusion_conv\d\..+)", r"apm_feature_map.\1"),
@@ -18,7 +18,7 @@ _TO_REFERENCE = (
     (r"apm\.head\.(.+)", r"apm_cross.\1"),
 )
 _FROM_REFERENCE = (
-    (r"(?:ips_)?ffn\.(.+)", r"ips.\1"),  # older checkpoints say ffn.
+    (r"(?:ips_)?ffn\.(.+)", r"ips.\1"),  # ffn. in older checkpoints
     (r"apm_feature_map\.(.+)", r"apm.head.\1"),
     (r"apm_resnet\.(.+)\.shortcut\.(.+)", r"apm.head.resnet.\1.downsample.\2"),
     (r"apm_resnet\.(.+)", r"apm.head.resnet.\1"),
@@ -29,7 +29,7 @@ _FROM_REFERENCE = (
     (r"apm_cross_prompt\.(.+)", r"apm.head.score.\1"),
     (r"apm_cross\.(.+)", r"apm.head.\1"),
 )
-# What the original registers and never uses.
+# Entries that the reference implementation registers and never uses.
 _UNUSED = re.compile(r"apm_resnet\.fc2\.|apm_cross\.layers\.\d\.norm2\.")
 
 
@@ -42,15 +42,15 @@ def _rename(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
 
 
 def reference_name(own: str) -> str:
-    """Our name of a learned entry → the original's; a name it has no word for is kept."""
+    """The reference implementation's name of a learned entry; a name without a counterpart is returned unchanged."""
     return _rename(own, _TO_REFERENCE) or own
 
 
 def own_name(reference: str) -> str | None:
-    """The original's name of a learned entry → ours; ``None`` for what it never uses and for strangers."""
+    """The own name of a learned entry; ``None`` if the entry is unknown, or unused in the reference implementation."""
     return None if _UNUSED.match(reference) else _rename(reference, _FROM_REFERENCE)
 
 
 def is_reference_name(name: str) -> bool:
-    """Whether the original has such a learned entry, used or not."""
+    """Whether the reference implementation has a learned entry of this name, used or not."""
     return _rename(name, _FROM_REFERENCE) is not None

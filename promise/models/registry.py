@@ -1,7 +1,7 @@
-"""The net_name table: a name → a built net; knows no data and no training.
+"""The table of nets, and functions that build a net from its name.
 
-A net is a row of :data:`NETS`: which prompter, whether a token shift, whose prompts it is meant for, and the prompter's
-own loss.
+A net is a row of :data:`NETS`: its prompter, whether it has a token shift, where its prompts come from, and the loss of
+its prompter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DEFAULT_POINTS = 16  # the published setting
 
 # (backbone, number of points, their labels) → a prompter with fresh weights
 BuildPrompter: TypeAlias = Callable[[Backbone, int, tuple[int, ...]], Prompter]
-# (prediction, its batch) → a scalar: a prompter's own loss, added to that of the mask while training
+# (prediction, its batch) → a scalar: the loss of a prompter, which is added to the mask loss in training
 PromptLoss: TypeAlias = Callable[[Prediction, Batch], Tensor]
 
 
@@ -48,16 +48,16 @@ def cross_prompter(backbone: Backbone, num_points: int, labels: tuple[int, ...])
 
 @dataclass(frozen=True)
 class NetSpec:
-    """One row of the net_name table."""
+    """One row of the table of nets."""
 
     name: str
-    prompter: BuildPrompter | None = None  # None: prompts must be given
+    prompter: BuildPrompter | None = None  # None: prompts must be passed
     token_shift: bool = False
-    prompts: str = "auto"  # where prompts come from: "auto" the net's prompter, "oracle" the ground truth
+    prompts: str = "auto"  # source of the prompts: "auto": the net's prompter, "oracle": the ground truth
     trainable: bool = True
     aliases: tuple[str, ...] = ()
     prompt_loss: PromptLoss | None = None
-    # The nets whose checkpoints this one takes its token shift from, to be evaluated with ground-truth prompts.
+    # Nets whose checkpoints can be loaded for their token shift, to evaluate it with ground-truth prompts.
     learned_by: tuple[str, ...] = ()
 
 
@@ -89,13 +89,13 @@ def register(spec: NetSpec) -> NetSpec:
 
 
 def parse_net_name(name: str) -> tuple[NetSpec, str | None]:
-    """Look a net up by its name or by the original's spelling ``SAM_vit-b_<net>_train``.
+    """Look up a net by its name or by the reference implementation's long name ``SAM_vit-b_<net>_train``.
 
     Returns:
-        The table's row, and the backbone that the long spelling names (``None`` for a short one).
+        The row of the table, and the backbone in a long name (``None`` for a short name).
 
     Raises:
-        UserError: an unknown name; lists the known ones and the nearest.
+        UserError: the name is unknown; the error lists the known names and the nearest.
     """
     long = _LONG.match(name)
     short = long["net"] if long else name
@@ -105,18 +105,19 @@ def parse_net_name(name: str) -> tuple[NetSpec, str | None]:
 
 
 def resolve_sam(name: str, sam: str | None) -> str:
-    """The backbone's name: what was asked for, else what the net's long spelling names, else the default.
+    """The name of the backbone: ``sam`` if it is not ``None``, else the one in the net's long name, else the default.
 
     Raises:
-        UserError: the two contradict each other.
+        UserError: ``sam`` and the long name differ (code ``backbone-contradicts-net``).
     """
-    _, spelt = parse_net_name(name)
-    if sam is not None and spelt is not None and not sam.endswith(spelt):
+    _, backbone = parse_net_name(name)
+    if sam is not None and backbone is not None and not sam.endswith(backbone):
         raise UserError(
-            f"--net {name} names the backbone {spelt}, but --sam says {sam}: drop one of the two.",
+            f"--net {name} names the backbone {backbone}, but --sam is {sam}. Drop --sam, or use the short name of the "
+            "net.",
             code="backbone-contradicts-net",
         )
-    return sam or spelt or DEFAULT_SAM
+    return sam or backbone or DEFAULT_SAM
 
 
 def build_parts(
@@ -143,27 +144,28 @@ def build_net(
     """Assemble a net on a frozen SAM.
 
     Args:
-        name: a net of the table, or the original's long spelling.
-        sam: backbone; see :data:`promise.models.sam.backbones.BACKBONES`. Default: as the long spelling says,
-            else ``lite_medsam``.
-        num_points: point prompts an image: 1 or an even number.
-        point_labels: labels of automatic prompts, 1 or 0 each; default half positive, half negative.
-        sam_checkpoint: ``"auto"`` finds or fetches the published weights, a path loads that file (for backbones
-            ``hf_…`` a folder or a name on the Hugging Face hub), ``None`` leaves SAM random, with a warning.
+        name: a net of the table, or a long name of the reference implementation.
+        sam: backbone; see :data:`promise.models.sam.backbones.BACKBONES`. Default: the one in the long name, else
+            ``lite_medsam``.
+        num_points: point prompts per image: 1 or an even number.
+        point_labels: labels of automatic points, 1 or 0 each; default: half positive, half negative.
+        sam_checkpoint: ``"auto"`` finds or downloads the published weights, a path loads that file (for backbones
+            ``hf_…`` a folder or a name on the Hugging Face hub), ``None`` leaves SAM's weights random, with a warning.
         freeze: which parts of SAM stay frozen: ``all``, ``encoder+decoder``, ``encoders``, ``encoder``, ``none``, or
             the code ``FZ0`` … ``FZ4``; see :class:`promise.models.sam.frozen.FrozenSam`.
         precision: ``fp32``, ``bf16``, ``fp16``.
-        seed: of the learned parts' first weights; ``None`` draws from torch's global generator.
+        seed: seed of the initial weights of the learned parts; ``None`` uses torch's global generator.
 
     Returns:
-        The net, learned parts in training mode, SAM always in evaluation mode, on the CPU.
+        The net on the CPU: the learned parts in training mode, SAM in evaluation mode.
 
     Raises:
-        UserError: an unknown name or count, or weights that cannot be had or do not fit.
+        MissingFileError: the weights, or a package that the backbone requires, are missing.
+        UserError: a name is unknown, a number of points is invalid, or the weights do not match the backbone.
     """
     spec, _ = parse_net_name(name)
     backbone = get_backbone(resolve_sam(name, sam))
-    fixed_labels(num_points, point_labels)  # before the slow part
+    fixed_labels(num_points, point_labels)  # fail before the slow part
     frozen = FrozenSam(build_sam(backbone, sam_checkpoint), backbone, freeze=freeze)
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
@@ -173,7 +175,7 @@ def build_net(
 
 
 def list_nets(sam: str | None = None, num_points: int = DEFAULT_POINTS) -> str:
-    """The table of nets with the number of trainable parameters on one backbone, as text."""
+    """The table of nets as text, with the number of trainable parameters on one backbone."""
     backbone = get_backbone(sam or DEFAULT_SAM)
     lines = [f"{'net':<18} {'prompts':<8} {'train':<6} {'trainable parameters':>20}   learned parts"]
     for spec in NETS.values():
@@ -184,5 +186,5 @@ def list_nets(sam: str | None = None, num_points: int = DEFAULT_POINTS) -> str:
         lines.append(
             f"{spec.name:<18} {spec.prompts:<8} {'yes' if spec.trainable else 'no':<6} {count:>20,}   {learned}"
         )
-    lines.append(f"on {backbone.name} with {num_points} points; APM_IPS_GT_* take IPS from an APM_IPS checkpoint")
+    lines.append(f"on {backbone.name} with {num_points} points; APM_IPS_GT_* load the IPS of an APM_IPS checkpoint")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Incremental Pattern Shifting: image embedding → token shift; knows nothing of SAM's insides."""
+"""Incremental Pattern Shifting (IPS): a token shift computed from the image embedding."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from torch import Tensor, nn
 
 
 class IncrementalPatternShifting(nn.Module):
-    """Pooled embedding → two linear layers → one shift for each of SAM's mask tokens.
+    """Two linear layers that map the pooled embedding to a shift of each of SAM's mask tokens.
 
     Source: the ProMISe paper (arXiv 2403.04164), Incremental Pattern Shifting.
     """
 
     def __init__(self, *, channels: int = 256, tokens: int = 4) -> None:
-        """Size the block: ``channels`` of the embedding and of a token, ``tokens`` mask tokens of the decoder."""
+        """Create the block with fresh weights.
+
+        Args:
+            channels: channels of the embedding and of a token, C.
+            tokens: number of mask tokens of the decoder.
+        """
         super().__init__()
         self.tokens = tokens
         self.lin1 = nn.Linear(channels, tokens * channels)
         self.lin2 = nn.Linear(tokens * channels, tokens * channels)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Map an embedding (B, C, E, E) to a shift (B, tokens, C), one for each image."""
+        """Map an embedding (B, C, E, E) to a shift (B, tokens, C)."""
         pooled = embedding.mean(dim=(2, 3))
         shift: Tensor = self.lin2(torch.nn.functional.gelu(self.lin1(pooled)))
         return shift.view(shift.shape[0], self.tokens, -1)

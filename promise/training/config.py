@@ -167,12 +167,12 @@ def parse_labels(text: str | None) -> tuple[int, ...] | None:
     """``1-1-0-0`` (or with commas or blanks) → (1, 1, 0, 0).
 
     Raises:
-        UserError: something else than integers, code ``invalid-point-labels``.
+        UserError: the text contains something other than integers (code ``invalid-point-labels``).
     """
     if text is None:
         return None
     try:
         return tuple(int(v) for v in text.replace(",", "-").replace(" ", "-").split("-") if v)
     except ValueError:
-        message = f"--point-labels wants 0s and 1s such as 1-1-0-0, got {text!r}."
+        message = f"--point-labels must be 0s and 1s such as 1-1-0-0, got {text!r}."
         raise UserError(message, code="invalid-point-labels") from None

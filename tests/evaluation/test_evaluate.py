@@ -300,7 +300,7 @@ def test_the_checkpoints_pixel_recipe_is_used(run, build, tmp_path: Path) -> Non
         ({"ckpt": None}, ["missing-net"], ["--ckpt", "--net"]),
         ({"split_csv": ()}, ["missing-split-csv"], ["--split-csv"]),
         ({"net": "SAMM"}, ["unknown-net"], ["'SAMM'"]),
-        ({"net": "APM_IPS_GT_cross", "prompts": "auto"}, [], ["APM_IPS_GT_cross", "--prompts gt"]),
+        ({"net": "APM_IPS_GT_cross", "prompts": "auto"}, [], ["APM_IPS_GT_cross", "--prompts: gt"]),
         ({"recipe": "train2_color"}, ["augmenting-recipe"], ["--recipe train2_color"]),
         ({"batch_size": 0}, ["number-too-small"], ["--batch-size must be at least 1"]),
         ({"postprocess": "opn:5"}, [], ["opn"]),

@@ -313,7 +313,7 @@ def test_an_unreadable_image_does_not_stop_the_rest(ckpt, scans, tmp_path, capsy
     (scans / "cut.png").write_bytes(whole)
     (scans / "empty.png").unlink()
     assert main(common) == 0
-    assert capsys.readouterr().out == f"1 mask made, 3 already existed: {tmp_path / 'out/masks'}\n"
+    assert capsys.readouterr().out == f"1 mask written, 3 already existed: {tmp_path / 'out/masks'}\n"
     assert np.array_equal(read_mask(tmp_path / "out/masks/cut.png"), read_mask(tmp_path / "out/masks/a.png"))
 
 

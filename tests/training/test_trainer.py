@@ -775,7 +775,7 @@ def test_images_in_both_train_and_val_cause_a_warning(run: Train, phantoms: Path
             (data / name).write_bytes((phantoms.parent / name).read_bytes())
     (data / "split.csv").write_text("\n".join([*lines, "images/copy.png,val,masks/copy.png"]) + "\n")
     run(split_csv=str(data / "split.csv"), epochs=1)
-    expected = "1 of the 4 validation images is also"
+    expected = "1 of the 4 validation images are also"
     assert caplog.text.count(expected) == 1
     record = json.loads((tmp_path / "run/environment.json").read_text())
     assert [words[: len(expected)] for words in record["warnings"]] == [expected]

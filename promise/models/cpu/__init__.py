@@ -1,6 +1,6 @@
-"""A net arranged for CPUs: the same weights and, to rounding, the same results, in a fraction of the time.
+"""Faster implementations for CPUs, with the same weights and the same results up to rounding.
 
-One door: :func:`optimize_for_cpu`. The commands use it; for the library it is optional.
+The entry point is :func:`optimize_for_cpu`. The commands call it; users of the library may.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from promise.models.sam.adapter import Encode, Fuse
 from promise.models.sam.lite_medsam import encode_tiny_vit
 from promise.models.sam.segment_anything import encode_vit
 
-# How an encoder is run block by block → how it is arranged for inference.
+# The block-by-block implementation of an encoder → its fused implementation for inference.
 FUSED: dict[Encode, Fuse] = {encode_vit: FusedViT, encode_tiny_vit: FusedTinyViT}
 
 
 def optimize_for_cpu(net: Promise) -> Promise:
-    """Rearrange a net in place; its weights, their names and its interface stay.
+    """Optimise a net in place; weights, state-dict names and interface do not change.
 
-    A frozen image encoder runs fused, strip by strip in the cache; the large convolutions of a prompter learn by
-    Winograd's algorithm in fp32. Results agree with the plain net to rounding (1e-4 in fp32). Call it before
-    an optimiser is built or after, on any device: Winograd's algorithm is used on CPUs alone.
+    A frozen image encoder runs fused, strip by strip within the CPU's cache. In fp32, the large convolutions of a
+    prompter use Winograd's algorithm during training. Results agree with the unmodified net up to rounding (1e-4 in
+    fp32). The function can be called before or after the optimiser is built, and on any device: Winograd's algorithm
+    is used on CPUs only.
 
     Returns:
         The same net.

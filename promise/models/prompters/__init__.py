@@ -1,1 +1,1 @@
-"""Prompters: modules that place a net's prompts, one file each."""
+"""Prompters: modules that predict the prompts of a net, one per file."""

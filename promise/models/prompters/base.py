@@ -1,4 +1,4 @@
-"""What a prompter is: encoded images → prompts. And the frame that makes one of a head that regresses points."""
+"""The base class of prompters, which map encoded images to prompts, and the prompter that wraps a point head."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from promise.types import Encoded, Points, Prompted, Prompts
 
 
 class Prompter(nn.Module):
-    """The Auto-Prompting Module of a net: a module that places prompts.
+    """The Auto-Prompting Module of a net: a module that predicts prompts.
 
-    Its weights are in checkpoints under ``apm.``. Subclasses implement :meth:`forward` and may read the embedding and
-    the taps; a class that does not read the taps sets ``needs_taps = False``, and none are computed for it.
+    Checkpoints contain its weights under ``apm.``. Subclasses implement :meth:`forward` and may read the embedding and
+    the taps. A class that does not read the taps sets ``needs_taps = False``; then none are computed.
     """
 
     needs_taps = True
@@ -25,12 +25,12 @@ class Prompter(nn.Module):
         raise NotImplementedError
 
     def compiled_part(self) -> nn.Module:
-        """What ``--compile`` compiles: the whole module, unless a part suits ``torch.compile`` better."""
+        """The module that ``--compile`` compiles: by default the whole prompter; a subclass may return a part."""
         return self
 
 
 class PointPrompter(Prompter):
-    """A head that regresses relative positions, and labels that are fixed by position.
+    """A head that regresses the positions of points; the labels of the points are fixed.
 
     Source: the ProMISe paper (arXiv 2403.04164), Auto-Prompting Module.
     """
@@ -38,7 +38,7 @@ class PointPrompter(Prompter):
     label: Tensor
 
     def __init__(self, head: nn.Module, *, labels: Sequence[int], image_size: int) -> None:
-        """Join a head with its labels.
+        """Combine a head with its labels.
 
         Args:
             head: taps, shallow to deep, each (B, C_i, E, E) → scores (B, P, 2), whose sigmoid is the position in the
@@ -52,29 +52,30 @@ class PointPrompter(Prompter):
         self.register_buffer("label", torch.tensor(labels, dtype=torch.int64), persistent=False)
 
     def forward(self, encoded: Encoded) -> Prompted:
-        """Place P points in each image."""
+        """Predict P points in each image."""
         xy = torch.sigmoid(self.head(encoded.taps)) * self.image_size
         return Prompted(Prompts(Points(xy, self.label.expand(xy.shape[0], -1))))
 
     def compiled_part(self) -> nn.Module:
-        """The head."""
+        """The head, without the conversion to pixels."""
         return self.head
 
 
 def fixed_labels(num_points: int, values: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """Labels of automatic points, fixed by position: the first half positive, the rest negative; 1 point is positive.
+    """Labels of automatic points: the first half positive, the second half negative; a single point is positive.
 
     Args:
         num_points: 1 or any even number.
         values: other labels, one per point, each 0 or 1 (the reference implementation's ``point_value``).
 
     Raises:
-        UserError: an odd count above 1, or values that do not fit.
+        UserError: an odd count above 1 (code ``number-of-points``), or values that do not match the count or are
+            neither 0 nor 1 (code ``point-labels``).
     """
     if values is not None:
         if len(values) != num_points or not set(values) <= {0, 1}:
             raise UserError(
-                f"--point-labels needs {num_points} values of 0 or 1, as many as --num-points; got {len(values)}: "
+                f"--point-labels must have {num_points} values of 0 or 1, as many as --num-points; got {len(values)}: "
                 f"{'-'.join(map(str, values))}.",
                 code="point-labels",
             )

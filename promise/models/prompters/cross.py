@@ -1,4 +1,4 @@
-"""The cross-attention prompter of the paper: learned queries that look at one tap after another.
+"""The cross-attention head of the paper: learned queries attend to one tap after another.
 
 Source: the ProMISe paper (arXiv 2403.04164), Auto-Prompting Module.
 """
@@ -13,17 +13,22 @@ from torch.nn import functional as F
 
 
 class CrossHead(nn.Module):
-    """Learned queries that attend to the deepest tap first, then to ever finer maps of the shallower ones."""
+    """Learned queries that attend to the deepest tap first, then to upsampled maps of the shallower taps."""
 
     def __init__(self, *, tap_channels: Sequence[int], num_points: int) -> None:
-        """Size the head for taps of these channels (shallow to deep) and this many points."""
+        """Create the head with fresh weights.
+
+        Args:
+            tap_channels: channels of the taps, shallow to deep.
+            num_points: number of points, P.
+        """
         super().__init__()
         width = tap_channels[-1]
         levels = len(tap_channels)
         self.query_feat = nn.Embedding(num_points, width)
         self.query_embedding = nn.Embedding(num_points, width)
         self.level_embedding = nn.Embedding(levels, width)
-        # Level i counts from the deepest tap and is enlarged i times; SAM's ViTs need no projection.
+        # Level 0 is the deepest tap; level i is enlarged i times. Taps of SAM's ViTs need no projection.
         deep_first = tuple(reversed(tap_channels))
         self.project = nn.ModuleList(nn.Identity() if c == width else nn.Conv2d(c, width, 1) for c in deep_first)
         self.enlarge = nn.ModuleList(nn.Sequential(*(Enlarge(width) for _ in range(i))) for i in range(levels))
@@ -46,7 +51,7 @@ class CrossHead(nn.Module):
 
 
 class Enlarge(nn.Module):
-    """Double the side of a map and lose its border: (B, C, H, H) → (B, C, 2H - 2, 2H - 2)."""
+    """Double the side of a map and crop its border: (B, C, H, H) → (B, C, 2H - 2, 2H - 2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -60,7 +65,7 @@ class Enlarge(nn.Module):
 
 
 class CrossLayer(nn.Module):
-    """Cross-attention and a two-layer perceptron, each with its residual and its norm behind it."""
+    """Cross-attention and a two-layer perceptron, each followed by its residual addition and normalisation."""
 
     def __init__(self, width: int, *, head_width: int = 64) -> None:
         super().__init__()
@@ -68,30 +73,30 @@ class CrossLayer(nn.Module):
         self.lin1 = nn.Linear(width, 4 * width)
         self.lin2 = nn.Linear(4 * width, width)
         self.norm1 = nn.LayerNorm(width)
-        self.norm3 = nn.LayerNorm(width)  # the original's name; its norm2 is never used
+        self.norm3 = nn.LayerNorm(width)  # the reference implementation's name; its norm2 is never used
 
     def forward(self, query: Tensor, position: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Update queries (B, P, C) with learned positions (P, C) from keys and values (B, N, C)."""
-        seen, _ = self.cross_attention(query + position, key, value, need_weights=False)
-        query = self.norm1(query + seen)
+        attended, _ = self.cross_attention(query + position, key, value, need_weights=False)
+        query = self.norm1(query + attended)
         updated: Tensor = self.norm3(query + self.lin2(F.gelu(self.lin1(query))))
         return updated
 
 
 def sine_position(height: int, width: int, channels: int, device: torch.device) -> Tensor:
-    """The sine position code of the cross head: (height·width, channels), y half before x half.
+    """Sine positional encoding of a map: (height·width, channels), y in the first half of the channels, x in the second.
 
-    Coordinates count from 1, over the side + 1e-6, times 2π; divided by 1, 2, 3, … (no temperature), sine on
-    even and cosine on odd columns.
+    Coordinates count from 1 and are scaled by 2π / (side + 1e-6), then divided by 1, 2, 3, … (no temperature). Even
+    channels are the sine, odd channels the cosine.
     """
     half = channels // 2
     divisor = torch.arange(1, half + 1, device=device, dtype=torch.float32)
 
-    def code(side: int) -> Tensor:
-        at = torch.arange(1, side + 1, device=device, dtype=torch.float32) / (side + 1e-6) * (2 * torch.pi)
-        angle = at[:, None] / divisor
+    def encode(side: int) -> Tensor:
+        position = torch.arange(1, side + 1, device=device, dtype=torch.float32) / (side + 1e-6) * (2 * torch.pi)
+        angle = position[:, None] / divisor
         return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
 
-    y = code(height)[:, None, :].expand(-1, width, -1)
-    x = code(width)[None, :, :].expand(height, -1, -1)
+    y = encode(height)[:, None, :].expand(-1, width, -1)
+    x = encode(width)[None, :, :].expand(height, -1, -1)
     return torch.cat((y, x), dim=2).flatten(0, 1)

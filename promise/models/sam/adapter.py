@@ -25,7 +25,7 @@ Run = Callable[[Any, Tensor], Tensor]  # (block, its input) -> its output
 # (image_encoder, image (B, 3, S, S), numbers of the tapped blocks, how to run a block)
 Encode = Callable[[Any, Tensor, tuple[int, ...], Run], Maps]
 Fused = Callable[[Tensor, tuple[int, ...]], Maps]
-# (image_encoder, dtype) -> the frozen encoder, arranged for inference: (image, tap blocks) gives the same maps
+# (image_encoder, dtype) -> the fused encoder for inference, which maps (image, tap blocks) to the same maps
 Fuse = Callable[[Any, torch.dtype], Fused]
 
 POINT_LABELS = (-1, 0, 1, 2, 3)  # padding, background, foreground, a box's first corner, its second corner
@@ -39,14 +39,14 @@ class Adapter(ABC):
         """Read SAM's weights.
 
         Args:
-            source: what the user passes as ``--sam-checkpoint``.
+            source: the value of ``--sam-checkpoint``.
 
         Returns:
             A state dict with the names of the module that :attr:`Backbone.build` returns.
 
         Raises:
             MissingFileError: nothing is found at ``source``.
-            UserError: it cannot be read.
+            UserError: the source cannot be read.
         """
 
     @abstractmethod
@@ -74,7 +74,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def tokens(self, mask_decoder: Any) -> Tensor:
-        """The decoder's learned tokens (1 + M, C): that of the quality first, then those of the masks."""
+        """The decoder's learned tokens (1 + M, C): the quality token first, then the mask tokens."""
 
     @abstractmethod
     def transform(
@@ -84,7 +84,7 @@ class Adapter(ABC):
 
         Args:
             mask_decoder: the decoder.
-            embedding: (B, C, E, E), the mask prompt's embedding added.
+            embedding: (B, C, E, E), including the embedding of the mask prompt.
             position: (B, C, E, E).
             tokens: (B, N, C).
 
@@ -106,16 +106,16 @@ class Adapter(ABC):
 
 
 def run_block(block: Any, x: Tensor) -> Tensor:
-    """Run a block and keep what its backward pass needs."""
+    """Run a block without gradient checkpointing."""
     out: Tensor = block(x)
     return out
 
 
 def normalise_channels(x: Tensor, norm: Any) -> Tensor:
-    """Layer normalisation over the channels of (B, C, H, W) by the fused kernel, for which channels-last maps are rows.
+    """Layer normalisation over the channels of (B, C, H, W) with PyTorch's fused kernel; fastest on channels-last maps.
 
     Args:
-        x: the map.
+        x: the map, (B, C, H, W).
         norm: a layer with ``weight``, ``bias`` and ``eps``.
     """
     rows = F.layer_norm(x.permute(0, 2, 3, 1), norm.weight.shape, norm.weight, norm.bias, norm.eps)

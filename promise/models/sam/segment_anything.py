@@ -1,7 +1,7 @@
-"""The adapter of Meta's package ``segment_anything``: the one file that knows the attributes of its classes.
+"""The adapter of Meta's package ``segment_anything``: the only file that uses attributes of its classes.
 
-It uses no private method of the package. ``tests/models/sam/test_segment_anything.py`` names the attribute that is
-missing when a release of the package moves one.
+It uses no private method of the package. If a release of the package renames an attribute,
+``tests/models/sam/test_segment_anything.py`` reports which one is missing.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SegmentAnything(Adapter):
         return read_state_dict(Path(source).expanduser())
 
     def position(self, prompt_encoder: Any, xy: Tensor) -> Tensor:
-        """By the random frequencies of ``pe_layer``."""
+        """Uses the random frequencies of ``pe_layer``."""
         position: Tensor = prompt_encoder.pe_layer.forward_with_coords(xy, prompt_encoder.input_image_size)
         return position
 
@@ -63,7 +63,7 @@ class SegmentAnything(Adapter):
         return tuple(e.weight for e in (prompt_encoder.not_a_point_embed, *prompt_encoder.point_embeddings))
 
     def mask_embedding(self, prompt_encoder: Any, masks: Tensor) -> Tensor:
-        """By ``mask_downscaling``."""
+        """Uses ``mask_downscaling``."""
         embedding: Tensor = prompt_encoder.mask_downscaling(masks)
         return embedding
 
@@ -73,7 +73,7 @@ class SegmentAnything(Adapter):
         return embedding
 
     def dense_position(self, prompt_encoder: Any) -> Tensor:
-        """By ``get_dense_pe``."""
+        """Uses ``get_dense_pe``."""
         position: Tensor = prompt_encoder.get_dense_pe()
         return position
 
@@ -84,12 +84,12 @@ class SegmentAnything(Adapter):
     def transform(
         self, mask_decoder: Any, embedding: Tensor, position: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """By ``transformer``, which returns the embedding as (B, E·E, C)."""
+        """Uses ``transformer``, which returns the embedding as (B, E·E, C)."""
         tokens, updated = mask_decoder.transformer(embedding, position, tokens)
         return tokens, updated.transpose(1, 2).reshape(embedding.shape)
 
     def upscale(self, mask_decoder: Any, embedding: Tensor) -> Tensor:
-        """By the layers of ``output_upscaling``: the second is a normalisation over channels."""
+        """Uses the layers of ``output_upscaling``; the second is a layer normalisation over channels."""
         first, norm, *rest = mask_decoder.output_upscaling
         x = normalise_channels(first(embedding), norm)
         for layer in rest:
@@ -97,11 +97,11 @@ class SegmentAnything(Adapter):
         return x
 
     def mask_weights(self, mask_decoder: Any, channel: int, token: Tensor) -> Tensor:
-        """By ``output_hypernetworks_mlps``."""
+        """Uses ``output_hypernetworks_mlps``."""
         weights: Tensor = mask_decoder.output_hypernetworks_mlps[channel](token)
         return weights
 
     def quality(self, mask_decoder: Any, token: Tensor) -> Tensor:
-        """By ``iou_prediction_head``."""
+        """Uses ``iou_prediction_head``."""
         quality: Tensor = mask_decoder.iou_prediction_head(token)
         return quality

@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from: a file, a cache, a download; knows no network architecture."""
+"""Weight files of backbones: finding, downloading, verifying, reading and hashing them."""
 
 from __future__ import annotations
 
@@ -23,40 +23,37 @@ MIRROR_VARIABLE = "PROMISE_WEIGHTS_URL"
 
 @dataclass(frozen=True)
 class Weights:
-    """A published weight file.
-
-    ``sha256`` is of the file; ``None`` where the publisher gives none, then ``size`` (bytes) is all that
-    can be checked. ``bundled`` gives the path of a file that an installed package ships.
-    """
+    """A published weight file. It is verified by its SHA-256, or by its size if the publisher provides no SHA-256."""
 
     file_name: str
     url: str | None = None
-    sha256: str | None = None
-    size: int | None = None
-    bundled: Callable[[], str] | None = None
+    sha256: str | None = None  # of the file, hex digits
+    size: int | None = None  # bytes
+    bundled: Callable[[], str] | None = None  # returns the path of a file that an installed package contains
 
 
-def weights_setting(given: Path | str | None) -> Path | str | None:
-    """``--sam-checkpoint`` as ``build_net`` takes it: nothing → ``"auto"``, ``random`` → ``None``, a path stays."""
-    if given is None:
+def weights_setting(value: Path | str | None) -> Path | str | None:
+    """Convert ``--sam-checkpoint`` for ``build_net``: ``None`` → ``"auto"``, ``random`` → ``None``, paths unchanged."""
+    if value is None:
         return "auto"
-    return None if given == "random" else given
+    return None if value == "random" else value
 
 
 def cache_folder() -> Path:
-    """Folder of downloaded weights: ``$PROMISE_CACHE`` or ``checkpoints`` in torch.hub's folder."""
-    given = os.environ.get(CACHE_VARIABLE)
-    return Path(given).expanduser() if given else Path(torch.hub.get_dir()) / "checkpoints"
+    """Folder of downloaded weights: ``$PROMISE_CACHE``, or ``checkpoints`` in the folder of torch.hub."""
+    folder = os.environ.get(CACHE_VARIABLE)
+    return Path(folder).expanduser() if folder else Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def find_weights(weights: Weights) -> Path:
-    """The weight file on this disk: bundled, cached, or downloaded to the cache and checked.
+    """The local path of a weight file: bundled, cached, or downloaded to the cache; the file is verified.
 
-    ``$PROMISE_WEIGHTS_URL`` names a mirror: the folder's URL, to which the official file name is added.
+    ``$PROMISE_WEIGHTS_URL`` is the URL of a mirror: a folder that contains files of the published names.
 
     Raises:
-        MissingFileError: when it is nowhere and cannot be fetched; names the URL and where to put the file.
-        UserError: when the file is there but is not the published one.
+        MissingFileError: the file is not on this machine and cannot be downloaded; the error contains the URL and the
+            expected path (code ``missing-weights``).
+        UserError: the file is not the published one (code ``not-the-published-weights``).
     """
     if weights.bundled is not None:
         path = Path(weights.bundled())
@@ -70,17 +67,17 @@ def find_weights(weights: Weights) -> Path:
 
 
 def check_weights(path: Path, weights: Weights) -> None:
-    """Raise ``UserError`` unless the file is the published one, by SHA-256 or, lacking that, by size."""
+    """Raise ``UserError`` unless the SHA-256 of the file, or its size if no SHA-256 is known, is as published."""
     if weights.sha256 is not None:
-        found, wanted, kind = file_sha256(path), weights.sha256, "SHA-256"
+        found, expected, kind = file_sha256(path), weights.sha256, "SHA-256"
     elif weights.size is not None:
-        found, wanted, kind = str(path.stat().st_size), str(weights.size), "size"
+        found, expected, kind = str(path.stat().st_size), str(weights.size), "size"
     else:
         return
-    if found != wanted:
+    if found != expected:
         raise UserError(
-            f"{path} is not the published {weights.file_name}: its {kind} is {found}, not {wanted}. "
-            "Delete it to have it fetched again, or pass your own file with --sam-checkpoint.",
+            f"{path} is not the published {weights.file_name}: its {kind} is {found}, not {expected}. "
+            "Delete it so that it is downloaded again, or pass your own file with --sam-checkpoint.",
             code="not-the-published-weights",
         )
 
@@ -88,19 +85,19 @@ def check_weights(path: Path, weights: Weights) -> None:
 def _download(weights: Weights, path: Path) -> None:
     mirror = os.environ.get(MIRROR_VARIABLE)
     url = f"{mirror.rstrip('/')}/{weights.file_name}" if mirror else weights.url
-    advice = f"Fetch {weights.url} by hand and save it as {path}, or pass a file with --sam-checkpoint."
+    advice = f"Download {weights.url} manually and save it as {path}, or pass a file with --sam-checkpoint."
     if url is None:
         raise MissingFileError(
-            f"{weights.file_name} is not at {path} and has no download address. {advice}", code="missing-weights"
+            f"{path} does not exist, and {weights.file_name} has no download URL. {advice}", code="missing-weights"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     log.info("downloading %s to %s", url, path)
     try:
-        # Writes to a temporary name, checks the hash, then renames: an interrupted download leaves nothing.
+        # It writes to a temporary file, checks the hash, then renames: an interrupted download leaves no file.
         torch.hub.download_url_to_file(url, str(path), hash_prefix=weights.sha256)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         raise MissingFileError(
-            f"{weights.file_name} is not at {path} and {url} could not be fetched ({error}). {advice}",
+            f"{path} does not exist, and {url} could not be downloaded ({error}). {advice}",
             code="missing-weights",
         ) from error
 
@@ -112,13 +109,14 @@ def file_sha256(path: Path) -> str:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a foreign ``.pt``/``.pth`` file, read with ``weights_only=True``.
+    """Read the state dict of a ``.pt``/``.pth`` file with ``weights_only=True``.
 
-    Unwraps ``{"state_dict": …}`` and ``{"model": …}`` and strips ``module.`` prefixes.
+    ``{"state_dict": …}`` and ``{"model": …}`` are unwrapped, and ``module.`` prefixes are removed.
 
     Raises:
-        MissingFileError: no such file.
-        UserError: the file is no state dict, or holds more than tensors.
+        MissingFileError: the file does not exist (code ``missing-weights``).
+        UserError: the file is damaged or contains objects other than tensors (code ``unreadable-weights``), or it
+            contains no state dict (code ``not-a-state-dict``).
     """
     if not path.is_file():
         raise MissingFileError(f"no weight file at {path}. Is the path right?", code="missing-weights")
@@ -126,20 +124,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:
         raise UserError(
-            f"{path} cannot be read as PyTorch weights: it is cut off, of another kind, or holds more than tensors, "
-            "which is not loaded since it could run any code.",
+            f"{path} cannot be read as PyTorch weights: it is truncated, of another type, or contains objects other "
+            "than tensors, which are not loaded because they could execute arbitrary code.",
             code="unreadable-weights",
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise UserError(f"{path} holds no state dict (a mapping from names to tensors).", code="not-a-state-dict")
+        raise UserError(f"{path} contains no state dict (a mapping from names to tensors).", code="not-a-state-dict")
     return {str(name).removeprefix("module."): value for name, value in loaded.items()}
 
 
 def state_sha256(state: dict[str, Tensor]) -> str:
-    """SHA-256 over the names, types, shapes and bytes of a state dict, whatever its order or device."""
+    """SHA-256 of the names, types, shapes and values of a state dict; its order and device have no effect."""
     digest = hashlib.sha256()
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()

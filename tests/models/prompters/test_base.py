@@ -40,18 +40,16 @@ def map_loss(prediction: Prediction, batch: Batch) -> Tensor:
 
 
 @pytest.fixture
-def map_net(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for table in ("NETS", "_SHORT"):
-        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
-    with pytest.MonkeyPatch.context():
-        yield register(
-            NetSpec(
-                "APM_IPS_map",
-                lambda backbone, _points, _labels: MapPrompter(backbone.embedding_channels, backbone.image_size),
-                token_shift=True,
-                prompt_loss=map_loss,
-            )
-        ).name
+def map_net() -> Iterator[str]:
+    spec = NetSpec(
+        "APM_IPS_map",
+        lambda backbone, _points, _labels: MapPrompter(backbone.embedding_channels, backbone.image_size),
+        token_shift=True,
+        prompt_loss=map_loss,
+    )
+    yield register(spec).name
+    for table in (registry.NETS, registry._SHORT):
+        del table[spec.name]
 
 
 def test_taps_are_not_computed_for_a_prompter_that_does_not_read_them(map_net: str, build: Callable[..., Any]) -> None:
