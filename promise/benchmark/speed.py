@@ -124,7 +124,8 @@ def epoch(bench: Bench, name: str = PROMPTER_NET) -> Comparison:
     steps = len(loader)
     if steps == 0:
         raise UserError(
-            f"--images {bench.settings.images} must be at least --batch-size {bench.settings.batch_size}.",
+            f"--images ({bench.settings.images}) must be at least as large as "
+            f"--batch-size ({bench.settings.batch_size}).",
             code="images-fewer-than-batch-size",
         )
 

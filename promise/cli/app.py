@@ -86,7 +86,11 @@ def _work(arguments: argparse.Namespace) -> int:
     from promise.inference.segmenter import Segmenter, load
 
     if not is_private(arguments.host):
-        log.warning("the page has no password: every machine that can reach %s can use it.", arguments.host)
+        log.warning(
+            "the page is not protected by a password: anyone who can reach %s can use it. Omit --host to restrict "
+            "it to this machine.",
+            arguments.host,
+        )
     serving = Serving(
         host=arguments.host,
         port=arguments.port,

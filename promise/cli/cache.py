@@ -118,7 +118,8 @@ def _prune(home: Path, arguments: argparse.Namespace) -> int:
         unknown = sorted(set(arguments.space) - {space.folder.name for space in spaces})
         if unknown:
             raise UserError(
-                f"no space is named {', '.join(unknown)} in {home}. promise-cache info lists the names.",
+                f"the cache in {home} has no entry named {', '.join(unknown)}. Run promise-cache info to list "
+                "the names.",
                 code="unknown-space",
             )
         spaces = [space for space in spaces if space.folder.name in arguments.space]

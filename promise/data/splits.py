@@ -242,7 +242,8 @@ def hold_out(names: Sequence[str], groups: Groups, fraction: float, *, seed: int
         held_out.update(members[group])
     if names and len(held_out) == len(names):
         raise UserError(
-            f"holding out {fraction:g} of the training images in whole groups would leave no training image.",
+            f"cannot hold out {fraction:g} of the training images: groups are not divided, and no training image would "
+            "remain. Use a smaller fraction or smaller groups.",
             code="no-training-images",
         )
     shuffled = rng.sample(list(names), len(names))

@@ -126,7 +126,11 @@ def _build(
     spec, backbone = parse_net_name(name)[0], resolve_sam(name, sam)
     points = num_points or DEFAULT_POINTS
     if spec.prompter or spec.token_shift:
-        log.warning("no --ckpt: %s is untrained, with the initial weights of seed %d.", spec.name, seed or 0)
+        log.warning(
+            "no --ckpt: %s is not trained (initial weights, seed %d). Pass a checkpoint with --ckpt.",
+            spec.name,
+            seed or 0,
+        )
     net = build_net(
         spec.name,
         sam=backbone,

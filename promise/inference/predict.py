@@ -110,7 +110,8 @@ def _prompt_file(config: PredictConfig) -> PromptFile | None:
     file = PromptFile(Path(config.prompts_from)) if config.prompts_from else None
     if file is not None and len(file.seeds) > 1:
         raise UserError(
-            f"{file.path} contains {len(file.seeds)} draws of prompts; --prompts-from requires a file with one.",
+            f"{file.path} contains prompts for {len(file.seeds)} seeds, but --prompts-from accepts one. Use one with "
+            "the prompts of a single seed.",
             code="several-prompt-draws",
         )
     return file

@@ -85,7 +85,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"{path} is not valid JSON ({error}). Was the training interrupted while writing it?",
+            f"{path} is not valid JSON ({error}). The training may have been interrupted while it was written: resume "
+            "the run.",
             code="invalid-environment",
         ) from error
 

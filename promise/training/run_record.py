@@ -76,7 +76,7 @@ class RunRecord:
         except (KeyboardInterrupt, SystemExit):
             if progress.epoch:
                 log.warning(
-                    "%d of %d epochs are saved; resume with: promise-train --output %s --resume",
+                    "training stopped after %d of %d epochs. Resume with: promise-train --output %s --resume",
                     progress.epoch,
                     self.epochs,
                     self.folder.path,

@@ -174,7 +174,8 @@ def read_frames(path: str | Path) -> dict[str, Frame]:
         reader = csv.DictReader(stream)
         if list(reader.fieldnames or ()) != ["image_name", *_FIELDS]:
             raise UserError(
-                f"{path} was not written by promise-prepare. Expected first line: image_name,{','.join(_FIELDS)}",
+                f"{path}: the first line is not that of a frames.csv of promise-prepare. Expected: "
+                f"image_name,{','.join(_FIELDS)}. Is the path right?",
                 code="not-frames-csv",
             )
         frames = {}
