@@ -87,4 +87,4 @@ def test_a_public_host_causes_a_warning(tmp_path: Path, capsys) -> None:
     pytest.importorskip("uvicorn", reason="needs the [app] extra")
     assert main(["--ckpt", str(tmp_path / "a.safetensors"), "--host", "0.0.0.0", "--port", "0"]) == 1
     printed = capsys.readouterr().err
-    assert all(fact in printed for fact in ("0.0.0.0", "no password"))
+    assert all(fact in printed for fact in ("0.0.0.0", "not protected by a password"))
