@@ -1,4 +1,4 @@
-"""Do all seven nets, at full ViT-B size, give the original's numbers? Where they come from: tests/golden/README.md."""
+"""All seven nets, at the size of ViT-B, reproduce values of the reference implementation (tests/golden/README.md)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def formula_inputs(batch: int = 2) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Full:
-    """The frozen half of every net, and what it says of the images: the slow part, done once."""
+    """The SAM that all nets share, and the features of the images: the slow part, computed once."""
 
     sam: FrozenSam
     sam_state: dict[str, Tensor]
@@ -56,7 +56,7 @@ class Full:
     formula: Callable[[str, tuple[int, ...]], Tensor]
 
     def net(self, name: str) -> Promise:
-        """A net with formula weights, given under the original's names."""
+        """A net with weights by the formula, under the names of the reference implementation."""
         apm, ips = build_parts(parse_net_name(name)[0], self.sam.backbone, num_points=16)
         net = optimize_for_cpu(Promise(self.sam, apm=apm, ips=ips))
         learned = {k: v for k, v in to_reference_state(net).items() if k not in self.sam_state}
@@ -99,7 +99,7 @@ def _distance(ours: Tensor, golden: np.ndarray) -> float:
     return float(np.abs(ours.detach().double().numpy() - golden).max())
 
 
-def test_every_net_of_the_original_has_its_golden() -> None:
+def test_every_net_of_the_reference_implementation_has_a_golden_file() -> None:
     named = {parse_net_name(_load(file)[0])[0].name for file in FILES}
     assert named == set(NETS) - {"SAM"}
     assert {file for file in FILES if "train_loss" in _load(file)[1]} == set(TRAINED)
@@ -107,7 +107,7 @@ def test_every_net_of_the_original_has_its_golden() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
-def test_prompts_and_masks_are_the_originals(file: str, full: Full) -> None:
+def test_prompts_and_masks_equal_those_of_the_reference_implementation(file: str, full: Full) -> None:
     name, golden = _load(file)
     net = full.net(name).eval()
     with torch.no_grad():
@@ -122,14 +122,14 @@ def test_prompts_and_masks_are_the_originals(file: str, full: Full) -> None:
     assert _distance(probability.mean((2, 3)), golden["probs_mean"]) <= 1e-4
     assert _distance(probability.std((2, 3)), golden["probs_std"]) <= 1e-4
     assert _distance(iou, golden["iou"]) <= 1e-4
-    # What the net itself gives is the first of the three.
+    # The prediction of the net is the first of the three masks.
     assert _distance(torch.sigmoid(prediction.mask_logits[:, :, ::4, ::4]), golden["probs"][:, :1]) <= 1e-4
     assert _distance(prediction.iou, golden["iou"][:, :1]) <= 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", TRAINED)
-def test_a_training_step_is_the_originals(file: str, full: Full) -> None:
+def test_a_training_step_equals_that_of_the_reference_implementation(file: str, full: Full) -> None:
     name, golden = _load(file)
     net = full.net(name).train()
     learned = {reference_name(k): p for k, p in net.named_parameters() if p.requires_grad}
@@ -138,8 +138,8 @@ def test_a_training_step_is_the_originals(file: str, full: Full) -> None:
     prediction = net.decode(full.encoded, _prompts(golden, net, "train_"))
     loss = reference(prediction.mask_logits, resize_target(full.mask, (256, 256)))
     loss.backward()
-    # In training mode the head normalises by a batch of two and magnifies what another processor rounds otherwise:
-    # 4e-3 pixels of 1024 with AVX-512, 1.5e-2 with AVX2 alone, 1.4e-2 there with the package's own encoder.
+    # In training mode the head normalises over a batch of two, which amplifies differences in rounding between
+    # processors: 4e-3 pixels of 1024 with AVX-512, 1.5e-2 with AVX2, 1.4e-2 with AVX2 and the package's encoder.
     assert _distance(prediction.points.xy, golden["train_coords"]) <= 3e-2
     assert prediction.points.label.tolist() == golden["train_labels"].tolist()
     assert abs(loss.item() - float(golden["train_loss"])) <= 1e-5
@@ -154,19 +154,19 @@ def test_a_training_step_is_the_originals(file: str, full: Full) -> None:
     assert all(0.9 * LR < m < 1.1 * LR for m in moved)  # Adam's first step is lr · sign(gradient)
     if net.apm is None:
         assert off.max() <= 1e-3
-        # A single weight of the million that steps the other way would show as 2·lr.
+        # A single weight of the million that steps in the opposite direction would add 2·lr.
         assert max(drift.values()) <= LR
         return
-    # Behind the ReLUs and BatchNorms of a deep head the gradient is ill-conditioned in float32: taps that are off by
-    # 1e-6 move some norms by 1 %, and a float64 head is 0.7 % away from the golden as well. Measured: median 1e-4,
-    # nine in ten below 3e-3, the worst 7e-3 with AVX-512; 1.2e-3, 5e-3 and 9e-3 with AVX2 alone, where the package's
-    # own encoder gives 1.5e-3, 5e-3 and 1.1e-2.
+    # Gradients through the ReLUs and BatchNorms of a deep head are ill-conditioned in float32: an error of 1e-6 in the
+    # taps changes some norms by 1 %, and the norms of a float64 head differ by 0.7 % from the golden values. Measured
+    # median, 0.9 quantile and maximum: 1e-4, 3e-3 and 7e-3 with AVX-512; 1.2e-3, 5e-3 and 9e-3 with AVX2; 1.5e-3, 5e-3
+    # and 1.1e-2 with AVX2 and the package's encoder.
     assert np.median(off) <= 3e-3
     assert np.quantile(off, 0.9) <= 1e-2
     assert off.max() <= 2e-2
-    # An entry whose gradient is of rounding size may go the other way, 2 · lr apart. Were all signs drawn anew, the
-    # sums would lie 0.7 · sqrt(n) such flips apart; measured here: the median below 0.01, nine in ten below 0.13,
-    # the worst 0.27.
+    # An entry whose gradient is as small as the rounding error may step in the opposite direction, which changes the
+    # sum by 2 · lr. With random signs the sums would differ by 0.7 · sqrt(n) such steps. Measured: median below 0.01,
+    # 0.9 quantile below 0.13, maximum 0.27.
     flips = np.array([value / (2 * LR) / learned[k].numel() ** 0.5 for k, value in drift.items()])
     assert np.median(flips) <= 0.1
     assert flips.max() <= 0.5
@@ -174,7 +174,7 @@ def test_a_training_step_is_the_originals(file: str, full: Full) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, spec in NETS.items() if spec.trainable])
-def test_every_net_learns_and_scores_at_full_size(name: str, full: Full) -> None:
+def test_every_net_trains_and_is_scored_at_full_size(name: str, full: Full) -> None:
     net = full.net(name)
     encoded = Encoded(full.encoded.embedding[:1], tuple(tap[:1] for tap in full.encoded.taps))
     mask = full.mask[:1]
@@ -192,6 +192,6 @@ def test_every_net_learns_and_scores_at_full_size(name: str, full: Full) -> None
         prediction = net.decode(encoded, prompts)
     result = score(prediction.mask_logits[0, 0].numpy(), mask[0, 0].numpy() > 0.5)
     assert result.mask.shape == (1024, 1024)
-    predicted, truth = result.mask, mask[0, 0].numpy() > 0.5
-    assert result.scores["native"]["iou"] == pytest.approx((predicted & truth).sum() / (predicted | truth).sum())
+    predicted, target = result.mask, mask[0, 0].numpy() > 0.5
+    assert result.scores["native"]["iou"] == pytest.approx((predicted & target).sum() / (predicted | target).sum())
     assert net.sam.weights_sha256() == sam

@@ -1,4 +1,4 @@
-"""Are nets found by both spellings, and are they as large as the original's?"""
+"""Nets are found by short and long names and have the sizes of the reference implementation."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from promise.models import registry
 from promise.models.prompters.base import PointPrompter
 from promise.models.registry import NETS, NetSpec, build_parts, list_nets, parse_net_name, register, resolve_sam
 from promise.models.sam.backbones import BACKBONES, Backbone, get_backbone
-from promise.runtime.errors import UserError
 
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("size", "blh")
-def test_both_spellings_are_understood(name: str, size: str) -> None:
+def test_short_and_long_names_are_accepted(name: str, size: str) -> None:
     assert parse_net_name(name) == (NETS[name], None)
     for tail in ("", "_FZ0", "_FZ3"):
         assert parse_net_name(f"SAM_vit-{size}_{name}_train{tail}") == (NETS[name], f"vit_{size}")
 
 
-def test_ips_gt_has_another_name_in_the_original() -> None:
+def test_the_reference_implementations_name_of_ips_gt_is_accepted() -> None:
     assert parse_net_name("SAM_vit-b_IPS_GT_resnet_train")[0] is NETS["IPS_GT"]
     assert parse_net_name("IPS_GT_resnet")[0] is NETS["IPS_GT"]
 
 
 @pytest.mark.parametrize(
-    ("name", "near"),
+    ("name", "suggestion"),
     [
         ("APM_resnett", "Did you mean 'APM_resnet'?"),
         ("apm_ips_cross", "Did you mean 'APM_IPS_cross'?"),
@@ -34,10 +33,10 @@ def test_ips_gt_has_another_name_in_the_original() -> None:
         ("", "Known: APM_resnet"),
     ],
 )
-def test_an_unknown_name_lists_the_known_and_the_nearest(name: str, near: str) -> None:
-    with pytest.raises(UserError) as caught:
+def test_an_unknown_name_lists_the_known_names_and_the_nearest(name: str, suggestion: str, user_error) -> None:
+    with user_error("unknown-net") as caught:
         parse_net_name(name)
-    assert near in str(caught.value)
+    assert suggestion in str(caught.value)
     assert all(known in str(caught.value) for known in NETS)
 
 
@@ -50,23 +49,28 @@ def test_an_unknown_name_lists_the_known_and_the_nearest(name: str, near: str) -
         ("SAM_vit-b_APM_resnet_train", "medsam_vit_b", "medsam_vit_b"),
     ],
 )
-def test_the_backbone_is_the_asked_the_spelt_or_the_default(name: str, sam: str | None, expected: str) -> None:
+def test_the_backbone_comes_from_the_option_the_long_name_or_the_default(
+    name: str, sam: str | None, expected: str
+) -> None:
     assert resolve_sam(name, sam) == expected
 
 
-def test_a_backbone_that_contradicts_the_name_is_refused() -> None:
-    with pytest.raises(UserError, match="names the backbone vit_b, but --sam says vit_l"):
+def test_a_backbone_that_contradicts_the_name_is_refused(user_error) -> None:
+    with user_error("backbone-contradicts-net") as caught:
         resolve_sam("SAM_vit-b_APM_resnet_train", "vit_l")
+    assert all(part in str(caught.value) for part in ("backbone vit_b", "--sam is vit_l", "--net"))
 
 
-def test_an_unknown_backbone_lists_the_known() -> None:
-    with pytest.raises(UserError, match=r"unknown backbone 'vit_c'.*vit_b, vit_l, vit_h, medsam_vit_b, lite_medsam"):
+def test_an_unknown_backbone_lists_the_known_ones(user_error) -> None:
+    with user_error("unknown-backbone") as caught:
         get_backbone("vit_c")
+    assert "'vit_c'" in str(caught.value)
+    assert "vit_b, vit_l, vit_h, medsam_vit_b, lite_medsam" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("name", "apm", "ips"),
-    # Counted by hand from the reference's description; fc2 (525,312 with its bias), which nothing uses, is left out.
+    # Counted by hand from the reference implementation, without the unused fc2 (525,312 parameters).
     [
         ("APM_resnet", 28.19e6, 0),
         ("APM_cross", 44.3e6, 0),
@@ -76,7 +80,7 @@ def test_an_unknown_backbone_lists_the_known() -> None:
         ("SAM", 0, 0),
     ],
 )
-def test_the_parts_are_as_large_as_the_originals(name: str, apm: float, ips: int) -> None:
+def test_the_parts_have_as_many_parameters_as_in_the_reference_implementation(name: str, apm: float, ips: int) -> None:
     with torch.device("meta"):
         parts = build_parts(NETS[name], BACKBONES["vit_b"], num_points=16)
     counts = [0 if part is None else sum(p.numel() for p in part.parameters()) for part in parts]
@@ -105,7 +109,7 @@ def one_convolution(backbone: Backbone, num_points: int, labels: tuple[int, ...]
     return PointPrompter(head, labels=labels, image_size=backbone.image_size)
 
 
-def test_a_net_of_ones_own_is_found_built_and_used(monkeypatch: pytest.MonkeyPatch, build) -> None:
+def test_a_registered_net_is_found_built_and_used(monkeypatch: pytest.MonkeyPatch, build) -> None:
     for table in ("NETS", "_SHORT"):
         monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
     spec = register(NetSpec("APM_IPS_mine", one_convolution, token_shift=True, aliases=("mine_too",)))

@@ -41,8 +41,9 @@ def test_resume_and_overwrite_exclude_each_other() -> None:
 
 
 @pytest.mark.parametrize("text", ["1-1-0-0", "1,1,0,0", "1 1 0 0"])
-def test_point_labels_are_parsed(text: str) -> None:
+def test_point_labels_are_parsed(text: str, user_error) -> None:
     assert parse_labels(text) == (1, 1, 0, 0)
     assert parse_labels(None) is None
-    with pytest.raises(UserError, match="--point-labels"):
+    with user_error("invalid-point-labels") as caught:
         parse_labels(text + "-x")
+    assert "--point-labels" in str(caught.value)

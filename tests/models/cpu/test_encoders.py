@@ -30,26 +30,26 @@ def fused_sam(freeze: str = "all") -> FrozenSam:
 
 
 def image(seed: int = 0, count: int = 1) -> Tensor:
-    """Smooth and sharp places, in [0, 1]."""
+    """Smooth images with values in [0, 1] that saturate in places."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 16, 16, generator=generator)
     return nn.functional.interpolate(coarse, size=256, mode="bicubic").clamp(0, 1)
 
 
 @pytest.mark.parametrize("elements", [2**16, 2**20, 2**30], ids=["one row", "strips", "whole"])
-def test_tiny_vit_equals_the_packages_in_full_precision(elements, lite_encoder, monkeypatch) -> None:
+def test_the_fused_tiny_vit_equals_the_packages_encoder_in_full_precision(elements, lite_encoder, monkeypatch) -> None:
     monkeypatch.setattr(parts, "STRIP_ELEMENTS", elements)
     pixels = image(count=2)
     embedding, taps = FusedTinyViT(lite_encoder, torch.float32)(pixels, TAPS)
     theirs, their_taps = encode_tiny_vit(lite_encoder, pixels, TAPS)
-    for ours, truth in zip((embedding, *taps), (theirs, *their_taps), strict=True):
-        torch.testing.assert_close(ours, truth, atol=1e-4, rtol=1e-5)
+    for ours, expected in zip((embedding, *taps), (theirs, *their_taps), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("pairs", [1, 40, 2**30], ids=["one query", "blocks", "whole"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_vit_equals_the_packages(dtype, pairs, build, monkeypatch) -> None:
-    """Windows that do not fill the map, relative positions that are not zero, global blocks between."""
+def test_the_fused_vit_equals_the_packages_encoder(dtype, pairs, build, monkeypatch) -> None:
+    """With windows that need padding, relative positions other than zero, and blocks with global attention."""
     monkeypatch.setattr(vit, "BLOCK_PAIRS", pairs)
     monkeypatch.setattr(vit, "MASK_PAIRS", pairs)
     encoder = build("SAM").sam.image_encoder
@@ -59,15 +59,15 @@ def test_vit_equals_the_packages(dtype, pairs, build, monkeypatch) -> None:
     with torch.no_grad():
         embedding, taps = FusedViT(encoder, dtype)(pixels, (2, 3, 6))
         theirs, their_taps = encode_vit(encoder, pixels, (2, 3, 6))
-    for ours, truth in zip((embedding, *taps), (theirs, *their_taps), strict=True):
+    for ours, expected in zip((embedding, *taps), (theirs, *their_taps), strict=True):
         assert ours.dtype == dtype
         if dtype == torch.float32:
-            torch.testing.assert_close(ours, truth, atol=1e-4, rtol=1e-5)
+            torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-5)
         else:
-            assert (ours.float() - truth).abs().mean() < 0.02 * truth.abs().mean()
+            assert (ours.float() - expected).abs().mean() < 0.02 * expected.abs().mean()
 
 
-def test_vit_without_relative_positions_or_bias_equals_the_packages() -> None:
+def test_a_fused_vit_without_relative_positions_or_bias_equals_the_packages_encoder() -> None:
     from segment_anything.modeling import ImageEncoderViT
 
     torch.manual_seed(0)
@@ -83,15 +83,15 @@ def test_vit_without_relative_positions_or_bias_equals_the_packages() -> None:
         assert (ours.float() - theirs).abs().mean() < (1e-6 if dtype == torch.float32 else 0.02)
 
 
-def test_only_wanted_taps_are_kept(lite_encoder) -> None:
+def test_only_requested_taps_are_returned(lite_encoder) -> None:
     embedding, taps = FusedTinyViT(lite_encoder, torch.float32)(image(), (3,))
-    both, all_taps = FusedTinyViT(lite_encoder, torch.float32)(image(), TAPS)
+    same_embedding, all_taps = FusedTinyViT(lite_encoder, torch.float32)(image(), TAPS)
     assert len(taps) == 1
     assert torch.equal(taps[0], all_taps[1])
-    assert torch.equal(embedding, both)
+    assert torch.equal(embedding, same_embedding)
 
 
-def test_a_frozen_sam_fuses_anew_when_its_encoder_changes(lite) -> None:
+def test_the_fused_encoder_is_rebuilt_when_the_weights_change(lite) -> None:
     sam = fused_sam()
     pixels = image()
     before = sam.encode(pixels)
@@ -99,16 +99,16 @@ def test_a_frozen_sam_fuses_anew_when_its_encoder_changes(lite) -> None:
     with torch.no_grad():
         sam.image_encoder.neck[0].weight.mul_(1.5)
         sam.image_encoder.layers[0].blocks[0].conv1.bn.running_mean.add_(0.1)
-    after, truth = sam.encode(pixels), encode_tiny_vit(sam.image_encoder, pixels, TAPS)
-    torch.testing.assert_close(after.embedding, truth[0].detach(), atol=1e-4, rtol=1e-5)
+    after, (expected, _) = sam.encode(pixels), encode_tiny_vit(sam.image_encoder, pixels, TAPS)
+    torch.testing.assert_close(after.embedding, expected.detach(), atol=1e-4, rtol=1e-5)
     assert (after.taps[0] - before.taps[0]).abs().max() > 1e-3
 
 
-def test_an_encoder_fused_in_inference_mode_serves_outside_and_the_mode_changes_nothing(lite) -> None:
+def test_an_encoder_fused_in_inference_mode_is_reused_outside_of_it(lite) -> None:
     sam = fused_sam()
     pixels = image()
     with torch.inference_mode():
-        sam.eval()  # TinyViT makes its position biases anew here
+        sam.eval()  # TinyViT recomputes its position biases here
         inside = sam.encode(pixels).embedding
     fused = sam._fused[torch.float32][1]
     sam.train()
@@ -118,7 +118,7 @@ def test_an_encoder_fused_in_inference_mode_serves_outside_and_the_mode_changes_
     assert not outside.is_inference()
 
 
-def test_an_unfrozen_encoder_is_not_fused_and_learns(lite) -> None:
+def test_an_unfrozen_encoder_is_not_fused_and_receives_gradients(lite) -> None:
     sam = fused_sam(freeze="none")
     sam.encode(image()).embedding.square().mean().backward()
     assert sam.image_encoder.patch_embed.seq[0].c.weight.grad.abs().max() > 0
@@ -126,7 +126,7 @@ def test_an_unfrozen_encoder_is_not_fused_and_learns(lite) -> None:
 
 def test_masks_in_bfloat16_agree_with_full_precision(lite, shared) -> None:
     if resolve_precision("auto", torch.device("cpu")) != "bf16":
-        pytest.skip("this CPU has no instructions for bfloat16: half a minute an image")
+        pytest.skip("this CPU has no bfloat16 instructions: half a minute per image")
     from promise.data.images import read_image, read_mask
     from promise.data.transforms.recipes import build_transform
 

@@ -1,4 +1,4 @@
-"""A prompter that gives a box, a mask prompt and a lesion map, with a loss of its own, through the whole package."""
+"""A prompter that predicts a box, a mask prompt and a lesion map, with its own loss: training and evaluation."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_taps_are_not_computed_for_a_prompter_that_does_not_read_them(map_net: s
     assert torch.equal(again.mask_logits, prediction.mask_logits)
 
 
-def test_no_prompt_is_not_the_nets_own(map_net: str, build: Callable[..., Any]) -> None:
+def test_no_prompts_differ_from_the_prompts_of_the_net(map_net: str, build: Callable[..., Any]) -> None:
     net = build(map_net).eval()
     with torch.inference_mode():
         encoded = net.encode(torch.rand(2, 3, 64, 64))
@@ -76,7 +76,7 @@ def test_no_prompt_is_not_the_nets_own(map_net: str, build: Callable[..., Any]) 
         Prompts()
 
 
-def test_its_loss_is_learned_and_logged_and_its_prompts_are_repeated_from_their_file(
+def test_its_loss_is_minimised_and_logged_and_its_prompts_are_read_back_from_a_file(
     map_net: str, tiny_vit: str, phantoms: Path, tmp_path: Path
 ) -> None:
     from promise.cli.eval import main as evaluate

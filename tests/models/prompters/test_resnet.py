@@ -1,4 +1,4 @@
-"""The ResNet head on maps so small that some of its convolutions see a single pixel."""
+"""The ResNet head on maps so small that some convolutions process a single pixel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from promise.models.prompters.resnet import ResNetHead
 
-# Every block of memory that malloc gives out is filled with a pattern: whoever reads it before writing shows.
+# malloc fills each block of memory with a pattern, so that reads of uninitialised memory change the results.
 SCRIPT = """
 import contextlib, torch
 from promise.models.prompters.resnet import ResNetHead
@@ -32,7 +32,7 @@ assert not wrong, wrong
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's MALLOC_PERTURB_")
-def test_gradients_in_bfloat16_read_no_memory_that_nobody_wrote() -> None:
+def test_gradients_in_bfloat16_do_not_read_uninitialised_memory() -> None:
     environment = {**os.environ, "MALLOC_PERTURB_": "128", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False, timeout=120
@@ -46,7 +46,7 @@ def test_no_convolution_runs_in_bfloat16_on_a_single_pixel() -> None:
     for module in head.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(
-                lambda _m, given, out: seen.append((min(given[0].shape[-2:], out.shape[-2:]), out.dtype))
+                lambda _m, inputs, out: seen.append((min(inputs[0].shape[-2:], out.shape[-2:]), out.dtype))
             )
     with torch.autocast("cpu", torch.bfloat16):
         head([torch.randn(2, 8, 4, 4) for _ in range(3)])

@@ -1,4 +1,4 @@
-"""Hugging Face's ``SamModel`` behind its adapter: the same masks as its own forward pass and as segment-anything's."""
+"""Hugging Face's ``SamModel`` with its adapter: masks equal those of its forward pass and of segment-anything."""
 
 from __future__ import annotations
 
@@ -94,14 +94,14 @@ def meta_file(tiny_vit: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = get_backbone(tiny_vit).build().state_dict()
     for value in state.values():
         if value.ndim > 1:
-            value.mul_(2)  # larger logits: the comparisons see more
+            value.mul_(2)  # larger logits make the comparisons more sensitive
     torch.save(state, path)
     return path
 
 
 @pytest.fixture(scope="module")
 def folder(meta_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights as transformers writes them."""
+    """The same weights, saved by transformers."""
     state = renamed(torch.load(meta_file, weights_only=True))
     state["shared_image_embedding.positional_embedding"] = state["prompt_encoder.shared_embedding.positional_embedding"]
     model = transformers.SamModel(tiny_config())
@@ -156,13 +156,13 @@ def test_masks_equal_those_of_the_models_own_forward_pass(kinds: tuple[str, ...]
     image, prompts = images(), some_prompts(*kinds)
     masks, quality = net.sam.decode(net.encode(image), prompts, channels=(0, 1, 2, 3))
     points, boxes = prompts.points, prompts.boxes
-    given = {
+    arguments = {
         "input_points": None if points is None else points.xy[:, None],  # (B, 1, P, 2)
         "input_labels": None if points is None else points.label[:, None],
         "input_boxes": None if boxes is None else boxes[:, None],
         "input_masks": prompts.masks,
     }
-    single, several = (theirs(pixel_values=image, multimask_output=many, **given) for many in (False, True))
+    single, several = (theirs(pixel_values=image, multimask_output=many, **arguments) for many in (False, True))
     expected = torch.cat((single.pred_masks, several.pred_masks), dim=2)[:, 0]
     assert masks.std() > 0.1
     torch.testing.assert_close(masks, expected, atol=1e-4, rtol=1e-4)
@@ -182,9 +182,9 @@ def test_masks_equal_those_of_segment_anything_with_the_same_weights(
     prompts = Prompts.none(3) if kinds == ("none",) else some_prompts(*kinds)
     ours, expected = net.encode(image), meta.encode(image)
     torch.testing.assert_close(ours.embedding, expected.embedding, atol=1e-4, rtol=1e-4)
-    found, wanted = net.decode(ours, prompts), meta.decode(expected, prompts)
-    torch.testing.assert_close(found.mask_logits, wanted.mask_logits, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.ious, wanted.ious, atol=1e-4, rtol=0)
+    found, target = net.decode(ours, prompts), meta.decode(expected, prompts)
+    torch.testing.assert_close(found.mask_logits, target.mask_logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.ious, target.ious, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
@@ -222,14 +222,14 @@ def test_the_token_shift_is_added_to_the_mask_tokens(net: Any) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["IPS_GT", "APM_IPS_resnet"])
-def test_a_training_step_moves_the_learned_parts_and_only_those(name: str, precision: str, tiny_hf: str, build) -> None:
+def test_training_steps_change_the_learned_parts_and_only_those(name: str, precision: str, tiny_hf: str, build) -> None:
     net = build(name, sam=tiny_hf, sam_checkpoint="auto", num_points=4, precision=precision).train()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     sha = net.sam.weights_sha256()
     learned = {key for key, p in net.named_parameters() if p.requires_grad}
     assert learned == {key for key, _ in net.named_parameters() if not key.startswith("sam.")}
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(2):  # a layer behind a zero learns in the second step
+    for _ in range(2):  # a layer that follows zeros changes in the second step
         optimizer.zero_grad()
         prediction = net(images(), some_prompts("points") if net.needs_prompts else None)
         target = (torch.arange(16) // 4 % 2).float().expand_as(prediction.mask_logits)
@@ -241,7 +241,7 @@ def test_a_training_step_moves_the_learned_parts_and_only_those(name: str, preci
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_unfrozen_sam_learns_but_for_the_frequencies_of_its_positions(
+def test_an_unfrozen_sam_receives_gradients_except_for_the_frequencies(
     checkpointing: bool, tiny_hf: str, build
 ) -> None:
     net = build("APM_IPS_resnet", sam=tiny_hf, sam_checkpoint="auto", num_points=4, freeze="none").train()
@@ -252,7 +252,7 @@ def test_an_unfrozen_sam_learns_but_for_the_frequencies_of_its_positions(
     without = {
         key.removeprefix("sam.") for key, p in net.named_parameters() if key.startswith("sam.") and p.grad is None
     }
-    # What automatic points do not use: mask prompts. (The quality head has no part in the loss.)
+    # Automatic points use no mask prompts, and the quality head does not contribute to the loss.
     assert {re.sub(r"\.(weight|bias)$", "", key).split(".")[1] for key in without} <= {
         "mask_embed",
         "iou_prediction_head",
@@ -279,11 +279,11 @@ def test_a_checkpoint_is_loaded_on_the_folder_that_it_was_trained_on(
         checkpoint.load(path, sam_checkpoint=tmp_path / "other")
 
 
-# --- rows and folders -----------------------------------------------------------------------------
+# --- backbones and folders ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "meta"), [("hf_vit_b", "vit_b"), ("hf_vit_l", "vit_l"), ("hf_vit_h", "vit_h")])
-def test_the_rows_have_the_sizes_of_metas(name: str, meta: str) -> None:
+def test_the_backbones_have_the_sizes_of_metas(name: str, meta: str) -> None:
     ours, theirs = get_backbone(name), get_backbone(meta)
     for field in ("image_size", "tap_blocks", "tap_channels", "pixels", "embedding_side", "embedding_channels"):
         assert getattr(ours, field) == getattr(theirs, field), field
@@ -294,7 +294,7 @@ def test_the_rows_have_the_sizes_of_metas(name: str, meta: str) -> None:
     assert {key: value.shape for key, value in own.items()} == expected
 
 
-def test_a_folders_own_configuration_gives_the_row(folder: Path) -> None:
+def test_a_backbone_is_described_by_the_configuration_of_a_folder(folder: Path) -> None:
     row = hugging_face_backbone("mine", folder, pixels="minmax", tap_blocks=(1, 5))
     assert (row.image_size, row.embedding_side, row.embedding_channels) == (64, 4, 32)
     assert (row.tap_blocks, row.tap_channels, row.pixels) == ((1, 5), (48, 48), "minmax")
@@ -332,7 +332,7 @@ def test_a_folder_without_a_configuration_is_an_error(tmp_path: Path, user_error
 # --- reading --------------------------------------------------------------------------------------
 
 
-def test_a_folder_and_its_file_hold_the_same_weights(folder: Path, tiny_hf: str) -> None:
+def test_a_folder_and_its_file_contain_the_same_weights(folder: Path, tiny_hf: str) -> None:
     (file,) = folder.glob("*.safetensors")
     state = HUGGING_FACE.read(str(folder))
     assert state_sha256(state) == state_sha256(HUGGING_FACE.read(file))
@@ -368,11 +368,13 @@ def test_files_of_other_kinds_are_refused(tiny_hf: str, meta_file: Path, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["facebook/sam-vit-base", "my-sam", "some/where/else", "/no/where", "./sam"])
-def test_without_a_network_one_error_names_extra_folder_and_next_move(name: str, tiny_hf: str, monkeypatch, user_error):
-    asked = []
+def test_without_a_network_the_error_contains_extra_folder_and_command(
+    name: str, tiny_hf: str, monkeypatch, user_error
+):
+    calls = []
 
     def offline(name: str, *, local_files_only: bool, **_: Any) -> str:
-        asked.append(local_files_only)
+        calls.append(local_files_only)
         raise ConnectionError("no route to host\nmany more lines")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
@@ -382,19 +384,19 @@ def test_without_a_network_one_error_names_extra_folder_and_next_move(name: str,
     text = str(caught.value)
     assert all(part in text for part in (name, "promise-sam[hf]", "folder", "--sam-checkpoint", "hf download"))
     assert "\n" not in text
-    assert asked == ([True, False] if name in ("facebook/sam-vit-base", "my-sam") else [])
+    assert calls == ([True, False] if name in ("facebook/sam-vit-base", "my-sam") else [])
 
 
 def test_a_cached_model_is_used_without_the_network(folder: Path, tiny_hf: str, monkeypatch) -> None:
-    asked = []
+    calls = []
 
     def cached(name: str, *, local_files_only: bool, **_: Any) -> str:
-        asked.append((name, local_files_only))
+        calls.append((name, local_files_only))
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", cached)
     build_sam(get_backbone(tiny_hf), "some/sam")
-    assert asked == [("some/sam", True)]
+    assert calls == [("some/sam", True)]
 
 
 def test_a_model_of_which_only_the_configuration_is_cached_is_downloaded(

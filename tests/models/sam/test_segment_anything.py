@@ -44,8 +44,8 @@ def test_an_attribute_that_the_adapter_reads_exists(path: str, sam: Any) -> None
     found = sam
     for name in path.split("."):
         assert hasattr(found, name), (
-            f"segment_anything's Sam has no {path} any more: {name} has moved. "
-            "Adapt promise/models/sam/segment_anything.py."
+            f"segment_anything's Sam has no attribute {path}: {name} is missing. "
+            "Update promise/models/sam/segment_anything.py."
         )
         found = getattr(found, name)
 
@@ -57,7 +57,7 @@ def test_the_list_of_attributes_is_complete() -> None:
     assert not [name for name in read if name.startswith("_")], "private methods of the package"
 
 
-def test_the_upscaling_is_normalised_in_its_second_layer(sam: Any) -> None:
+def test_the_second_layer_of_the_upscaling_is_a_normalisation(sam: Any) -> None:
     kinds = [type(layer).__name__ for layer in sam.mask_decoder.output_upscaling]
     assert kinds == ["ConvTranspose2d", "LayerNorm2d", "GELU", "ConvTranspose2d", "GELU"]
 

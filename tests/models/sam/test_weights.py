@@ -1,4 +1,4 @@
-"""Fetching, checking and reading weight files, against a server on this machine."""
+"""Downloading, verifying and reading weight files, with a server on this machine."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ CONTENT = b"weights " * 999
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    asked: list[str] = []  # noqa: RUF012
+class QuietHandler(SimpleHTTPRequestHandler):
+    requests: list[str] = []  # noqa: RUF012
 
     def log_message(self, *_: object) -> None: ...
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         super().do_GET()
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of a mirror that has ``sam.pth``; the cache is an empty folder."""
+    """The URL of a mirror that contains ``sam.pth``; the cache does not exist yet."""
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror/sam.pth").write_bytes(CONTENT)
     monkeypatch.setenv("PROMISE_CACHE", str(tmp_path / "cache"))
-    Quiet.asked = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "mirror"))) as http:
+    QuietHandler.requests = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path / "mirror"))) as http:
         thread = threading.Thread(target=http.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{http.server_address[1]}"
@@ -46,22 +46,22 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         thread.join()
 
 
-def test_weights_are_fetched_once_and_checked(server: str, tmp_path: Path) -> None:
+def test_weights_are_downloaded_once_and_verified(server: str, tmp_path: Path) -> None:
     weights = Weights("sam.pth", f"{server}/sam.pth", SHA256)
     for _ in range(2):
         assert find_weights(weights) == tmp_path / "cache/sam.pth"
     assert (tmp_path / "cache/sam.pth").read_bytes() == CONTENT
-    assert Quiet.asked == ["/sam.pth"]
+    assert QuietHandler.requests == ["/sam.pth"]
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["sam.pth"]
 
 
-def test_a_mirror_goes_before_the_official_address(server: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_mirror_takes_precedence_over_the_published_url(server: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("PROMISE_WEIGHTS_URL", f"{server}/")
     assert find_weights(Weights("sam.pth", "http://127.0.0.1:9/other/sam.pth", SHA256)).read_bytes() == CONTENT
-    assert Quiet.asked == ["/sam.pth"]
+    assert QuietHandler.requests == ["/sam.pth"]
 
 
-def test_a_download_with_a_wrong_hash_leaves_nothing(server: str, tmp_path: Path) -> None:
+def test_a_download_with_a_wrong_hash_leaves_no_file(server: str, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="invalid hash value") as caught:
         find_weights(Weights("sam.pth", f"{server}/sam.pth", "0" * 64))
     assert f"{server}/sam.pth" in str(caught.value)
@@ -74,36 +74,36 @@ def test_a_download_of_a_wrong_size_is_refused(server: str, user_error) -> None:
         find_weights(Weights("sam.pth", f"{server}/sam.pth", size=5))
 
 
-def test_a_cached_file_that_is_another_is_refused(server: str, tmp_path: Path, user_error) -> None:
+def test_a_cached_file_with_other_content_is_refused(server: str, tmp_path: Path, user_error) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/sam.pth").write_bytes(CONTENT[:-1])
     with user_error("not-the-published-weights") as caught:
         find_weights(Weights("sam.pth", f"{server}/sam.pth", SHA256))
     assert all(part in str(caught.value) for part in ("sam.pth", SHA256, "--sam-checkpoint"))
-    assert Quiet.asked == []
+    assert QuietHandler.requests == []
 
 
 @pytest.mark.parametrize(
     "mirror", ["http://127.0.0.1:9", "missing", "nonsense", "http://a host"], ids=["closed", "404", "no-url", "space"]
 )
-def test_offline_the_error_names_address_and_place(mirror: str, server: str, tmp_path: Path, monkeypatch) -> None:
+def test_offline_the_error_contains_url_path_and_option(mirror: str, server: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("PROMISE_WEIGHTS_URL", f"{server}/missing" if mirror == "missing" else mirror)
     with pytest.raises(MissingFileError) as caught:
         find_weights(Weights("sam.pth", "https://example.org/sam.pth", SHA256))
-    words = str(caught.value)
+    message = str(caught.value)
     for part in ("https://example.org/sam.pth", str(tmp_path / "cache/sam.pth"), "--sam-checkpoint"):
-        assert part in words
-    assert "\n" not in words
+        assert part in message
+    assert "\n" not in message
     assert not (tmp_path / "cache/sam.pth").exists()
 
 
-def test_a_bundled_file_is_checked_too(tmp_path: Path, user_error) -> None:
+def test_a_bundled_file_is_verified_too(tmp_path: Path, user_error) -> None:
     (tmp_path / "a.pth").write_bytes(CONTENT)
     bundled = lambda: str(tmp_path / "a.pth")  # noqa: E731
     assert find_weights(Weights("a.pth", sha256=SHA256, bundled=bundled)) == tmp_path / "a.pth"
     with user_error("not-the-published-weights"):
         find_weights(Weights("a.pth", sha256="0" * 64, bundled=bundled))
-    check_weights(tmp_path / "a.pth", Weights("a.pth"))  # nothing to check it by
+    check_weights(tmp_path / "a.pth", Weights("a.pth"))  # neither SHA-256 nor size: not verified
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def test_a_state_dict_is_unwrapped(key: str | None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"a": "text"}, {"a": {"b": 1}}], ids=str)
-def test_something_else_is_refused(content: object, tmp_path: Path, user_error) -> None:
+def test_other_objects_are_refused(content: object, tmp_path: Path, user_error) -> None:
     torch.save(content, tmp_path / "a.pth")
     with user_error("not-a-state-dict"):
         read_state_dict(tmp_path / "a.pth")
@@ -159,18 +159,18 @@ def test_a_missing_file_is_named(tmp_path: Path, user_error) -> None:
         read_state_dict(tmp_path / "a.pth")
 
 
-# --- into a SAM -----------------------------------------------------------------------------------
+# --- loading into a SAM ---------------------------------------------------------------------------
 
 
 def test_a_file_of_another_architecture_is_refused(tiny_vit: str, tmp_path: Path, user_error) -> None:
     backbone = get_backbone(tiny_vit)
     state = backbone.build().state_dict()
-    state["stranger"] = state.pop("image_encoder.pos_embed")
+    state["unexpected"] = state.pop("image_encoder.pos_embed")
     state["prompt_encoder.no_mask_embed.weight"] = torch.zeros(1, 5)
     torch.save(state, tmp_path / "a.pth")
     with user_error("weights-misfit") as caught:
         build_sam(backbone, tmp_path / "a.pth")
-    assert all(name in str(caught.value) for name in ("image_encoder.pos_embed", "stranger", "no_mask_embed"))
+    assert all(name in str(caught.value) for name in ("image_encoder.pos_embed", "unexpected", "no_mask_embed"))
 
 
 def test_a_file_is_loaded_and_random_weights_are_the_same_every_time(tiny_vit: str, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_file_is_loaded_and_random_weights_are_the_same_every_time(tiny_vit: s
     assert state_sha256(build_sam(backbone, tmp_path / "a.pth").state_dict()) == state_sha256(changed)
 
 
-def test_the_hash_of_a_state_sees_names_types_shapes_and_values() -> None:
+def test_the_hash_of_a_state_depends_on_names_types_shapes_and_values() -> None:
     state = {"a": torch.zeros(2, 3), "b": torch.ones(())}
     same = {"b": torch.ones(()), "a": torch.zeros(3, 2).t()}
     others = [
