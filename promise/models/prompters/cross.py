@@ -84,10 +84,11 @@ class CrossLayer(nn.Module):
 
 
 def sine_position(height: int, width: int, channels: int, device: torch.device) -> Tensor:
-    """Sine positional encoding of a map: (height·width, channels), y in the first half of the channels, x in the second.
+    """Sine positional encoding of a map: (height·width, channels).
 
-    Coordinates count from 1 and are scaled by 2π / (side + 1e-6), then divided by 1, 2, 3, … (no temperature). Even
-    channels are the sine, odd channels the cosine.
+    The first half of the channels encodes y, the second x. Coordinates count from 1 and are scaled by
+    2π / (side + 1e-6), then divided by 1, 2, 3, … (no temperature). Even channels contain the sine, odd channels the
+    cosine.
     """
     half = channels // 2
     divisor = torch.arange(1, half + 1, device=device, dtype=torch.float32)

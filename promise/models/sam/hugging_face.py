@@ -261,8 +261,9 @@ def _files(source: Path | str) -> list[Path]:
     files = sorted(folder.glob(FILES))
     if not files:
         raise MissingFileError(
-            f"{folder} contains no {FILES}. Older models have .bin files, which are not read because loading can execute "
-            "code. Convert them once: transformers.SamModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER).",
+            f"{folder} contains no {FILES}. Older models have .bin files, which are not read because loading can "
+            "execute code. Convert such a model once: "
+            "transformers.SamModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER).",
             code="missing-safetensors",
         )
     return files
@@ -292,8 +293,9 @@ def _folder_of_hub(source: Path | str) -> Path:
                 if not cached or any(folder.glob(FILES)):
                     return folder
     raise MissingFileError(
-        f"no SAM at {name}: the folder does not exist, and {reason}. On a machine with network access run "
-        f"`hf download {name if _HUB_NAME.fullmatch(name) else 'facebook/sam-vit-base'} --local-dir FOLDER` "
-        "(extra promise-sam[hf]), copy FOLDER to this machine and pass it with --sam-checkpoint.",
+        f"no weights of SAM found at {name}: the folder does not exist, and {reason}. On a machine with network "
+        "access, install the extra promise-sam[hf] and run "
+        f"`hf download {name if _HUB_NAME.fullmatch(name) else 'facebook/sam-vit-base'} --local-dir FOLDER`. "
+        "Then copy FOLDER to this machine and pass it with --sam-checkpoint.",
         code="missing-weights",
     )
