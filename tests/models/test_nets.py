@@ -27,6 +27,8 @@ def case(request: pytest.FixtureRequest, build):
     if sam == "lite_medsam":
         request.getfixturevalue("lite")
     net = build(name, sam=sam, num_points=4)
+    if sam == "lite_medsam":
+        net = optimize_for_cpu(net)  # as the commands do
     # The cross head's second map has 250 × 250 × 320 values per image on LiteMedSAM: one image is enough.
     return net, images(1 if (name, sam) == ("APM_cross", "lite_medsam") else 2, net)
 
@@ -417,7 +419,9 @@ def test_gradient_checkpointing_yields_the_same_gradients_with_less_memory(freez
     if sam == "lite_medsam":
         request.getfixturevalue("lite")
     net = build("APM_IPS_resnet", sam=sam, freeze=freeze)
-    image = images(2, net)
+    if sam == "lite_medsam":
+        net = optimize_for_cpu(net)  # as the commands do
+    image = images(1 if sam == "lite_medsam" else 2, net)  # one image of real size takes seconds
 
     def gradients() -> tuple[list[Tensor], int]:
         kept: dict[int, int] = {}
