@@ -16,7 +16,6 @@ from promise.prompts.file import Draw, ImagePrompts, write_prompts
 from promise.prompts.sampling import SOURCES, prompt_batch
 from promise.prompts.source import (
     PromptSettings,
-    check_prompting,
     find_prompting_errors,
     parse_source,
     resolve_prompting,
@@ -117,7 +116,6 @@ def test_unknown_sources_are_refused(batch: Batch, user_error: Callable[..., Any
 def test_faults_of_settings_have_codes(settings: dict[str, Any], codes: list[str]) -> None:
     errors = find_prompting_errors(PromptSettings(**settings))
     assert [error.code for error in errors] == codes
-    assert check_prompting(PromptSettings(**settings)) == [str(error).rstrip(".") for error in errors]
 
 
 def resolve(own_prompts: bool = True, **settings: Any) -> Any:
