@@ -55,7 +55,7 @@ class EvaluationSetup:
         if self.prompting.file is None:
             return None
         sizes = {d.name: {row.name: read_size(row.image)[::-1] for row in d.rows} for d in datasets}
-        return self.prompting.draws(sizes, side=self.loaded.side)
+        return self.prompting.draws(sizes, side=self.loaded.side, mask_side=self.loaded.mask_side)
 
     def prompt_sources(self, dataset: DataSet, draws: Draws) -> list[PromptSource]:
         """A prompt source per draw for the images of a data set; ``draws`` as returned by :meth:`read_draws`."""

@@ -40,6 +40,11 @@ class LoadedNet:
         """Side of the net's input in pixels."""
         return self.net.sam.backbone.image_size
 
+    @property
+    def mask_side(self) -> int:
+        """Side of the decoder's logits and of mask prompts, 4E."""
+        return 4 * self.net.sam.backbone.embedding_side
+
 
 def load_net(  # noqa: PLR0913 (one keyword for each setting that determines the masks of a net)
     ckpt: str | Path | None = None,

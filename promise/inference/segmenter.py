@@ -176,7 +176,7 @@ class Segmenter:
         self.postprocess: Postprocess = loaded.postprocess
         self.side = loaded.side
         backbone = self.net.sam.backbone
-        self.mask_side = 4 * backbone.embedding_side
+        self.mask_side = loaded.mask_side
         self._transform = build_transform(loaded.recipe, image_size=backbone.image_size, pixels=backbone.pixels)
 
     @property

@@ -499,7 +499,10 @@ def test_an_interrupted_run_logs_how_to_resume(run: Train, tmp_path: Path, caplo
 
     with pytest.raises(KeyboardInterrupt):
         run(trainer_class=Interrupt)
-    assert f"training stopped after 1 of 3 epochs. Resume with: promise-train --output {tmp_path / 'run'} --resume" in caplog.text
+    assert (
+        f"training stopped after 1 of 3 epochs. Resume with: promise-train --output {tmp_path / 'run'} --resume"
+        in caplog.text
+    )
 
 
 def test_resuming_a_run_that_stopped_early_trains_no_further(run: Train, scores, tmp_path: Path) -> None:

@@ -100,3 +100,12 @@ def test_its_loss_is_minimised_and_logged_and_its_prompts_are_read_back_from_a_f
     first, second = (pd.read_csv(tmp_path / name / "per_image.csv") for name in ("auto", "file"))
     scores = [name for name in first if name.startswith(("native_", "soft_", "reference_"))]
     pd.testing.assert_frame_equal(first[scores], second[scores], check_exact=True)
+
+    for draw in written["draws"]:
+        for image in draw["images"]["split"].values():
+            image["mask"] = {"shape": [1, 1], "zlib_base64_float32": "eJxjYGBgAAAABAAB"}  # one number
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps(written))
+    arguments = ["--ckpt", str(run / "best.safetensors"), "--prompts", f"file:{wrong}", "--output", str(tmp_path / "w")]
+    assert evaluate([*arguments, *common]) == 1
+    assert not (tmp_path / "w").exists()
