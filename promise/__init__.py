@@ -27,7 +27,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from promise.evaluation import metrics
-    from promise.inference.segmenter import Segmentation, Segmenter, Session, load
+    from promise.inference.segmentation import Segmentation
+    from promise.inference.segmenter import Segmenter, load
+    from promise.inference.session import Session
     from promise.models import checkpoint
     from promise.models.registry import build_net
     from promise.runtime.errors import UserError
@@ -38,9 +40,9 @@ if TYPE_CHECKING:
 _HOME = {
     "build_net": "promise.models.registry",
     "load": "promise.inference.segmenter",
-    "Segmentation": "promise.inference.segmenter",
+    "Segmentation": "promise.inference.segmentation",
     "Segmenter": "promise.inference.segmenter",
-    "Session": "promise.inference.segmenter",
+    "Session": "promise.inference.session",
     "UserError": "promise.runtime.errors",
     "Points": "promise.types",
     "Encoded": "promise.types",

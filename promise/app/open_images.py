@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from promise.inference.segmenter import Segmentation
+from promise.inference.segmentation import Segmentation
 
 
 class Session(Protocol):

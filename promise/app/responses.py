@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from promise.app.open_images import OpenImage
 from promise.inference.overlay import NEGATIVE, POSITIVE, PREDICTED
-from promise.inference.segmenter import Segmentation
+from promise.inference.segmentation import Segmentation
 from promise.prompts.file import Draw, ImagePrompts, prompts_text
 
 

@@ -49,7 +49,7 @@ from promise.app.responses import (
     segmentation_to_dict,
 )
 from promise.app.uploads import Limits, TooLargeError, base_name, read_upload
-from promise.inference.segmenter import Segmentation
+from promise.inference.segmentation import Segmentation
 from promise.runtime.errors import UserError
 
 PAGE = Path(__file__).parent / "page"

@@ -19,11 +19,12 @@ from promise.models.cpu import optimize_for_cpu
 from promise.models.promise import Promise
 from promise.models.registry import NETS, build_net
 from promise.models.sam.weights import weights_setting
-from promise.prompts.sampling import prompt_batch
-from promise.training.build import LoaderBuilder, TrainingData
+from promise.prompts.sampling import AUTO, GROUND_TRUTH, prompt_batch
+from promise.training.build import LoaderBuilder, TrainerOptions, TrainingData
 from promise.training.config import TrainConfig, parse_labels
 from promise.training.losses import Criterion, get_loss
 from promise.training.optim import Schedule, build_optimizer, parse_schedule
+from promise.training.selection import Selection
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,20 @@ def criterion_of(config: TrainConfig) -> Criterion:
     return Criterion(get_loss(config.loss), NETS[config.net].prompt_loss)
 
 
+def options_of(config: TrainConfig) -> TrainerOptions:
+    """How the trainer trains."""
+    assert config.seed is not None
+    return TrainerOptions(
+        epochs=config.epochs,
+        schedule=schedule_of(config),
+        selection=Selection(config.select, config.early_stopping),
+        seed=config.seed,
+        clip_norm=config.clip_norm,
+        validate_every=config.validate_every,
+        quiet=config.quiet,
+    )
+
+
 def data_of(config: TrainConfig, table: SplitTable, net: Promise, accelerator: Accelerator) -> TrainingData:
     """Loaders of the train and val rows; cached features are computed here."""
     assert config.seed is not None
@@ -99,7 +114,7 @@ def data_of(config: TrainConfig, table: SplitTable, net: Promise, accelerator: A
         recipe=config.augment,
         seed=config.seed,
     )
-    source = "gt" if NETS[config.net].prompts == "oracle" else "auto"
+    source = GROUND_TRUTH if NETS[config.net].prompts == "oracle" else AUTO
     return TrainingData(
         builder.train(table.split("train")),
         builder.val(table.split("val")),

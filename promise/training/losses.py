@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from promise.models.registry import PromptLoss
 from promise.runtime.errors import unknown_name
 from promise.types import Batch, Prediction
 
@@ -83,9 +84,6 @@ class LossTerms:
         """The values by the names of :func:`score_names`."""
         several = self.terms if len(self.terms) > 1 else {}
         return dict(zip(score_names(tuple(self.terms)), (self.total, *several.values()), strict=True))
-
-
-PromptLoss = Callable[[Prediction, Batch], Tensor]
 
 
 class Criterion:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from promise.data.leaks import find_shared, hash_images
+from promise.data.table import SplitTable
 from promise.models.promise import Promise
 from promise.runtime.device import resolve_device
 from promise.runtime.errors import UserError
@@ -34,7 +35,6 @@ from promise.training.resume_state import Progress, check_same_sam, collect_stat
 from promise.training.run_folder import RunFolder
 from promise.training.run_log import EpochRow, convert_tensors
 from promise.training.run_record import RunRecord
-from promise.training.selection import Selection
 from promise.types import Batch
 
 log = logging.getLogger(__name__)
@@ -279,55 +279,58 @@ def train(
     )
     config = dataclasses.replace(config, seed=agree_on_seed(config.seed))
     net = from_config.net_of(config)
-    sam_sha256 = net.sam.weights_sha256()
-    log.info("SHA-256 of SAM's weights: %s", sam_sha256)
-    # Evaluation compares its images with these, and warns if it scores images of the training or the selection.
-    seen = {split: hash_images(table.split(split)) for split in ("train", "val")}
+    record = _make_record(config, folder, table, net)
     model, optimizer = accelerator.prepare(net, from_config.optimizer_of(config, net, accelerator.device))
     if config.compile:
         net.compile_parts()
-    metadata = from_config.metadata_of(config, sam_sha256=sam_sha256, seen=seen)
-    record = RunRecord(folder, metadata=metadata, epochs=config.epochs, tensorboard=config.tensorboard)
     trainer = trainer_class(
         model,
         accelerator=accelerator,
         optimizer=optimizer,
         criterion=from_config.criterion_of(config),
         data=from_config.data_of(config, table, net, accelerator),
-        options=TrainerOptions(
-            epochs=config.epochs,
-            schedule=from_config.schedule_of(config),
-            selection=Selection(config.select, config.early_stopping),
-            seed=config.seed or 0,
-            clip_norm=config.clip_norm,
-            validate_every=config.validate_every,
-            quiet=config.quiet,
-        ),
+        options=from_config.options_of(config),
         record=record,
         callbacks=callbacks,
     )
     main = accelerator.is_main_process
     with closing(trainer):
-        if config.resume:
-            progress, state = folder.load_state()
-            check_same_sam(state, sam_sha256, folder.path)
-            trainer.restore(progress, state)
-        from_config.log_settings(config, net, accelerator.device)
-        if main:
-            notices = find_shared(seen["train"], seen["val"])
-            for notice in notices:
-                log.warning(describe(notice))
-            if not config.resume:
-                record.start(config, net, accelerator.device, notices=notices)
+        _start(trainer, record, config)
         with (
             record.open(trainer.progress) if main else nullcontext(),
             explain_out_of_memory(config.batch_size, advice="; --accumulate keeps the step as large"),
         ):
             trainer.fit()
-    sam_after = net.sam.weights_sha256()
+    before, after = record.metadata.sam_sha256, net.sam.weights_sha256()
     if main:
-        record.finish(sam_after, accelerator.device)
-    if config.freeze == "FZ0" and sam_after != sam_sha256:
-        raise RuntimeError(f"frozen SAM has changed: SHA-256 {sam_sha256} before, {sam_after} after training.")
-    seconds = time.monotonic() - started
-    return TrainResult(folder.path, trainer.progress, seconds, main, config.select)
+        record.finish(after, accelerator.device)
+    if config.freeze == "FZ0" and after != before:
+        raise RuntimeError(f"frozen SAM has changed: SHA-256 {before} before, {after} after training.")
+    return TrainResult(folder.path, trainer.progress, time.monotonic() - started, main, config.select)
+
+
+def _make_record(config: TrainConfig, folder: RunFolder, table: SplitTable, net: Promise) -> RunRecord:
+    """The record of a run, with the hashes of SAM's weights and of the images."""
+    sam_sha256 = net.sam.weights_sha256()
+    log.info("SHA-256 of SAM's weights: %s", sam_sha256)
+    # Evaluation compares its images with these, and warns if it scores images of the training or the selection.
+    seen = {split: hash_images(table.split(split)) for split in ("train", "val")}
+    metadata = from_config.metadata_of(config, sam_sha256=sam_sha256, seen=seen)
+    return RunRecord(folder, metadata=metadata, epochs=config.epochs, tensorboard=config.tensorboard)
+
+
+def _start(trainer: Trainer, record: RunRecord, config: TrainConfig) -> None:
+    """Restore a resumed run, or prepare the folder of a new one; log what is about to be trained."""
+    if config.resume:
+        progress, state = record.folder.load_state()
+        check_same_sam(state, record.metadata.sam_sha256, record.folder.path)
+        trainer.restore(progress, state)
+    device = trainer.accelerator.device
+    from_config.log_settings(config, trainer.net, device)
+    if not trainer.accelerator.is_main_process:
+        return
+    notices = find_shared(record.metadata.seen["train"], record.metadata.seen["val"])
+    for notice in notices:
+        log.warning(describe(notice))
+    if not config.resume:
+        record.start(config, trainer.net, device, notices=notices)

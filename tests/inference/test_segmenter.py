@@ -21,7 +21,9 @@ from promise.data.table import read_table
 from promise.evaluation.config import EvalConfig
 from promise.evaluation.evaluate import evaluate
 from promise.evaluation.metrics import binary_metrics
-from promise.inference.segmenter import Segmentation, Segmenter, Session
+from promise.inference.segmentation import Segmentation
+from promise.inference.segmenter import Segmenter
+from promise.inference.session import Session
 from promise.runtime.errors import MissingFileError
 
 pytestmark = pytest.mark.filterwarnings("ignore:SAM .* has random weights")
