@@ -8,6 +8,7 @@ from promise.evaluation.metrics import evaluate_pair
 from promise.models.cpu import parts, vit
 from promise.models.cpu.tiny_vit import FusedTinyViT
 from promise.models.cpu.vit import FusedViT
+from promise.models.sam.adapter import Maps
 from promise.models.sam.backbones import build_sam, encode_tiny_vit, encode_vit, get_backbone
 from promise.models.sam.frozen import FrozenSam
 from promise.runtime.device import resolve_precision
@@ -36,12 +37,19 @@ def image(seed: int = 0, count: int = 1) -> Tensor:
     return nn.functional.interpolate(coarse, size=256, mode="bicubic").clamp(0, 1)
 
 
+@pytest.fixture(scope="module")
+def packages_maps(lite_encoder) -> Maps:
+    """Embedding and taps of ``image(count=2)`` from the package's own encoder."""
+    return encode_tiny_vit(lite_encoder, image(count=2), TAPS)
+
+
 @pytest.mark.parametrize("elements", [2**16, 2**20, 2**30], ids=["one row", "strips", "whole"])
-def test_the_fused_tiny_vit_equals_the_packages_encoder_in_full_precision(elements, lite_encoder, monkeypatch) -> None:
+def test_the_fused_tiny_vit_equals_the_packages_encoder_in_full_precision(
+    elements, lite_encoder, packages_maps: Maps, monkeypatch
+) -> None:
     monkeypatch.setattr(parts, "STRIP_ELEMENTS", elements)
-    pixels = image(count=2)
-    embedding, taps = FusedTinyViT(lite_encoder, torch.float32)(pixels, TAPS)
-    theirs, their_taps = encode_tiny_vit(lite_encoder, pixels, TAPS)
+    embedding, taps = FusedTinyViT(lite_encoder, torch.float32)(image(count=2), TAPS)
+    theirs, their_taps = packages_maps
     for ours, expected in zip((embedding, *taps), (theirs, *their_taps), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-5)
 
