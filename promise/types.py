@@ -1,7 +1,7 @@
 """Types that are passed between the parts of the package, with the shapes of their tensors.
 
-Legend: B images, P points, S side of the input of the net in pixels, E side of the image embedding, C channels. Points
-are (x, y), x before y, in input pixels; (0, 0) is the centre of the first pixel.
+Legend: B images, N prompt sets, P points, S side of the input of the net in pixels, E side of the image embedding, C
+channels. Points are (x, y), x before y, in input pixels; (0, 0) is the centre of the first pixel.
 """
 
 from __future__ import annotations
@@ -39,19 +39,30 @@ class Points:
 class Prompts:
     """Prompts of a batch for the decoder: points, boxes and mask prompts, from any source.
 
+    A prompt set is what one mask is decoded from. By default each image has one. With ``image``, an image may have
+    several, one for each lesion, or none: its mask is the union of the masks of its sets, and is empty without a set.
+
     Where an argument ``prompts`` is ``None``, the net places the prompts; :meth:`none` means that there are no prompts.
 
     Raises:
-        ValueError: all fields are ``None``.
+        ValueError: all fields are ``None``, or ``image`` does not have one ascending entry per prompt set.
     """
 
-    points: Points | None = None
-    boxes: Tensor | None = None  # (B, 4) float x0, y0, x1, y1 in input pixels
-    masks: Tensor | None = None  # (B, 1, 4E, 4E) float, mask prompt of SAM: logits of an earlier prediction
+    points: Points | None = None  # of N prompt sets
+    boxes: Tensor | None = None  # (N, 4) float x0, y0, x1, y1 in input pixels
+    masks: Tensor | None = None  # (N, 1, 4E, 4E) float, mask prompt of SAM: logits of an earlier prediction
+    image: Tensor | None = None  # (N,) int64, ascending: place of each set's image in the batch; None: N = B, in order
 
     def __post_init__(self) -> None:
         if self.points is None and self.boxes is None and self.masks is None:
             raise ValueError("Prompts needs points, boxes or masks; for no prompts use Prompts.none(B).")
+        if self.image is not None and self.image.shape != (len(self),):
+            raise ValueError(f"Prompts.image needs one entry per prompt set ({len(self)}), got {self.image.shape}.")
+
+    def __len__(self) -> int:
+        points = None if self.points is None else self.points.xy
+        first = next(x for x in (points, self.boxes, self.masks) if x is not None)
+        return int(first.shape[0])
 
     @staticmethod
     def none(batch: int) -> Prompts:
@@ -60,11 +71,26 @@ class Prompts:
 
     def to(self, device: torch.device) -> Prompts:
         """Return a copy on a device."""
-        return Prompts(
-            None if self.points is None else self.points.to(device),
-            None if self.boxes is None else self.boxes.to(device, non_blocking=True),
-            None if self.masks is None else self.masks.to(device, non_blocking=True),
-        )
+        return self._map(lambda x: x.to(device, non_blocking=True))
+
+    def sets(self, chosen: Tensor) -> Prompts:
+        """Return the prompt sets at some positions (M,) of the N sets."""
+        return self._map(lambda x: x[chosen])
+
+    def take(self, places: Sequence[int]) -> Prompts:
+        """Return the prompts of the images at some positions of the batch, in that order."""
+        if self.image is None:
+            return self.sets(torch.as_tensor(list(places), dtype=torch.int64))
+        owner = self.image.cpu()
+        chosen = [torch.nonzero(owner == place).flatten() for place in places]
+        counts = torch.tensor([len(one) for one in chosen], dtype=torch.int64)
+        image = torch.repeat_interleave(torch.arange(len(chosen)), counts)
+        return replace(self.sets(torch.cat(chosen)), image=image.to(self.image.device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Prompts:
+        points = None if self.points is None else Points(change(self.points.xy), change(self.points.label))
+        rest = (None if x is None else change(x) for x in (self.boxes, self.masks, self.image))
+        return Prompts(points, *rest)
 
 
 @dataclass(frozen=True)
@@ -119,8 +145,8 @@ def join(parts: Sequence[Encoded]) -> Encoded:
 class Prediction:
     """Prediction of a net for a batch of images."""
 
-    mask_logits: Tensor  # (B, 1, 4E, 4E) float, logits of one of the three multimask masks, by default the first
-    iou: Tensor  # (B, 1) float, IoU of that mask as estimated by SAM
+    mask_logits: Tensor  # (B, 1, 4E, 4E) float, logits of one of SAM's masks; see Promise.decode
+    iou: Tensor  # (B, 1) float, IoU of that mask as estimated by SAM; of several lesions: the mean over their masks
     prompts: Prompts  # that the decoder used
     ious: Tensor | None = None  # (B, 3) float, estimated IoU of the three multimask masks
     lesion_logits: Tensor | None = None  # (B, 1, h, w) float, map of the lesion, if the prompter ran and predicts one
@@ -131,14 +157,8 @@ class Prediction:
         def some(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[list(places)]
 
-        points = self.prompts.points
-        prompts = Prompts(
-            None if points is None else Points(points.xy[list(places)], points.label[list(places)]),
-            some(self.prompts.boxes),
-            some(self.prompts.masks),
-        )
         mask, iou = self.mask_logits[list(places)], self.iou[list(places)]
-        return Prediction(mask, iou, prompts, some(self.ious), some(self.lesion_logits))
+        return Prediction(mask, iou, self.prompts.take(places), some(self.ious), some(self.lesion_logits))
 
     @property
     def points(self) -> Points | None:
@@ -147,7 +167,7 @@ class Prediction:
 
     @property
     def boxes(self) -> Tensor | None:
-        """Boxes (B, 4) that were used, or ``None``."""
+        """Boxes (N, 4) that were used, or ``None``."""
         return self.prompts.boxes
 
 

@@ -8,12 +8,16 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from promise.models.prompters.base import Prompter
+from promise.models.prompters.lesions import LesionSettings
 from promise.models.sam.frozen import MULTIMASK, FrozenSam
 from promise.runtime.device import PRECISIONS
 from promise.runtime.errors import UserError
 from promise.types import Encoded, Points, Prediction, Prompted, Prompts, to_preferred_memory_format
+
+NO_LESION = -20.0  # logits of the mask of an image without prompt sets
 
 
 class Promise(nn.Module):
@@ -93,31 +97,85 @@ class Promise(nn.Module):
         with self._autocast(image.device):
             return self.sam.encode(image, taps=self.needs_taps)
 
-    def decode(self, encoded: Encoded, prompts: Prompts | None = None, *, mask_index: int = 0) -> Prediction:
+    @property
+    def lesions(self) -> LesionSettings | None:
+        """Settings of a prompter that finds lesions; ``None`` for other nets."""
+        return None if self.apm is None else self.apm.lesions
+
+    def decode(
+        self,
+        encoded: Encoded,
+        prompts: Prompts | None = None,
+        *,
+        mask_index: int | None = None,
+        fuse: bool | None = None,
+    ) -> Prediction:
         """Decode masks from prompts.
 
         Args:
             encoded: what :meth:`encode` returned.
             prompts: in input pixels; ``None`` uses those of the net's prompter.
-            mask_index: which of SAM's three multimask masks to compute, 0 to 2.
+            mask_index: which of SAM's three multimask masks to compute, 0 to 2; default: the net's own output, which is
+                the first of these, or as its lesion settings say.
+            fuse: whether the prompter's map of lesions is added to the mask with the weight of the lesion settings;
+                default: with the prompter's own prompts only. Ignored by a net without such a map.
 
         Raises:
             UserError: ``prompts`` is ``None`` and the net has no prompter (code ``no-prompter``).
         """
-        if self.precision == "fp32" and encoded.embedding.dtype != torch.float32:  # stored in 16 bits
-            encoded = encoded.map(lambda x: to_preferred_memory_format(x.float()))
+        encoded = self._in_own_precision(encoded)
         with self._autocast(encoded.embedding.device):
             prompted = self.prompt(encoded) if prompts is None else Prompted(prompts)
             shift = None if self.ips is None else self.ips(encoded.embedding)
-            logits, ious = self.sam.decode(
-                encoded,
-                prompted.prompts,
-                token_shift=shift,
-                channels=MULTIMASK[mask_index : mask_index + 1],
-                estimates=MULTIMASK,
-            )
-        iou = ious[:, mask_index : mask_index + 1]
-        return Prediction(logits, iou, prompted.prompts, ious, prompted.lesion_logits)
+            logits, ious = self._decode_sets(encoded, prompted.prompts, shift, self._channel(mask_index))
+        lesion_logits = prompted.lesion_logits
+        if self.lesions is not None and (prompts is None if fuse is None else fuse):
+            lesion_logits = self.lesion_map(encoded) if lesion_logits is None else lesion_logits
+            logits = _fuse(logits, lesion_logits, self.lesions.fuse, prompted.prompts)
+        return Prediction(logits, ious[:, :1], prompted.prompts, ious[:, 1:], lesion_logits)
+
+    def lesion_map(self, encoded: Encoded) -> Tensor:
+        """Logits (B, 1, h, w) of the prompter's map of lesions.
+
+        Raises:
+            UserError: the net's prompter has no such map (code ``no-lesion-map``).
+        """
+        if self.apm is None or self.apm.lesions is None:
+            raise UserError("this net has no map of lesions; nets such as APM_dense have one.", code="no-lesion-map")
+        encoded = self._in_own_precision(encoded)
+        with self._autocast(encoded.embedding.device):
+            return self.apm.lesion_logits(encoded)
+
+    def _in_own_precision(self, encoded: Encoded) -> Encoded:
+        if self.precision == "fp32" and encoded.embedding.dtype != torch.float32:  # stored in 16 bits
+            return encoded.map(lambda x: to_preferred_memory_format(x.float()))
+        return encoded
+
+    def _channel(self, mask_index: int | None) -> int:
+        """The channel of SAM's decoder: 0 for the single mask, 1 to 3 for the multimask."""
+        if mask_index is not None:
+            return MULTIMASK[mask_index]
+        return 0 if self.lesions is not None and self.lesions.output == "single" else MULTIMASK[0]
+
+    def _decode_sets(
+        self, encoded: Encoded, prompts: Prompts, shift: Tensor | None, channel: int
+    ) -> tuple[Tensor, Tensor]:
+        """Masks (B, 1, 4E, 4E), and estimates (B, 4) of the IoU of this mask and of the three multimask masks."""
+        owner = prompts.image
+        if owner is not None:  # one prompt set per lesion: all are decoded in one batch
+            embedding, shift = encoded.embedding[owner], None if shift is None else shift[owner]
+            encoded_sets = Encoded(to_preferred_memory_format(embedding))
+        else:
+            encoded_sets = encoded
+        if owner is not None and not len(owner):
+            side = 4 * encoded.embedding.shape[-1]
+            count = encoded.embedding.shape[0]
+            empty = encoded.embedding.new_zeros(count, 4, dtype=torch.float32)
+            return empty.new_full((count, 1, side, side), NO_LESION), empty
+        logits, ious = self.sam.decode(
+            encoded_sets, prompts, token_shift=shift, channels=(channel,), estimates=(channel, *MULTIMASK)
+        )
+        return (logits, ious) if owner is None else _unite(logits, ious, owner, encoded.embedding.shape[0])
 
     def prompt(self, encoded: Encoded) -> Prompted:
         """Predict prompts for encoded images with the net's prompter.
@@ -137,20 +195,53 @@ class Promise(nn.Module):
         prompts: Prompts | Points | None = None,
         *,
         points: Points | None = None,
-        mask_index: int = 0,
+        mask_index: int | None = None,
+        fuse: bool | None = None,
+        decode: bool = True,
     ) -> Prediction:
         """Encode and decode; the arguments are those of :meth:`decode`.
 
         ``image`` is a batch (B, 3, S, S) or its features, which :meth:`encode` returned. ``points=…``, or ``Points``
-        instead of ``Prompts``, is short for ``Prompts(points=…)``.
+        instead of ``Prompts``, is short for ``Prompts(points=…)``. ``decode=False`` computes only the map of lesions, to
+        train it; the prediction has no prompts, and the map is its mask.
         """
+        encoded = image if isinstance(image, Encoded) else self.encode(image)
+        if not decode:
+            logits = self.lesion_map(encoded)
+            count = logits.shape[0]
+            return Prediction(logits, logits.new_zeros(count, 1), Prompts.none(count), lesion_logits=logits)
         if points is not None:
             prompts = points
         if isinstance(prompts, Points):
             prompts = Prompts(points=prompts)
-        encoded = image if isinstance(image, Encoded) else self.encode(image)
-        return self.decode(encoded, prompts, mask_index=mask_index)
+        return self.decode(encoded, prompts, mask_index=mask_index, fuse=fuse)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         dtype = PRECISIONS[self.precision]
         return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def _unite(logits: Tensor, ious: Tensor, owner: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """The union (B, 1, h, w) of masks (N, 1, h, w), and the means (B, 4) of their estimates; without a mask: 0.
+
+    Args:
+        logits: of N prompt sets.
+        ious: (N, 4) estimates.
+        owner: (N,) the image of each set.
+        images: number of images, B.
+    """
+    empty = logits.new_full((images, *logits.shape[1:]), NO_LESION)
+    united = empty.index_reduce(0, owner, logits, "amax")
+    sums = ious.new_zeros(images, ious.shape[1]).index_add(0, owner, ious)
+    counts = torch.bincount(owner, minlength=images).clamp(min=1)
+    return united, sums / counts[:, None]
+
+
+def _fuse(logits: Tensor, lesion_logits: Tensor, weight: float, prompts: Prompts) -> Tensor:
+    """Masks (B, 1, h, w) fused with maps of lesions; the masks of images without prompt sets stay empty."""
+    maps = F.interpolate(lesion_logits, size=logits.shape[-2:], mode="bilinear", align_corners=False)
+    fused = torch.lerp(logits, maps, weight)
+    if prompts.image is None:
+        return fused
+    counts = torch.bincount(prompts.image, minlength=logits.shape[0])
+    return torch.where((counts > 0)[:, None, None, None], fused, logits)

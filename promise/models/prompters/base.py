@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from promise.models.prompters.lesions import LesionSettings
 from promise.runtime.errors import UserError
 from promise.types import Encoded, Points, Prompted, Prompts
 
@@ -19,9 +20,14 @@ class Prompter(nn.Module):
     """
 
     needs_taps = True
+    lesions: LesionSettings | None = None  # how lesions are found and decoded, if the prompter predicts a map of them
 
     def forward(self, encoded: Encoded) -> Prompted:
         """Predict the prompts of B encoded images, in input pixels."""
+        raise NotImplementedError
+
+    def lesion_logits(self, encoded: Encoded) -> Tensor:
+        """The map of lesions, logits (B, 1, h, w), of a prompter with :attr:`lesions`."""
         raise NotImplementedError
 
     def compiled_part(self) -> nn.Module:

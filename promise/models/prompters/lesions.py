@@ -1,0 +1,159 @@
+"""From a map of lesions to prompts: connected components, their boxes and their points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from promise.runtime.errors import UserError, raise_all
+
+Float32s: TypeAlias = npt.NDArray[np.float32]
+PROMPT_PARTS = ("box", "points", "box+points")
+OUTPUTS = ("single", "multimask")
+BACKGROUND = 0.1  # negative points are placed where the probability is lower
+NEAR, FAR = 0.03, 0.15  # distance of negative points from the lesion, as fractions of the side of the map
+
+
+@dataclass(frozen=True)
+class LesionSettings:
+    """How a map of lesions becomes prompts, and how masks are decoded from them. Stored in the checkpoint.
+
+    Attributes:
+        max_lesions: largest number of lesions in an image.
+        threshold: pixels of the map with at least this probability belong to a lesion; in (0, 1).
+        min_score: components with a lower score are dropped. The score is the mean probability of the component times
+            its area as a fraction of the image. If all are dropped, the image has no lesion and its mask is empty.
+        min_share: components whose score is lower than this fraction of the best one are dropped; in [0, 1].
+        prompts: prompts of a lesion: ``box``, ``points`` or ``box+points``.
+        mask_prompt: whether the logits of the map are SAM's mask prompt, in addition.
+        output: ``single``: SAM's single mask; ``multimask``: the first of its three multimask masks.
+        fuse: weight of the map in the mask of automatic prompts, in [0, 1): the logits are
+            ``(1 - fuse) · SAM + fuse · map``.
+
+    Raises:
+        UserError: values out of range or unknown, all in one error (``invalid-lesion-settings``).
+    """
+
+    max_lesions: int = 4
+    threshold: float = 0.5
+    min_score: float = 0.0
+    min_share: float = 0.0
+    prompts: str = "box"
+    mask_prompt: bool = False
+    output: str = "single"
+    fuse: float = 0.5
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.max_lesions >= 1, f"--max-lesions must be at least 1, got {self.max_lesions}"),
+            (0 < self.threshold < 1, f"--lesion-threshold must be above 0 and below 1, got {self.threshold}"),
+            (0 <= self.min_score <= 1, f"--lesion-min-score must be between 0 and 1, got {self.min_score}"),
+            (0 <= self.min_share <= 1, f"--lesion-min-share must be between 0 and 1, got {self.min_share}"),
+            (self.prompts in PROMPT_PARTS, f"--lesion-prompts must be {_either(PROMPT_PARTS)}, got {self.prompts!r}"),
+            (self.output in OUTPUTS, f"--lesion-output must be {_either(OUTPUTS)}, got {self.output!r}"),
+            (0 <= self.fuse < 1, f"--lesion-fuse must be at least 0 and below 1, got {self.fuse}"),
+        )
+        raise_all([UserError(fault, code="invalid-lesion-settings") for passed, fault in checks if not passed])
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A component of a map, with its prompts. Coordinates are pixels of the map."""
+
+    score: float  # mean probability × area as a fraction of the map
+    box: Float32s  # (4,) x0, y0, x1, y1: its first and last columns and rows
+    xy: Float32s  # (P, 2)
+    label: npt.NDArray[np.int64]  # (P,) 1 inside, 0 outside, -1 where the map has no background for a negative point
+
+
+def find_lesions(probability: Float32s, settings: LesionSettings, *, positive: int, negative: int) -> list[Lesion]:
+    """Find the lesions of a map, best score first, with their prompts.
+
+    Args:
+        probability: (h, w) in [0, 1].
+        settings: threshold, limits and scores; see :class:`LesionSettings`.
+        positive: number of positive points of a lesion, at the peaks of the distance to its border.
+        negative: number of negative points, near the lesion, outside of all lesions.
+    """
+    mask = (probability >= settings.threshold).astype(np.uint8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    if count == 1:
+        return []
+    sums = np.bincount(labels.ravel(), weights=probability.ravel().astype(np.float64), minlength=count)
+    scores = sums / probability.size
+    scores[0] = -1
+    order = [int(i) for i in np.argsort(-scores, kind="stable") if i]
+    least = max(settings.min_score, settings.min_share * scores[order[0]])
+    kept = [i for i in order if scores[i] >= least][: settings.max_lesions]
+    lesions = []
+    for index in kept:
+        component = labels == index
+        x, y, width, height = (int(v) for v in stats[index, :4])
+        box = np.array([x, y, x + width - 1, y + height - 1], np.float32)
+        inside = positive_points(component, positive)
+        outside, found = negative_points(probability, component, mask > 0, negative)
+        label = np.repeat(np.array([1, 0, -1], np.int64), [positive, found, negative - found])
+        lesions.append(Lesion(float(scores[index]), box, np.concatenate([inside, outside]), label))
+    return lesions
+
+
+def positive_points(component: npt.NDArray[np.bool_], count: int) -> Float32s:
+    """Points (count, 2) at the peaks of the distance to the border of a component (h, w), far from each other.
+
+    The first is the point that is farthest from the border. Each other one maximises the smaller of its distances to
+    the border and to the points before it.
+    """
+    padded = np.pad(component.astype(np.uint8), 1)
+    depth = np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1], np.float32)
+    return _spread(depth, count)
+
+
+def negative_points(
+    probability: Float32s, component: npt.NDArray[np.bool_], lesions: npt.NDArray[np.bool_], count: int
+) -> tuple[Float32s, int]:
+    """Points outside of all lesions, near one of them and far from each other.
+
+    Args:
+        probability: (h, w) map.
+        component: (h, w) the lesion.
+        lesions: (h, w) all pixels of lesions.
+        count: number of points.
+
+    Returns:
+        Points (count, 2) and how many of them are outside: 0 if there is no background, else all.
+    """
+    side = max(component.shape)
+    distance = cv2.distanceTransform((~component).astype(np.uint8), cv2.DIST_L2, 5)
+    outside = ~lesions & (distance > 1)
+    if not outside.any() or not count:
+        return np.zeros((count, 2), np.float32), 0
+    ring = outside & (distance >= NEAR * side) & (distance <= FAR * side) & (probability < BACKGROUND)
+    for candidates in (ring, outside & (probability < BACKGROUND), outside):
+        if candidates.any():
+            break
+    margin = cv2.distanceTransform((~lesions).astype(np.uint8), cv2.DIST_L2, 5)
+    return _spread(np.where(candidates, margin, 0).astype(np.float32), count), count
+
+
+def _spread(weight: Float32s, count: int) -> Float32s:
+    """Points (count, 2) x, y: each has the largest of the smaller of its weight and its distance to the others."""
+    height, width = weight.shape
+    rows, columns = np.arange(height)[:, None], np.arange(width)[None]
+    value = weight.astype(np.float32)
+    chosen = np.zeros((count, 2), np.float32)
+    for i in range(count):
+        y, x = divmod(int(np.argmax(value)), width)
+        if value[y, x] <= 0:  # more points than pixels: repeat them
+            chosen[i:] = chosen[np.arange(count - i) % max(i, 1)]
+            break
+        chosen[i] = x, y
+        value = np.minimum(value, np.sqrt((rows - y) ** 2 + (columns - x) ** 2, dtype=np.float32))
+    return chosen
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
