@@ -202,8 +202,8 @@ class Promise(nn.Module):
         """Encode and decode; the arguments are those of :meth:`decode`.
 
         ``image`` is a batch (B, 3, S, S) or its features, which :meth:`encode` returned. ``points=…``, or ``Points``
-        instead of ``Prompts``, is short for ``Prompts(points=…)``. ``decode=False`` computes only the map of lesions, to
-        train it; the prediction has no prompts, and the map is its mask.
+        instead of ``Prompts``, is short for ``Prompts(points=…)``. ``decode=False`` computes only the map of lesions,
+        to train it; the prediction has no prompts, and the map is its mask.
         """
         encoded = image if isinstance(image, Encoded) else self.encode(image)
         if not decode:
@@ -231,7 +231,8 @@ def _unite(logits: Tensor, ious: Tensor, owner: Tensor, images: int) -> tuple[Te
         images: number of images, B.
     """
     empty = logits.new_full((images, *logits.shape[1:]), NO_LESION)
-    united = empty.index_reduce(0, owner, logits, "amax")
+    # include_self=False: otherwise NO_LESION would be the lowest logit of every mask.
+    united = empty.scatter_reduce(0, owner[:, None, None, None].expand_as(logits), logits, "amax", include_self=False)
     sums = ious.new_zeros(images, ious.shape[1]).index_add(0, owner, ious)
     counts = torch.bincount(owner, minlength=images).clamp(min=1)
     return united, sums / counts[:, None]
