@@ -21,7 +21,8 @@ from promise.evaluation.setup import EvaluationSetup, check_eval, evaluation_loa
 from promise.evaluation.statistics import LEVEL, RESAMPLES, SEED
 from promise.inference.loop import RowPrediction, predict_draws
 from promise.models import checkpoint
-from promise.prompts.file import Draw, ImagePrompts, write_prompts
+from promise.prompts.file import Draw, write_prompts
+from promise.prompts.sets import ImagePrompts
 from promise.prompts.source import PromptSource
 from promise.runtime.environment import describe_environment
 from promise.runtime.files import check_output_dir, write_json, write_lines
@@ -150,13 +151,11 @@ class _DataSetScorer:
         self.table.add(row, scored)
         height, width = scored.mask.shape
         prompts = ImagePrompts.of(
-            row.xy,
-            row.label,
-            row.box,
+            row.sets,
             side=self.setup.loaded.side,
             size=(width, height),
-            mask=row.mask_prompt,
             mask_index=row.mask_index,
+            fuse=row.fuse,
         )
         self.prompts[row.draw][row.name] = prompts
         if row.draw == 0:
