@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from promise.prompts.entry import prompts_from_dict, prompts_to_dict
 from promise.prompts.file import Draw, PromptFile, write_prompts
 from promise.prompts.sets import ImagePrompts, PromptSet
 from promise.runtime.errors import MissingFileError
@@ -296,3 +297,92 @@ def test_a_missing_file_is_reported(tmp_path: Path, user_error: Callable[..., An
         PromptFile(tmp_path / "nowhere.json")
     assert isinstance(caught.value, MissingFileError)
     assert str(tmp_path / "nowhere.json") in str(caught.value)
+
+
+# --- several lesions -----------------------------------------------------------------------------
+
+
+def test_lesions_are_restored_bit_for_bit(tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).normal(0, 9, (16, 16)).astype(np.float32)
+    sets = (
+        PromptSet(np.array([[1.25, 2], [3, 4]]), np.array([1, -1])),
+        PromptSet(box=np.array([1.0, 2, 3.1, 4])),
+        PromptSet(np.array([[5.0, 6]]), np.array([0]), np.array([0.0, 0, 9, 9]), mask),
+    )
+    images = {
+        "none": ImagePrompts((40, 30), (), fuse=True),
+        "one": ImagePrompts((40, 30), sets[1:2]),
+        "fused": ImagePrompts((40, 30), sets[1:2], fuse=True),
+        "three": ImagePrompts((40, 30), sets, 0, True),
+    }
+    write_prompts(tmp_path / "prompts.json", "auto", [Draw(None, {"a": images})])
+    written = json.loads((tmp_path / "prompts.json").read_text())["draws"][0]["images"]["a"]
+    assert written["none"] == {"size": [40, 30], "lesions": [], "fuse": True}
+    assert written["one"] == {"size": [40, 30], "points": [], "labels": [], "box": [1, 2, 3.1, 4]}
+    box = {"points": [], "labels": [], "box": [1, 2, 3.1, 4]}
+    assert written["fused"] == {"size": [40, 30], "lesions": [box], "fuse": True}
+    assert (written["three"]["mask_index"], len(written["three"]["lesions"])) == (0, 3)
+    (draw,) = PromptFile(tmp_path / "prompts.json").select({"a": dict.fromkeys(images, (40, 30))}, side=SIDE)
+    for name, expected in images.items():
+        found = draw.images["a"][name]
+        assert (found.mask_index, found.fuse, len(found.sets)) == (
+            expected.mask_index, expected.fuse, len(expected.sets),
+        )  # fmt: skip
+        for a, b in zip(found.sets, expected.sets, strict=True):
+            for field in ("xy", "label", "box", "mask"):
+                assert np.array_equal(getattr(a, field), getattr(b, field)), (name, field)
+        assert prompts_from_dict(prompts_to_dict(expected)).boxes.tolist() == expected.boxes.tolist()
+
+
+def test_arrays_over_all_lesions() -> None:
+    sets = (PromptSet(np.array([[1.0, 2], [3, 4]]), np.array([1, 0])), PromptSet(box=np.arange(4.0)), PromptSet(*POINT))
+    prompts = ImagePrompts((40, 30), sets)
+    assert prompts.xy.tolist() == [[1, 2], [3, 4], [1, 2]]
+    assert prompts.label.tolist() == [1, 0, 1]
+    assert prompts.lesion.tolist() == [0, 0, 2]
+    assert prompts.boxes.tolist() == [[0, 1, 2, 3]]
+    assert prompts.box.tolist() == [0, 1, 2, 3]
+    none = ImagePrompts((40, 30), ())
+    assert (none.xy.shape, none.label.shape, none.boxes.shape, none.box) == ((0, 2), (0,), (0, 4), None)
+
+
+def lesions(*entries: Any, **more: Any) -> dict[str, Any]:
+    entry = {"size": [40, 30], "lesions": list(entries), **more}
+    return {"version": 3, "source": "clicks", "draws": [{"seed": None, "images": {"a": {"x": entry}}}]}
+
+
+def test_a_lesion_may_omit_what_it_does_not_have(tmp_path: Path) -> None:
+    file = open_file(tmp_path, lesions({"box": [1, 2, 3, 4]}, {"points": [[1, 2]], "labels": [1]}, note="mine"))
+    first, second = file.select(SIZES, side=SIDE)[0].images["a"]["x"].sets
+    assert (first.xy.shape, first.box.tolist()) == ((0, 2), [1, 2, 3, 4])
+    assert (second.xy.tolist(), second.box) == ([[1, 2]], None)
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "fact"),
+    [
+        (lesions({}, {"box": [3, 1, 2, 4]}), "invalid-box", "a, x: lesion 2 of 2: box"),
+        (lesions({"box": [3, 1, 2, 4]}), "invalid-box", "a, x: box"),
+        (lesions({}, {}, {"points": [[1, 2]]}), "label-count-mismatch", "lesion 3 of 3: 1 points and 0 labels"),
+        (lesions({}, {"points": [[99, 2]], "labels": [1]}), "prompt-outside-image", "lesion 2 of 2: point (99, 2)"),
+        (lesions({"mask": [1]}, {}), "invalid-mask", "lesion 1 of 2: mask"),
+        (lesions({}, 3), "invalid-lesions", "a, x: lesions"),
+        (lesions({}, points=[[1, 2]]), "prompts-beside-lesions", "lesions and points"),
+        (lesions({}, fuse="yes"), "invalid-fuse", "not 'yes'"),
+        (lesions({}, mask_index=3), "invalid-mask-index", "not 3"),
+    ],
+)
+def test_a_fault_names_its_lesion(value: Any, code: str, fact: str, tmp_path: Path, user_error: Any) -> None:
+    with user_error(code) as caught:
+        open_file(tmp_path, value).select(SIZES, side=SIDE)
+    assert caught.value.codes == (code,)
+    assert fact in str(caught.value)
+
+
+def test_all_faults_of_all_lesions_are_reported_together(tmp_path: Path, user_error: Any) -> None:
+    value = lesions({"box": [3, 1, 2, 4], "labels": [1]}, {"points": [[99, 2]], "labels": [7]}, fuse=1)
+    with user_error("invalid-fuse") as caught:
+        open_file(tmp_path, value).select(SIZES, side=SIDE)
+    assert caught.value.codes == (
+        "label-count-mismatch", "invalid-box", "invalid-labels", "prompt-outside-image", "invalid-fuse",
+    )  # fmt: skip
