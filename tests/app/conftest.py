@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 import socket
 import threading
@@ -10,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from promise.app.uploads import Limits
@@ -24,7 +27,92 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+READY = "#stage[data-state=ready]"
 LIMITS = Limits(megabytes=0.5, megapixels=0.04)  # far above a synthetic image of 64 pixels
+
+
+class Page:
+    """A page, with methods for the actions of a user."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+
+    def open(self, path: Path) -> None:
+        self.page.set_input_files("#file", path)
+        self.ready()
+        assert self.text("#status").startswith(path.name)
+
+    def ready(self) -> None:
+        self.page.wait_for_selector(READY)
+
+    def position(self, x: float, y: float) -> tuple[float, float]:
+        """The position of a pixel of the image in the window."""
+        frame = self.page.locator("#image").bounding_box()
+        zoom = frame["width"] / self.page.evaluate("document.querySelector('#image').naturalWidth")
+        return frame["x"] + (x + 0.5) * zoom, frame["y"] + (y + 0.5) * zoom
+
+    def click(self, x: float, y: float, **options: Any) -> None:
+        self.page.mouse.move(*self.position(x, y))
+        self.page.mouse.down(**options)
+        self.page.mouse.up(**options)
+        self.ready()
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        self.page.mouse.move(*self.position(*start))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.position(*end), steps=4)
+        self.page.mouse.up()
+        self.ready()
+
+    def press(self, keys: str) -> None:
+        self.page.keyboard.press(keys)
+        self.ready()
+
+    def button(self, name: str) -> None:
+        self.page.click(name)
+        self.ready()
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The mask that the page shows, (H, W) bool."""
+        height, width, alpha = self.page.evaluate(
+            """() => {
+                const canvas = document.querySelector("#mask");
+                const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+                return [canvas.height, canvas.width, Array.from(data).filter((_, i) => i % 4 === 3)];
+            }"""
+        )
+        return np.array(alpha, np.uint8).reshape(height, width) > 0
+
+    @property
+    def points(self) -> tuple[int, int]:
+        """Number of positive and negative points."""
+        return self.page.locator("#marks .positive").count(), self.page.locator("#marks .negative").count()
+
+    def text(self, name: str) -> str:
+        return self.page.locator(name).inner_text()
+
+    def prompts(self) -> dict[str, Any]:
+        """The entry of the image in the downloaded prompts file."""
+        return next(
+            iter(json.loads(self.download("#save-prompts").read_text())["draws"][0]["images"]["images"].values())
+        )
+
+    def download(self, button: str) -> Path:
+        with self.page.expect_download() as waiting:
+            self.page.click(button)
+        self.name = waiting.value.suggested_filename
+        return Path(waiting.value.path())
+
+    def overflowing(self) -> list[str]:
+        """Elements that reach out of the window or of their card."""
+        return self.page.evaluate(
+            """() => [...document.querySelectorAll("header *, .tools *, .side *")]
+                .filter((e) => e.offsetParent && !e.closest(".unseen")).map((e) => [e, e.getBoundingClientRect()])
+                .filter(([e, r]) => r.right > innerWidth + 0.5 || r.left < -0.5
+                    || (e.closest(".card") && r.right > e.closest(".card").getBoundingClientRect().right + 0.5))
+                .map(([e]) => e.outerHTML.slice(0, 80))"""
+        )
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +137,37 @@ def segmenter(ckpt: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def lesion_ckpt(save_lesion_net: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a tiny net that finds 0 to 3 lesions; their prompts are a box and four points each."""
+    return save_lesion_net(tmp_path_factory.mktemp("app") / "lesions.safetensors", prompts="box+points")
+
+
+@pytest.fixture(scope="session")
+def lesion_segmenter(lesion_ckpt: Path) -> Any:
+    """The tiny net that finds lesions."""
+    import promise
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return promise.load(lesion_ckpt, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="session")
 def served(segmenter: Any, phantoms: Path) -> Iterator[tuple[str, Any]]:
     """The address of the page, and the open images of the server."""
+    with serve(segmenter, phantoms) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def served_lesions(lesion_segmenter: Any, phantoms: Path) -> Iterator[tuple[str, Any]]:
+    """The page of a net that finds lesions."""
+    with serve(lesion_segmenter, phantoms) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def serve(segmenter: Any, phantoms: Path) -> Iterator[tuple[str, Any]]:
     pytest.importorskip("starlette", reason="needs the [app] extra")
     uvicorn = pytest.importorskip("uvicorn", reason="needs the [app] extra")
     from promise.app.open_images import OpenImages
@@ -89,3 +206,26 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         chromium = driver.chromium.launch(executable_path=program, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def failures() -> Iterator[list[str]]:
+    """Script errors, and requests to other sites; there must be none at the end of a test."""
+    found: list[str] = []
+    yield found
+    assert found == []
+
+
+@pytest.fixture(scope="session")
+def open_page() -> Callable[..., Page]:
+    """A function that opens the page at an address in a tab, and records failures."""
+    return _open_page
+
+
+def _open_page(page: Any, address: str, failures: list[str]) -> Page:
+    page.set_default_timeout(30_000)
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.on("request", lambda r: None if r.url.startswith((address, f"blob:{address}")) else failures.append(r.url))
+    page.goto(address)
+    page.wait_for_selector("#stage[data-state=empty]")
+    return Page(page)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,93 +12,13 @@ import pytest
 
 from promise.prompts.file import PromptFile
 
-READY = "#stage[data-state=ready]"
-
-
-class Page:
-    """A page, with methods for the actions of a user."""
-
-    def __init__(self, page: Any) -> None:
-        self.page = page
-
-    def open(self, path: Path) -> None:
-        self.page.set_input_files("#file", path)
-        self.ready()
-        assert self.text("#status").startswith(path.name)
-
-    def ready(self) -> None:
-        self.page.wait_for_selector(READY)
-
-    def position(self, x: float, y: float) -> tuple[float, float]:
-        """The position of a pixel of the image in the window."""
-        frame = self.page.locator("#image").bounding_box()
-        zoom = frame["width"] / self.page.evaluate("document.querySelector('#image').naturalWidth")
-        return frame["x"] + (x + 0.5) * zoom, frame["y"] + (y + 0.5) * zoom
-
-    def click(self, x: float, y: float, **options: Any) -> None:
-        self.page.mouse.move(*self.position(x, y))
-        self.page.mouse.down(**options)
-        self.page.mouse.up(**options)
-        self.ready()
-
-    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
-        self.page.mouse.move(*self.position(*start))
-        self.page.mouse.down()
-        self.page.mouse.move(*self.position(*end), steps=4)
-        self.page.mouse.up()
-        self.ready()
-
-    def press(self, keys: str) -> None:
-        self.page.keyboard.press(keys)
-        self.ready()
-
-    def button(self, name: str) -> None:
-        self.page.click(name)
-        self.ready()
-
-    @property
-    def mask(self) -> np.ndarray:
-        """The mask that the page shows, (H, W) bool."""
-        height, width, alpha = self.page.evaluate(
-            """() => {
-                const canvas = document.querySelector("#mask");
-                const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-                return [canvas.height, canvas.width, Array.from(data).filter((_, i) => i % 4 === 3)];
-            }"""
-        )
-        return np.array(alpha, np.uint8).reshape(height, width) > 0
-
-    @property
-    def points(self) -> tuple[int, int]:
-        """Number of positive and negative points."""
-        return self.page.locator("#marks .positive").count(), self.page.locator("#marks .negative").count()
-
-    def text(self, name: str) -> str:
-        return self.page.locator(name).inner_text()
-
-    def prompts(self) -> dict[str, Any]:
-        """The entry of the image in the downloaded prompts file."""
-        return next(
-            iter(json.loads(self.download("#save-prompts").read_text())["draws"][0]["images"]["images"].values())
-        )
-
-    def download(self, button: str) -> Path:
-        with self.page.expect_download() as waiting:
-            self.page.click(button)
-        self.name = waiting.value.suggested_filename
-        return Path(waiting.value.path())
+Page = Any  # of conftest.py
 
 
 @pytest.fixture
-def failures(served: tuple[str, Any]) -> Iterator[list[str]]:
-    """Script errors, and requests to other sites; there must be none at the end of a test."""
-    found: list[str] = []
-    yield found
-    assert found == []
-
-
-@pytest.fixture
-def visit(browser: Any, served: tuple[str, Any], failures: list[str]) -> Iterator[Callable[..., Page]]:
+def visit(
+    browser: Any, served: tuple[str, Any], open_page: Callable[..., Page], failures: list[str]
+) -> Iterator[Callable[..., Page]]:
     """A function that opens the page for another visitor."""
     contexts = []
 
@@ -110,15 +29,6 @@ def visit(browser: Any, served: tuple[str, Any], failures: list[str]) -> Iterato
     yield visit
     for context in contexts:
         context.close()
-
-
-def open_page(page: Any, address: str, failures: list[str]) -> Page:
-    page.set_default_timeout(30_000)
-    page.on("pageerror", lambda error: failures.append(str(error)))
-    page.on("request", lambda r: None if r.url.startswith((address, f"blob:{address}")) else failures.append(r.url))
-    page.goto(address)
-    page.wait_for_selector("#stage[data-state=empty]")
-    return Page(page)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +45,9 @@ def image(phantoms: Path) -> Path:
 
 
 @pytest.fixture
-def page(window: Any, served: tuple[str, Any], failures: list[str], image: Path) -> Iterator[Page]:
+def page(
+    window: Any, served: tuple[str, Any], open_page: Callable[..., Page], failures: list[str], image: Path
+) -> Iterator[Page]:
     """A page with an open image."""
     tab = window.new_page()
     page = open_page(tab, served[0], failures)
@@ -458,11 +370,4 @@ def test_light_and_dark(visit: Callable[..., Page]) -> None:
 def test_nothing_overflows(visit: Callable[..., Page], image: Path, size: tuple[int, int]) -> None:
     page = visit(viewport={"width": size[0], "height": size[1]})
     page.open(image)
-    outside = page.page.evaluate(
-        """() => [...document.querySelectorAll("header *, .tools *, .side *")]
-            .filter((e) => e.offsetParent && !e.closest(".unseen")).map((e) => [e, e.getBoundingClientRect()])
-            .filter(([e, r]) => r.right > innerWidth + 0.5 || r.left < -0.5
-                || (e.closest(".card") && r.right > e.closest(".card").getBoundingClientRect().right + 0.5))
-            .map(([e]) => e.outerHTML.slice(0, 80))"""
-    )
-    assert outside == []
+    assert page.overflowing() == []

@@ -96,6 +96,7 @@ export class Editor {
     const lesion = Math.min(this.active, this.step.lesions.length);
     const add = (one) => ({ ...one, points: [...one.points, this.clamp({ x, y, label })] });
     const step = withLesion(this.step, lesion, add);
+    this.active = lesion;
     this.#push(step, { lesion, point: step.lesions[lesion].points.length - 1 });
   }
 
@@ -107,8 +108,9 @@ export class Editor {
   remove(hit) {
     const without = ({ points, box }) =>
       "point" in hit ? { points: points.filter((_, i) => i !== hit.point), box } : { points, box: null };
-    this.active = hit.lesion;
-    this.#push(withLesion(this.step, hit.lesion, without));
+    const step = withLesion(this.step, hit.lesion, without);
+    this.active = Math.max(0, Math.min(hit.lesion, step.lesions.length - 1));
+    this.#push(step);
   }
 
   removeSelected() {
@@ -116,7 +118,8 @@ export class Editor {
   }
 
   removeLesion(index) {
-    this.active = Math.max(0, Math.min(this.active, this.step.lesions.length - 2));
+    const last = this.step.lesions.length - 2;
+    this.active = Math.max(0, Math.min(this.active - Number(index < this.active), last));
     this.#push({ ...this.step, lesions: this.step.lesions.filter((_, i) => i !== index) });
   }
 

@@ -50,7 +50,7 @@ export const isEmpty = (step) => !step.lesions.length;
 export function withLesion(step, index, change) {
   const lesions = [...step.lesions];
   lesions[index] = change(lesions[index] ?? { points: [], box: null });
-  return { ...step, lesions: lesions.filter(({ points, box }) => points.length || box) };
+  return { ...step, lesions: lesions.filter(({ points, box }) => points.some((p) => p.label >= 0) || box) };
 }
 
 export function isSame(a, b) {

@@ -30,11 +30,20 @@ function draw() {
     const result = (scheduled = editor.result);
     drawing = drawing.then(() => drawResult(result)).catch((error) => notify(error.message));
   }
-  if (editor.pending) stage.dataset.state = "pending";
+  if (editor.pending || visible !== editor.result) stage.dataset.state = "pending";
   drawing.then(updateState);
   marks.draw(editor.step, editor.selected, editor.active, view);
   drawNumbers(editor);
+  drawStatus();
   drawButtons(editor);
+}
+
+function drawStatus() {
+  if (!editor.key) return;
+  const noLesion = about.lesions && editor.isEmpty && editor.step?.automatic ? ". No lesion found." : "";
+  const hint = about.automatic ? noLesion : ". Click the object to start.";
+  const text = `${editor.name}, ${editor.view.image.join(" × ")} pixels${hint}`;
+  if (get("status").textContent !== text) get("status").textContent = text; // screen readers announce changes
 }
 
 async function drawResult(result) {
@@ -74,9 +83,6 @@ async function open(source, name) {
     await image.decode();
     stage.classList.remove("empty");
     stage.focus({ preventScroll: true });
-    const size = opened.size.join(" × ");
-    const hint = !about.automatic ? ". Click the object to start." : editor.isEmpty ? ". No lesion found." : "";
-    get("status").textContent = `${opened.name}, ${size} pixels${hint}`;
   } catch (error) {
     notify(error.message);
   } finally {

@@ -47,7 +47,8 @@ export class Marks {
   // The number of a lesion, above its box or beside its first point.
   #number({ points, box }, number, view) {
     const [x, y] = box ? view.toStage(box[0], box[1]) : view.toStage(points[0].x, points[0].y);
-    const label = element("text", { class: "number", x: box ? x + 2 : x + RADIUS + 4, y: box ? y - 9 : y - RADIUS });
+    const [left, top] = box ? [x + 9, y - 8] : [x + RADIUS + 4, y - RADIUS];
+    const label = element("text", { class: "number", x: left, y: Math.max(top, 13) });
     label.textContent = number;
     return label;
   }

@@ -6,7 +6,7 @@ const number = new Intl.NumberFormat("en");
 
 export function drawNumbers(editor) {
   const { result, step } = editor;
-  get("iou").textContent = result ? result.iou.toFixed(3) : "–";
+  get("iou").textContent = result && !editor.isEmpty ? result.iou.toFixed(3) : "–";
   get("area").textContent = result ? number.format(result.area) : "–";
   get("fraction").textContent = result ? `${(result.fraction * 100).toFixed(2)} %` : "–";
   const lesions = step?.lesions ?? [];
@@ -41,7 +41,7 @@ const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : noun ===
 // One row per lesion: select it or remove it.
 function drawLesions(editor, lesions) {
   get("lesions-card").hidden = !editor.about.lesions && lesions.length < 2 && !(editor.isNew && lesions.length);
-  get("no-lesion").hidden = lesions.length > 0 || editor.isNew && !editor.step?.automatic;
+  get("no-lesion").hidden = lesions.length > 0;
   get("no-lesion").textContent = editor.step?.automatic ? "No lesion found." : "No lesion.";
   const key = JSON.stringify([editor.active, lesions]);
   if (get("lesions").dataset.drawn === key) return; // keeps the focus
