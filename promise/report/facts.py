@@ -185,6 +185,7 @@ def provenance_of_evaluation(evaluation: Evaluation) -> Facts:
         *_picked(summary, {"net": "net", "sam": "SAM", "checkpoint": "checkpoint", "epoch": "epoch of the checkpoint"}),
         ("prompts", f"{summary['prompts']} ({summary.get('prompt_source', 'source not recorded')})"),
         *_picked(summary, {"num_points": "number of points", "precision": "precision", "recipe": "pixel recipe"}),
+        ("lesion settings", _text(summary.get("lesions"))),
         ("prompt files", _text(summary.get("prompt_files"))),
         ("seed", _text(summary.get("seed"))),
         ("seeds of the draws of prompts", _text(draws.get("seeds"))),
