@@ -202,8 +202,8 @@ class Promise(nn.Module):
         """Encode and decode; the arguments are those of :meth:`decode`.
 
         ``image`` is a batch (B, 3, S, S) or its features, which :meth:`encode` returned. ``points=…``, or ``Points``
-        instead of ``Prompts``, is short for ``Prompts(points=…)``. ``decode=False`` computes only the map of lesions, to
-        train it; the prediction has no prompts, and the map is its mask.
+        instead of ``Prompts``, is short for ``Prompts(points=…)``. ``decode=False`` computes only the map of lesions,
+        to train it; the prediction has no prompts, and the map is its mask.
         """
         encoded = image if isinstance(image, Encoded) else self.encode(image)
         if not decode:

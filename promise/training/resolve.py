@@ -104,7 +104,8 @@ def _check_select(config: TrainConfig, extra_scores: Collection[str]) -> None:
         spec, _ = parse_net_name(config.net)
     except UserError:
         return  # reported by _check_net
-    losses = Criterion(bce, spec.prompt_loss).names  # the names do not depend on the loss of the mask
+    # The names do not depend on the loss of the mask.
+    losses = Criterion(None if spec.trains_map and not spec.token_shift else bce, spec.prompt_loss).names
     check_score(config.select, ("iou", "dice", *losses, *extra_scores))
 
 
