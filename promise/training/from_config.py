@@ -24,6 +24,7 @@ from promise.training.build import LoaderBuilder, TrainerOptions, TrainingData
 from promise.training.config import TrainConfig, parse_labels
 from promise.training.losses import Criterion, get_loss
 from promise.training.optim import Schedule, build_optimizer, parse_schedule
+from promise.training.prompt_loss import with_location_loss
 from promise.training.selection import Selection
 
 log = logging.getLogger(__name__)
@@ -71,8 +72,8 @@ def schedule_of(config: TrainConfig) -> Schedule:
 
 
 def criterion_of(config: TrainConfig) -> Criterion:
-    """The loss of the mask, and that of the prompter if it has one."""
-    return Criterion(get_loss(config.loss), NETS[config.net].prompt_loss)
+    """The loss of the mask, and that of the prompts if there is one."""
+    return Criterion(get_loss(config.loss), with_location_loss(NETS[config.net].prompt_loss, config.prompt_loss))
 
 
 def options_of(config: TrainConfig) -> TrainerOptions:
