@@ -130,25 +130,14 @@ class _DataSetScorer:
         bar = progress_bar(total=total, name=self.dataset.name, unit="image", quiet=config.quiet)
         with bar, explain_out_of_memory(config.batch_size):
             predicted = predict_draws(setup.loaded.net, loader, sources=sources, device=setup.loaded.device)
-            for row, scored in ordered_map(self._score, predicted, workers=default_workers()):
-                self._store(row, scored)
+            for row, prompts, scored in ordered_map(self._score, predicted, workers=default_workers()):
+                self._store(row, prompts, scored)
                 bar.update()
         return self
 
-    def _score(self, row: RowPrediction) -> tuple[RowPrediction, Scored]:
+    def _score(self, row: RowPrediction) -> tuple[RowPrediction, ImagePrompts, Scored]:
         target = read_mask(self.dataset.rows[row.index].mask)
-        scored = score(
-            row.logits,
-            target,
-            postprocess=self.setup.reference,
-            native=self.setup.native,
-            empty_rule=self.config.empty_masks,
-        )
-        return row, scored
-
-    def _store(self, row: RowPrediction, scored: Scored) -> None:
-        self.table.add(row, scored)
-        height, width = scored.mask.shape
+        height, width = target.shape
         prompts = ImagePrompts.of(
             row.xy,
             row.label,
@@ -158,6 +147,18 @@ class _DataSetScorer:
             mask=row.mask_prompt,
             mask_index=row.mask_index,
         )
+        scored = score(
+            row.logits,
+            target,
+            prompts=prompts,
+            postprocess=self.setup.reference,
+            native=self.setup.native,
+            empty_rule=self.config.empty_masks,
+        )
+        return row, prompts, scored
+
+    def _store(self, row: RowPrediction, prompts: ImagePrompts, scored: Scored) -> None:
+        self.table.add(row, scored)
         self.prompts[row.draw][row.name] = prompts
         if row.draw == 0:
             self.gallery.keep(row.index, scored.mask)

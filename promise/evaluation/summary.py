@@ -45,8 +45,10 @@ def _blocks(summaries: Sequence[Mapping[str, Any]], dataset: str) -> Iterator[st
             [_title(s), s["prompts"], protocol, *_cells(table["means"][protocol], columns)]
             for s, table in evaluated
             for protocol in protocols_of(kind)
+            if protocol in table["means"]
         ]
-        yield text_table(["net", "prompts", "protocol", *columns.values()], rows)
+        if rows:  # earlier versions did not score prompts
+            yield text_table(["net", "prompts", "protocol", *columns.values()], rows)
     rows = [["native", _title(s), s["prompts"], *_certainty(table)] for s, table in evaluated]
     yield text_table(["protocol", "net", "prompts", *CERTAINTY], rows)
 
@@ -60,7 +62,8 @@ def _legend(summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield (
         f"reference: 256 pixels, postprocessing {last['postprocess']['reference']}, ground truth dilated as in the "
         f"reference implementation; native: size of the ground truth, postprocessing {last['postprocess']['native']}; "
-        "soft: probability map, min–max normalised, over 256 thresholds."
+        "soft: probability map, min–max normalised, over 256 thresholds; prompts: fractions of the positive points "
+        "inside and of the negative points outside the ground truth, IoU of the boxes."
     )
     if any(table.get("empty_truths") for table in tables):
         rule = EMPTY_RULES.get(last["empty_masks"], last["empty_masks_rule"])
@@ -112,7 +115,8 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 
 def _cells(means: Mapping[str, float | None], columns: Mapping[str, str]) -> list[str]:
-    return [_number(means[name]) if name in means else "-" for name in columns]
+    values = [means.get(name) for name in columns]
+    return ["-" if value is None or math.isnan(value) else _number(value) for value in values]
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -94,6 +94,13 @@ class TrainConfig:
         metavar="NAME",
         group="training",
     )
+    prompt_loss: float = option(
+        0.0,
+        "weight of the loss that draws positive points into the lesion and negative points out of it; 0: off; for nets "
+        "that predict points",
+        metavar="W",
+        group="training",
+    )
     optimizer: str = option("adam", "adam, adamw or sgd", metavar="NAME", group="training")
     lr: float = option(3e-4, "initial learning rate", group="training")
     weight_decay: float = option(0.0, "weight decay", group="training")
@@ -158,10 +165,11 @@ def check_train(config: TrainConfig) -> None:
             ("early_stopping", 0),
             ("warmup_epochs", 0),
             ("clip_norm", 0),
+            ("prompt_loss", 0),
             ("weight_decay", 0),
             ("min_lr", 0),
         )
-        if getattr(config, name) < least
+        if not getattr(config, name) >= least  # written so that NaN fails too
     ]
     if not config.lr > 0:
         faults.append(("out-of-range", f"--lr must be above 0, got {config.lr}"))

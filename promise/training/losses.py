@@ -87,7 +87,7 @@ class LossTerms:
 
 
 class Criterion:
-    """The loss of a prediction: of its mask and, if the prompter has a loss of its own, of its prompts.
+    """The loss of a prediction: of its mask and, if there is one, of its prompts.
 
     For another loss, override :attr:`terms` and :meth:`__call__`.
 
