@@ -73,6 +73,20 @@ def score(
     return Scored(scores, mask, target_pixels, int(np.count_nonzero(mask & target)), predicted)
 
 
+def native_dice(mask: np.ndarray, target: np.ndarray, empty_rule: str = "one") -> float:
+    """The native Dice of a mask, as in :func:`score`, without the other metrics.
+
+    Args:
+        mask: (H, W) bool, after postprocessing.
+        target: (H, W) bool, the ground truth.
+        empty_rule: as in :func:`score`.
+    """
+    total = int(np.count_nonzero(mask)) + int(np.count_nonzero(target))
+    if not target.any():
+        return dice_of_empty(empty_rule, predicted=total > 0)
+    return 2 * int(np.count_nonzero(mask & target)) / total
+
+
 def dice_of_empty(rule: str, *, predicted: bool) -> float:
     """The native Dice where the ground truth is empty.
 
