@@ -69,8 +69,8 @@ def _clicks(evaluated: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) ->
                 dice = [_number(value) for value in result["dice"]]
                 counts = [_count(result["noc"].get(target)) for target in targets]
                 rows.append([title, start, entry["prompts"], *dice, *["-"] * (most + 1 - len(dice)), *counts])
-    header = ["net", "start", "prompts", *(f"{k} click{'s' * (k != 1)}" for k in range(most + 1)), *(f"NoC {t}" for t in targets)]
-    yield text_table(header, rows)
+    numbers = [f"{k} click{'s' * (k != 1)}" for k in range(most + 1)]
+    yield text_table(["net", "start", "prompts", *numbers, *(f"NoC {target}" for target in targets)], rows)
 
 
 def _count(noc: Mapping[str, float | None] | None) -> str:
