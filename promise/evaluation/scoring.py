@@ -86,6 +86,20 @@ def _score_prompts(prompts: ImagePrompts | None, target: np.ndarray) -> dict[str
     return prompt_metrics(prompts.xy, prompts.label, boxes, target)
 
 
+def native_dice(mask: np.ndarray, target: np.ndarray, empty_rule: str = "one") -> float:
+    """The native Dice of a mask, as in :func:`score`, without the other metrics.
+
+    Args:
+        mask: (H, W) bool, after postprocessing.
+        target: (H, W) bool, the ground truth.
+        empty_rule: as in :func:`score`.
+    """
+    total = int(np.count_nonzero(mask)) + int(np.count_nonzero(target))
+    if not target.any():
+        return dice_of_empty(empty_rule, predicted=total > 0)
+    return 2 * int(np.count_nonzero(mask & target)) / total
+
+
 def dice_of_empty(rule: str, *, predicted: bool) -> float:
     """The native Dice where the ground truth is empty.
 

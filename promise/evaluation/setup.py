@@ -117,7 +117,7 @@ def _check_required(config: EvalConfig) -> Iterator[UserError]:
 
 
 def _check_numbers(config: EvalConfig) -> Iterator[UserError]:
-    for name, least in (("batch_size", 1), ("workers", 0), ("overlays", 0), ("gallery", 0)):
+    for name, least in (("batch_size", 1), ("workers", 0), ("overlays", 0), ("gallery", 0), ("clicks", 0)):
         if getattr(config, name) < least:
             flag = name.replace("_", "-")
             yield UserError(f"--{flag} must be at least {least}, not {getattr(config, name)}.", code="number-too-small")
