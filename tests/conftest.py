@@ -150,6 +150,29 @@ def build(tiny_vit: str) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def save_lesion_net(build: Callable[..., Any]) -> Callable[..., Path]:
+    """A function that writes a checkpoint of a small net that finds 0 to 3 lesions in the images of ``phantoms``.
+
+    Keywords are lesion settings.
+    """
+    import dataclasses
+
+    import torch
+
+    from promise.models.checkpoint import Metadata, save
+
+    def save_lesion_net(path: Path, name: str = "APM_IPS_dense", **settings: Any) -> Path:
+        net = build(name, num_points=4, seed=1)
+        with torch.no_grad():
+            net.apm.head.out[-1].weight.mul_(30)
+        net.apm.lesions = dataclasses.replace(net.apm.lesions, **{"threshold": 0.99, "min_score": 0.013, **settings})
+        save(net, path, Metadata(name, "tiny_vit", 4, net.sam.weights_sha256(), sam_checkpoint="random", seed=5))
+        return path
+
+    return save_lesion_net
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with the original's CSVs and image sets, ``$PROMISE_SHARED`` or ``shared`` beside the checkout."""
     folder = Path(os.environ.get("PROMISE_SHARED", Path(__file__).parents[2] / "shared"))

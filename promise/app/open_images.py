@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promise.inference.segmentation import Segmentation
+from promise.prompts.sets import PromptSet
 
 
 class Session(Protocol):
@@ -33,7 +34,10 @@ class Session(Protocol):
         labels: NDArray[np.int64] | None = None,
         box: NDArray[np.float64] | None = None,
         mask: NDArray[np.float32] | None = None,
-        mask_index: int = 0,
+        mask_index: int | None = None,
+        *,
+        lesions: Sequence[PromptSet] | None = None,
+        fuse: bool = False,
     ) -> Segmentation:
         """Segment the image with these prompts."""
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from promise.prompts.file import ImagePrompts, parse_prompts
+from promise.prompts.entry import parse_prompts
+from promise.prompts.sets import ImagePrompts
 from promise.runtime.errors import UserError
 
-MAX_POINTS = 512
+MAX_POINTS = 512  # of all lesions
+MAX_LESIONS = 64
 SMALLEST_INPUT = 64  # side of the smallest net input: points may be up to one of its pixels outside the image
+ONE_LESION = ("points", "labels", "box")
 
 
 @dataclass(frozen=True)
@@ -20,16 +23,18 @@ class PromptRequest:
     automatic: bool  # the prompts are the net's own, unchanged
 
     @property
-    def is_empty(self) -> bool:
-        """Whether there is neither a point nor a box."""
-        return not len(self.prompts.xy) and self.prompts.box is None
+    def is_incomplete(self) -> bool:
+        """Whether a lesion has neither a point nor a box. No lesion at all is complete: the mask is empty."""
+        return any(one.is_empty for one in self.prompts.sets)
 
 
 def read_prompt_request(body: Any, size: tuple[int, int]) -> PromptRequest:
     """Check the JSON body of a request.
 
     Args:
-        body: an object with ``points``, ``labels``, ``box``, ``mask_index`` (0 to 2; older name: ``choice``) and
+        body: an object with ``lesions``, a list of objects with ``points``, ``labels`` and ``box``; or, for one lesion,
+            with ``points``, ``labels`` and ``box``. Further keys are ``mask_index`` (0 to 2; ``null``: the net's own
+            output; older name: ``choice``), ``fuse`` (whether the net's map of lesions is added to the mask) and
             ``automatic``. Other keys are ignored.
         size: (width, height) of the image.
 
@@ -38,15 +43,35 @@ def read_prompt_request(body: Any, size: tuple[int, int]) -> PromptRequest:
     """
     if not isinstance(body, dict):
         raise UserError(
-            "The request must be an object with points, labels, box and mask_index.", code="request-not-an-object"
+            "The request must be an object with lesions, or with points, labels and box.", code="request-not-an-object"
         )
-    points = body.get("points")
-    if isinstance(points, list) and len(points) > MAX_POINTS:
-        raise UserError(f"{len(points)} points; at most {MAX_POINTS} are accepted.", code="too-many-points")
-    entry = {name: body.get(name) for name in ("points", "labels", "box")}
-    entry |= {"size": list(size), "mask_index": body.get("mask_index", body.get("choice", 0))}
+    _check_counts(body)
+    entry = {"size": list(size), "fuse": body.get("fuse", False)}
+    entry["mask_index"] = body.get("mask_index", body.get("choice"))
+    entry |= {"lesions": _without_masks(body["lesions"])} if "lesions" in body else {n: body.get(n) for n in ONE_LESION}
     prompts, errors = parse_prompts(entry, size, SMALLEST_INPUT)
     if errors or prompts is None:
         message = f"The prompts are invalid: {'; '.join(map(str, errors))}."
         raise UserError(message, code="invalid-prompts", errors=errors)
     return PromptRequest(prompts, body.get("automatic") is True)
+
+
+def _without_masks(lesions: Any) -> Any:
+    """The lesions without mask prompts, which requests do not contain. Invalid values are returned unchanged."""
+    if not isinstance(lesions, list):
+        return lesions
+    return [
+        {name: one[name] for name in ONE_LESION if name in one} if isinstance(one, dict) else one for one in lesions
+    ]
+
+
+def _check_counts(body: dict[str, Any]) -> None:
+    lesions = body.get("lesions", [body])
+    if not isinstance(lesions, list):
+        return  # reported by parse_prompts
+    if len(lesions) > MAX_LESIONS:
+        raise UserError(f"{len(lesions)} lesions; at most {MAX_LESIONS} are accepted.", code="too-many-lesions")
+    lists = [one.get("points") for one in lesions if isinstance(one, dict)]
+    count = sum(len(points) for points in lists if isinstance(points, list))
+    if count > MAX_POINTS:
+        raise UserError(f"{count} points; at most {MAX_POINTS} are accepted.", code="too-many-points")

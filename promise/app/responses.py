@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from promise.app.open_images import OpenImage
 from promise.inference.overlay import NEGATIVE, POSITIVE, PREDICTED
 from promise.inference.segmentation import Segmentation
-from promise.prompts.file import Draw, ImagePrompts, prompts_text
+from promise.prompts.file import Draw, prompts_text
+from promise.prompts.sets import ImagePrompts
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> bytes:
@@ -49,8 +50,13 @@ def _encode(suffix: str, pixels: NDArray[Any], setting: int, value: int) -> byte
 def segmentation_to_dict(found: Segmentation) -> dict[str, Any]:
     """A segmentation as JSON.
 
-    The mask is a PNG with one bit per pixel in base64; an outline is a flat list x, y, x, y, …
+    The mask is a PNG with one bit per pixel in base64; an outline is a flat list x, y, x, y, … ``lesions`` has the
+    prompts of each lesion; ``points`` and ``labels`` are those of all lesions, and ``box`` is the only box.
     """
+    lesions = [
+        {"points": one.xy.tolist(), "labels": one.label.tolist(), "box": None if one.box is None else one.box.tolist()}
+        for one in found.prompts.sets
+    ]
     return {
         "mask": base64.b64encode(encode_bits(found.mask)).decode("ascii"),
         "outlines": [outline.reshape(-1).tolist() for outline in found.contours()],
@@ -60,6 +66,8 @@ def segmentation_to_dict(found: Segmentation) -> dict[str, Any]:
         "area": found.area,
         "fraction": float(found.fraction),
         "seconds": float(found.seconds),
+        "lesions": lesions,
+        "fuse": found.prompts.fuse,
         "points": found.points.tolist(),
         "labels": found.labels.tolist(),
         "box": None if found.box is None else np.asarray(found.box).tolist(),
@@ -83,10 +91,12 @@ def draw_result(pixels: NDArray[np.uint8], found: Segmentation, opacity: float) 
     longer = max(pixels.shape[:2])
     width, radius = max(1, longer // 400), max(2, longer // 110)
     cv2.drawContours(canvas, [o.reshape(-1, 1, 2).astype(np.int32) for o in found.contours()], -1, PREDICTED, width)
-    if found.box is not None:
-        x0, y0, x1, y1 = (round(float(v)) for v in found.box)
+    for box in found.boxes:
+        x0, y0, x1, y1 = (round(float(v)) for v in box)
         cv2.rectangle(canvas, (x0, y0), (x1, y1), POSITIVE, width, cv2.LINE_AA)
     for (x, y), label in zip(found.points, found.labels, strict=True):
+        if label < 0:  # padding
+            continue
         centre = (round(float(x)), round(float(y)))
         cv2.circle(canvas, centre, radius + max(1, radius // 4), (255, 255, 255), -1, cv2.LINE_AA)
         cv2.circle(canvas, centre, radius, POSITIVE if label else NEGATIVE, -1, cv2.LINE_AA)

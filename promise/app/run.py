@@ -170,4 +170,9 @@ def describe(segmenter: Segmenter) -> dict[str, object]:
     """Properties of the net that the page shows or uses."""
     metadata = segmenter.metadata
     parts = (metadata.net, metadata.sam, segmenter.device, f"promise-sam {__version__}")
-    return {"title": " · ".join(map(str, parts)), "automatic": not segmenter.needs_prompts}
+    return {
+        "title": " · ".join(map(str, parts)),
+        "automatic": not segmenter.needs_prompts,
+        "lesions": segmenter.net.lesions is not None,
+        "own_mask": segmenter.own_mask_index,
+    }

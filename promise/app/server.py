@@ -20,12 +20,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
+import numpy as np
 from anyio import CapacityLimiter, to_thread
 from numpy import uint8
 from numpy.typing import NDArray
@@ -50,6 +51,7 @@ from promise.app.responses import (
 )
 from promise.app.uploads import Limits, TooLargeError, base_name, read_upload
 from promise.inference.segmentation import Segmentation
+from promise.prompts.sets import ImagePrompts, PromptSet
 from promise.runtime.errors import UserError
 
 PAGE = Path(__file__).parent / "page"
@@ -95,7 +97,8 @@ def build_server(
 
     Args:
         encode: encodes an image (H, W, 3) uint8 RGB and returns its session.
-        about: properties of the net: ``title``, and ``automatic``, whether it has a prompter.
+        about: properties of the net: ``title``; ``automatic``, whether it has a prompter; ``lesions``, whether it finds
+            lesions; ``own_mask``, which of SAM's three masks is its own output, or ``None``.
         samples: sample images.
         limits: limits of uploads.
         images: store of open images.
@@ -236,7 +239,8 @@ class _Endpoints:
 
     async def prompts(self, request: Request) -> Response:
         image, prompts, _ = await self._read_prompts(request)
-        content = prompts_file(image, prompts.prompts, automatic=prompts.automatic)
+        complete = await self._decode(lambda: _with_mask_prompts(image, prompts))
+        content = prompts_file(image, complete, automatic=prompts.automatic)
         return Response(content, media_type="application/json")
 
     async def close(self, request: Request) -> Response:
@@ -278,12 +282,28 @@ class _Endpoints:
 
 
 def _segment(image: OpenImage, request: PromptRequest) -> Segmentation:
-    if request.is_empty:
-        raise UserError("The request contains no prompts: add a point or a box.", code="no-prompts")
+    if request.is_incomplete:
+        raise UserError("A lesion has no prompts: add a point or a box.", code="no-prompts")
+    prompts = _with_mask_prompts(image, request)
+    return image.session.predict(lesions=prompts.sets, mask_index=prompts.mask_index, fuse=prompts.fuse)
+
+
+def _with_mask_prompts(image: OpenImage, request: PromptRequest) -> ImagePrompts:
+    """The prompts of a request, with the net's mask prompts where the prompts are the net's own.
+
+    Mask prompts are too large to be sent to the page and back.
+    """
     prompts = request.prompts
-    return image.session.predict(
-        points=prompts.xy, labels=prompts.label, box=prompts.box, mask_index=prompts.mask_index
-    )
+    if not request.automatic:
+        return prompts
+    own = image.session.automatic().prompts.sets
+    same = len(own) == len(prompts.sets) and all(map(_is_same, own, prompts.sets))
+    return replace(prompts, sets=own) if same else prompts
+
+
+def _is_same(one: PromptSet, other: PromptSet) -> bool:
+    boxes = [np.zeros(0) if each.box is None else each.box for each in (one, other)]
+    return all(map(np.array_equal, (one.xy, one.label, boxes[0]), (other.xy, other.label, boxes[1])))
 
 
 def _require_header(request: Request) -> None:

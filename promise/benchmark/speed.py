@@ -226,5 +226,5 @@ class _Upstream(torch.nn.Module):
         super().__init__()
         self.bench, self.name = bench, name
 
-    def forward(self, image: Tensor, prompts: None, *, mask_index: int) -> Prediction:
+    def forward(self, image: Tensor, prompts: None, *, mask_index: None, fuse: None) -> Prediction:
         return self.bench.upstream_predict(self.name, image)

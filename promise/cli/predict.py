@@ -50,6 +50,11 @@ def _work(arguments: argparse.Namespace) -> int:
     existing = result.images - result.made - len(result.failed)
     kept = f", {existing} already existed" if existing else ""
     print(f"{result.made} mask{'s' * (result.made != 1)} written{kept}: {result.folder / 'masks'}")
+    if result.without_lesion:
+        several = len(result.without_lesion) > 1
+        masks = "masks are" if several else "mask is"
+        head = f"no lesion found in {len(result.without_lesion)} image{'s' * several}, whose {masks} empty:"
+        print("\n".join([head, *shorten([f"  {name}" for name in result.without_lesion])]))
     if not result.failed:
         return 0
     head = f"promise-predict: {len(result.failed)} of {result.images} images could not be used:"

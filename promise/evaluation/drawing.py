@@ -9,7 +9,7 @@ import numpy as np
 from promise.data.images import read_image, read_mask, write_png
 from promise.data.table import Row
 from promise.inference.overlay import draw_overlay
-from promise.prompts.file import ImagePrompts
+from promise.prompts.sets import ImagePrompts
 
 
 def draw_row(path: Path, row: Row, predicted: np.ndarray, prompts: ImagePrompts, caption: str) -> None:
@@ -20,7 +20,7 @@ def draw_row(path: Path, row: Row, predicted: np.ndarray, prompts: ImagePrompts,
         predicted,
         xy=prompts.xy,
         label=prompts.label,
-        box=prompts.box,
+        boxes=prompts.boxes,
         caption=caption,
     )
     write_png(path, overlay)

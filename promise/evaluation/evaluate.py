@@ -27,8 +27,9 @@ from promise.evaluation.statistics import LEVEL, RESAMPLES, SEED
 from promise.inference.loop import RowPrediction, predict_draws
 from promise.models import checkpoint
 from promise.models.promise import Promise
-from promise.prompts.file import Draw, ImagePrompts, write_prompts
+from promise.prompts.file import Draw, write_prompts
 from promise.prompts.sampling import NONE
+from promise.prompts.sets import ImagePrompts
 from promise.prompts.source import PromptSource
 from promise.runtime.environment import describe_environment
 from promise.runtime.files import check_output_dir, write_json, write_lines
@@ -181,13 +182,11 @@ class _DataSetScorer:
         target = self._target(row.index)
         height, width = target.shape
         prompts = ImagePrompts.of(
-            row.xy,
-            row.label,
-            row.box,
+            row.sets,
             side=self.setup.loaded.side,
             size=(width, height),
-            mask=row.mask_prompt,
             mask_index=row.mask_index,
+            fuse=row.fuse,
         )
         scored = score(
             row.logits,

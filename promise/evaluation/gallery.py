@@ -14,7 +14,7 @@ import numpy as np
 
 from promise.data.table import Row
 from promise.evaluation.drawing import draw_row, file_name
-from promise.prompts.file import ImagePrompts
+from promise.prompts.sets import ImagePrompts
 
 KINDS = ("best", "median", "worst")
 

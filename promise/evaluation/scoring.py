@@ -14,7 +14,7 @@ import numpy as np
 
 from promise.evaluation.metrics import PROTOCOLS, Kind, binary_metrics, metrics_of, prompt_metrics, soft_metrics
 from promise.inference.postprocess import Postprocess, probability_at, reference_target, sigmoid, to_size
-from promise.prompts.file import ImagePrompts
+from promise.prompts.sets import ImagePrompts
 
 REFERENCE_SIDE = 256
 REFERENCE_POSTPROCESS = Postprocess("open", 5)
@@ -82,8 +82,7 @@ def _score_prompts(prompts: ImagePrompts | None, target: np.ndarray) -> dict[str
     """The metrics of the prompts; all NaN without prompts."""
     if prompts is None:
         return prompt_metrics(np.zeros((0, 2)), np.zeros(0, np.int64), np.zeros((0, 4)), target)
-    boxes = np.zeros((0, 4)) if prompts.box is None else prompts.box[None]
-    return prompt_metrics(prompts.xy, prompts.label, boxes, target)
+    return prompt_metrics(prompts.xy, prompts.label, prompts.boxes, target)
 
 
 def native_dice(mask: np.ndarray, target: np.ndarray, empty_rule: str = "one") -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class EvaluationSetup:
             "seed": loaded.seed,
             "precision": loaded.precision,
             "recipe": loaded.recipe,
+            "lesions": None if loaded.net.lesions is None else dataclasses.asdict(loaded.net.lesions),
             "postprocess": {"reference": str(self.reference), "native": str(self.native)},
             "postprocess_source": loaded.postprocess_source,
         }
@@ -117,10 +119,12 @@ def _check_required(config: EvalConfig) -> Iterator[UserError]:
 
 
 def _check_numbers(config: EvalConfig) -> Iterator[UserError]:
-    for name, least in (("batch_size", 1), ("workers", 0), ("overlays", 0), ("gallery", 0), ("clicks", 0)):
-        if getattr(config, name) < least:
+    limits = (("batch_size", 1), ("workers", 0), ("overlays", 0), ("gallery", 0), ("clicks", 0), ("max_lesions", 1))
+    for name, least in limits:
+        value = getattr(config, name)
+        if value is not None and value < least:
             flag = name.replace("_", "-")
-            yield UserError(f"--{flag} must be at least {least}, not {getattr(config, name)}.", code="number-too-small")
+            yield UserError(f"--{flag} must be at least {least}, not {value}.", code="number-too-small")
 
 
 def _check_net(config: EvalConfig) -> None:
@@ -161,6 +165,7 @@ def load_setup(config: EvalConfig) -> EvaluationSetup:
         seed=config.seed,
         recipe=config.recipe,
         postprocess=config.postprocess,
+        max_lesions=config.max_lesions,
         device=config.device,
         precision=config.precision,
         compile=config.compile,

@@ -98,6 +98,7 @@ def _legend(summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         rule = EMPTY_RULES.get(last["empty_masks"], last["empty_masks_rule"])
         yield f"Empty masks ({last['empty_masks']}): {rule} (native and soft)."
     yield from filter(None, map(_sources, summaries))
+    yield from filter(None, map(_lesions, summaries))
     if "statement" in last:
         yield last["statement"]
     yield from dict.fromkeys(s["clicks"]["statement"] for s in summaries if s.get("clicks"))
@@ -118,6 +119,22 @@ def _sources(summary: Mapping[str, Any]) -> str:
     if summary.get("postprocess_source") == "checkpoint":
         parts.append(f"native postprocessing {summary['postprocess']['native']}, chosen on val rows.")
     return f"{_title(summary)}: {' '.join(parts)}" if parts else ""
+
+
+def _lesions(summary: Mapping[str, Any]) -> str:
+    """The settings of a net that finds lesions."""
+    found = summary.get("lesions")
+    if found is None:
+        return ""
+    count = found["max_lesions"]
+    limit = f"at most {count} lesions per image" if count != 1 else "at most 1 lesion per image"
+    mask_prompt = " and mask prompt" if found["mask_prompt"] else ""
+    output = {"single": "SAM's single mask", "multimask": "the first of SAM's three masks"}[found["output"]]
+    return (
+        f"{_title(summary)}: {limit} (threshold {found['threshold']:g}, scores from {found['min_score']:g} and from "
+        f"{found['min_share']:g} of the best), prompts {found['prompts']}{mask_prompt}, {output}, weight of the map "
+        f"{found['fuse']:g}."
+    )
 
 
 def _certainty(table: Mapping[str, Any]) -> list[str]:

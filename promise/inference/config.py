@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-from promise.runtime.settings import DATA_ROOT_HELP, DEVICE_HELP, PRECISION_HELP, PRECISIONS, SPLITS, option
+from promise.runtime.settings import (
+    DATA_ROOT_HELP,
+    DEVICE_HELP,
+    MAX_LESIONS_HELP,
+    PRECISION_HELP,
+    PRECISIONS,
+    SPLITS,
+    option,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +53,7 @@ class PredictConfig:
         metavar="STEPS",
         group="masks",
     )
+    max_lesions: int | None = option(None, MAX_LESIONS_HELP, group="masks")
 
     output: str | None = option(None, "folder for masks and prompts.json", metavar="FOLDER", group="output")
     probability: bool = option(False, "also write probability maps (16-bit, 65535 is probability 1)", group="output")

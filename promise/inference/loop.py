@@ -8,29 +8,28 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from promise.models.promise import Promise
+from promise.prompts.sets import PromptSet, SetArrays
 from promise.prompts.source import PromptGroup, PromptSource
 from promise.types import Batch, Encoded, Prediction, Prompts
 
 
 @dataclass(frozen=True)
-class RowPrediction:
+class RowPrediction(SetArrays):
     """The prediction of a net for one image."""
 
     index: int  # number of the image in the rows of the loader
     name: str
     logits: np.ndarray  # (4E, 4E) float32
-    iou: float  # SAM's own estimate
-    xy: np.ndarray  # (P, 2) float32, input pixels; P = 0 without points
-    label: np.ndarray  # (P,) int64
-    box: np.ndarray | None  # (4,) float32
+    iou: float  # SAM's own estimate; of several lesions the mean, 0 without a lesion
+    sets: tuple[PromptSet, ...]  # the prompts that were used, in input pixels; (): no lesion
     draw: int = 0  # number of the draw of prompts
     ious: np.ndarray | None = None  # (3,) float32, SAM's own estimates of all three multimask masks
     seconds: float = 0.0  # time of prompting and decoding the batch, divided by its size
-    mask_prompt: np.ndarray | None = None  # (4E, 4E) float32, SAM's mask prompt, if one was used
-    mask_index: int = 0  # which of the three multimask masks
+    mask_index: int | None = None  # which of the three multimask masks; None: the net's own output
+    fuse: bool = False  # whether the net's map of lesions was added
 
 
 @torch.inference_mode()
@@ -78,32 +77,67 @@ def predict_rows(
 def predict_batch(
     net: nn.Module, batch: Batch, group: PromptGroup, device: torch.device, *, draw: int = 0
 ) -> list[RowPrediction]:
-    """Predict a batch, pixels or features, whose prompts have the same shape."""
+    """Predict a batch, pixels or features, that is the images of a group."""
     started = time.perf_counter()
-    prompts = None if group.prompts is None else group.prompts.to(device)
-    prediction: Prediction = net(batch.image.to(device, non_blocking=True), prompts, mask_index=group.mask_index)
-    points, boxes, masks = prediction.prompts.points, prediction.prompts.boxes, prediction.prompts.masks
-    logits = prediction.mask_logits[:, 0].float().cpu().numpy()
+    image = batch.image.to(device, non_blocking=True)
+    parts = [None if one is None else one.to(device) for one in (group.prompts, *group.others)]
+    predictions: list[Prediction] = [
+        net(image, prompts, mask_index=group.mask_index, fuse=group.fuse) for prompts in parts
+    ]
+    logits, iou, ious = _unite(predictions)
+    mask_logits = logits[:, 0].float().cpu().numpy()
     seconds = (time.perf_counter() - started) / len(batch)
-    iou = prediction.iou[:, 0].float().cpu().tolist()
-    xy = points.xy.float().cpu().numpy() if points else np.zeros((len(batch), 0, 2), np.float32)
-    label = points.label.cpu().numpy() if points else np.zeros((len(batch), 0), np.int64)
-    box = None if boxes is None else boxes.float().cpu().numpy()
-    ious = None if prediction.ious is None else prediction.ious.float().cpu().numpy()
+    estimates, all_estimates = iou[:, 0].float().cpu().tolist(), None if ious is None else ious.float().cpu().numpy()
+    sets = [prompt_sets(prediction.prompts, len(batch)) for prediction in predictions]
+    has_map = getattr(net, "lesions", None) is not None
     return [
         RowPrediction(
             int(batch.index[i]),
             name,
-            logits[i],
-            iou[i],
-            xy[i],
-            label[i],
-            None if box is None else box[i],
+            mask_logits[i],
+            estimates[i],
+            tuple(one for of_part in sets for one in of_part[i]),
             draw,
-            None if ious is None else ious[i],
+            None if all_estimates is None else all_estimates[i],
             seconds,
-            None if masks is None else masks[i, 0].float().cpu().numpy(),
             group.mask_index,
+            has_map and (group.prompts is None if group.fuse is None else group.fuse),
         )
         for i, name in enumerate(batch.name)
     ]
+
+
+def _unite(predictions: Sequence[Prediction]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The union of the masks of the same images, and the means of their estimated IoUs over all prompt sets.
+
+    Exact for fused masks too: the largest of ``(1 - w) · SAM + w · map`` is at the largest of SAM's logits.
+    """
+    first = predictions[0]
+    if len(predictions) == 1:
+        return first.mask_logits, first.iou, first.ious
+    counts = [len(prediction.prompts) for prediction in predictions]
+
+    def mean(estimates: Sequence[Tensor]) -> Tensor:
+        weighted = [count * one for count, one in zip(counts, estimates, strict=True)]
+        return torch.stack(weighted).sum(0) / sum(counts)
+
+    logits = torch.stack([prediction.mask_logits for prediction in predictions]).amax(0)
+    ious = [prediction.ious for prediction in predictions if prediction.ious is not None]
+    return logits, mean([prediction.iou for prediction in predictions]), mean(ious) if ious else None
+
+
+def prompt_sets(prompts: Prompts, images: int) -> list[tuple[PromptSet, ...]]:
+    """The prompt sets of each image of a batch, in NumPy."""
+
+    def array(x: Tensor | None) -> np.ndarray | None:
+        return None if x is None else x.cpu().numpy()
+
+    xy, label = (None, None) if prompts.points is None else (prompts.points.xy.float(), prompts.points.label)
+    boxes = None if prompts.boxes is None else prompts.boxes.float()
+    masks = None if prompts.masks is None else prompts.masks[:, 0].float()
+    owner = np.arange(len(prompts)) if prompts.image is None else prompts.image.cpu().numpy()
+    values = {name: array(x) for name, x in (("xy", xy), ("label", label), ("box", boxes), ("mask", masks))}
+    found: list[list[PromptSet]] = [[] for _ in range(images)]
+    for number, image in enumerate(owner.tolist()):
+        found[image].append(PromptSet(**{name: x[number] for name, x in values.items() if x is not None}))
+    return [tuple(one) for one in found]

@@ -13,7 +13,9 @@ from typing import Any
 
 from promise.data.images import content_hash
 from promise.data.inputs import Input
-from promise.prompts.file import Draw, ImagePrompts, prompts_from_dict, prompts_to_dict, write_prompts
+from promise.prompts.entry import prompts_from_dict, prompts_to_dict
+from promise.prompts.file import Draw, write_prompts
+from promise.prompts.sets import ImagePrompts
 from promise.runtime.errors import SHOWN, ExistingRunError
 from promise.runtime.files import remove_leftovers, write_json, write_text
 
@@ -160,25 +162,25 @@ class PredictionFolder:
         }
         write_text(self.path / RECORDS / f"{one.name}.json", json.dumps(record) + "\n")
 
-    def join(self, source: str) -> int:
+    def join(self, source: str) -> list[str]:
         """Write prompts.json, and contours.json if there are contours, for all finished images.
 
         Args:
             source: where the prompts come from.
 
         Returns:
-            Number of finished images.
+            Names of the finished images in which no lesion was found.
         """
         records = [record for _, record in self._records()]
         if not records:
-            return 0
+            return []
         images = {r["name"]: prompts_from_dict(r) for r in records}
         extra = {r["name"]: {name: r[name] for name in ("iou", "seconds")} for r in records}
         write_prompts(self.path / PROMPTS, source, [Draw(None, {DATASET: images})], extra=extra)
         outlined = [r for r in records if CONTOUR in r["outputs"]]
         if outlined:
             write_text(self.path / CONTOURS, json.dumps(_coco(outlined)) + "\n")
-        return len(records)
+        return [name for name, prompts in images.items() if not prompts.sets]
 
     def _records(self) -> list[tuple[Path, Record]]:
         """The valid records with their paths, sorted by image name."""

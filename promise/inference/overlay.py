@@ -17,7 +17,7 @@ def draw_overlay(
     *,
     xy: np.ndarray,
     label: np.ndarray,
-    box: np.ndarray | None = None,
+    boxes: np.ndarray | None = None,
     caption: str = "",
 ) -> np.ndarray:
     """Draw the outlines of ground truth (cyan) and prediction (yellow), and the prompts (green and red dots).
@@ -28,7 +28,7 @@ def draw_overlay(
         predicted: (H, W) bool, the prediction.
         xy: (P, 2) prompts in this image's pixels.
         label: (P,) 1 foreground, 0 background; points with other labels are not drawn.
-        box: (4,) x0, y0, x1, y1 in this image's pixels.
+        boxes: (L, 4) x0, y0, x1, y1 in this image's pixels.
         caption: one line of text above the image.
 
     Returns:
@@ -43,7 +43,7 @@ def draw_overlay(
         small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
         outlines, _ = cv2.findContours(small, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outlines, -1, colour, width, cv2.LINE_AA)
-    if box is not None:
+    for box in () if boxes is None else boxes:
         x0, y0, x1, y1 = (round(float(v) * scale) for v in box)
         cv2.rectangle(canvas, (x0, y0), (x1, y1), POSITIVE, width, cv2.LINE_AA)
     radius = max(2, max(size) // 96)

@@ -29,7 +29,7 @@ from promise.inference.postprocess import Bools, Float32s, Postprocess
 from promise.inference.segmenter import Segmenter
 from promise.models import checkpoint
 from promise.models.sam.weights import file_sha256
-from promise.prompts.file import ImagePrompts, PromptFile
+from promise.prompts.file import PromptFile
 from promise.prompts.sampling import AUTO, FILE
 from promise.prompts.source import Prompting, PromptSource
 from promise.runtime.device import resolve_device, resolve_precision
@@ -52,6 +52,7 @@ class PredictResult:
     images: int  # number of input images
     made: int  # number of images segmented in this run, by all processes
     failed: tuple[tuple[str, str], ...]  # (path, message)
+    without_lesion: tuple[str, ...] = ()  # names of all finished images without a lesion; their masks are empty
     is_main_process: bool = True  # whether this is the main process, which reports to the user
 
 
@@ -86,14 +87,13 @@ def predict(config: PredictConfig) -> PredictResult:
     try:
         work.run(processes)
         made, failed = _gather(work, processes)
-        if processes.index == 0:
-            folder.join(file.source if file else "auto")
+        empty = folder.join(file.source if file else "auto") if processes.index == 0 else []
     except OSError as error:
         raise UserError(
             f"cannot write to {folder.path} ({error.strerror or error}).", code="output-not-writable"
         ) from error
     processes.wait()
-    return PredictResult(folder.path, len(inputs), made, tuple(failed), processes.index == 0)
+    return PredictResult(folder.path, len(inputs), made, tuple(failed), tuple(empty), processes.index == 0)
 
 
 def _inputs(config: PredictConfig, folder: PredictionFolder) -> list[Input]:
@@ -139,8 +139,8 @@ def check_predict(config: PredictConfig) -> None:
             f"--prompts-from {config.prompts_from} is in --output and would be replaced: choose another --output",
             "prompts-in-output",
         )
-    if config.batch_size < 1 or config.workers < 1:
-        report("--batch-size and --workers must be at least 1", "invalid-count")
+    if min(config.batch_size, config.workers, 1 if config.max_lesions is None else config.max_lesions) < 1:
+        report("--batch-size, --workers and --max-lesions must be at least 1", "invalid-count")
     if config.postprocess not in (None, "default"):
         try:
             Postprocess.parse(config.postprocess or "")
@@ -177,6 +177,8 @@ def _settings(config: PredictConfig, device: torch.device) -> dict[str, Any]:
         "precision": resolve_precision(config.precision, device),
         "prompts": file_sha256(Path(config.prompts_from)) if config.prompts_from else "auto",
         "pixels_version": PIXELS_VERSION,
+        # Not in folders of earlier versions, so it is recorded only if it is set.
+        **({} if config.max_lesions is None else {"max_lesions": config.max_lesions}),
     }
 
 
@@ -227,6 +229,7 @@ class _Work:
                 sam=config.sam,
                 sam_checkpoint=config.sam_checkpoint,
                 postprocess=config.postprocess,
+                max_lesions=config.max_lesions,
                 precision=config.precision,
                 device=str(device),
             )
@@ -300,7 +303,7 @@ class _Work:
         assert self.segmenter is not None
         one, size, folder = self.inputs[row.index], self.sizes[row.index], self.folder
         found = self.segmenter.finish(row, size)
-        prompts = ImagePrompts(size, found.points, found.labels, found.box, row.mask_prompt, row.mask_index)
+        prompts = found.prompts
         values: dict[str, Any] = {"iou": found.iou, "seconds": round(found.seconds, 4), "area": found.area}
         for kind in self.kinds:
             if kind == CONTOUR:
@@ -312,7 +315,7 @@ class _Work:
                     found.mask,
                     xy=prompts.xy,
                     label=prompts.label,
-                    box=prompts.box,
+                    boxes=prompts.boxes,
                 )
                 write_png(folder.image_path(kind, one.name), overlay)
             else:

@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from promise.inference.contours import outlines
-
-Size = tuple[int, int]  # width, height
+from promise.prompts.sets import ImagePrompts
 
 
 @dataclass(frozen=True)
@@ -19,18 +18,26 @@ class Segmentation:
     Masks have the size of the image, H rows and W columns. Coordinates are pixels of the image, x before y; (0, 0) is
     the centre of the first pixel.
 
+    A net that finds lesions decodes one mask per lesion; the result is their union. Without a lesion the mask is empty.
+    Other nets prompt one object.
+
     Attributes:
         mask: (H, W) bool, True for foreground, after postprocessing.
         probability: (H, W) float32 in [0, 1], before postprocessing.
-        iou: SAM's estimate of the IoU of the mask with the object.
+        iou: SAM's estimate of the IoU of the mask with the object; of several lesions the mean, 0 without a lesion.
         ious: (3,) float32, the estimates for all three multimask masks.
-        points: (P, 2) float64, the point prompts that were used.
-        labels: (P,) int64, 1 foreground, 0 background.
-        box: (4,) float64 x0, y0, x1, y1, the box that was used, or ``None``.
+        prompts: the prompts that were used: ``prompts.sets`` has one entry per lesion, with ``xy``, ``label``, ``box``
+            and ``mask``.
         logits: (4E, 4E) float32 logits of the decoder, which ``Session.predict`` accepts as ``mask``. E is the side of
             the image embedding.
-        mask_index: which of SAM's three multimask masks this is, 0 to 2.
+        mask_index: which of SAM's three multimask masks this is, 0 to 2; ``None``: SAM's single mask.
         seconds: duration of prompting and decoding.
+        points: (P, 2) float64, the point prompts of all lesions.
+        labels: (P,) int64, 1 foreground, 0 background, -1 a padding point, which is ignored.
+        lesion: (P,) int64, the number of the lesion of each point, from 0.
+        boxes: (L, 4) float64 x0, y0, x1, y1, the boxes of the lesions that have one.
+        box: (4,) float64, the only box; ``None`` if there are none or several.
+        lesions: number of lesions that were prompted; 0: none was found, and the mask is empty.
         area: number of foreground pixels.
         fraction: fraction of the image that the mask covers, in [0, 1].
         choice: older name of ``mask_index``.
@@ -41,12 +48,40 @@ class Segmentation:
     probability: npt.NDArray[np.float32]
     iou: float
     ious: npt.NDArray[np.float32]
-    points: npt.NDArray[np.float64]
-    labels: npt.NDArray[np.int64]
-    box: npt.NDArray[np.float64] | None
+    prompts: ImagePrompts
     logits: npt.NDArray[np.float32]
-    mask_index: int
+    mask_index: int | None
     seconds: float
+
+    @property
+    def points(self) -> npt.NDArray[np.float64]:
+        """(P, 2), the point prompts of all lesions."""
+        return self.prompts.xy
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(P,), their labels."""
+        return self.prompts.label
+
+    @property
+    def lesion(self) -> npt.NDArray[np.int64]:
+        """(P,), the number of the lesion of each point, from 0."""
+        return self.prompts.lesion
+
+    @property
+    def boxes(self) -> npt.NDArray[np.float64]:
+        """(L, 4), the boxes of the lesions that have one."""
+        return self.prompts.boxes
+
+    @property
+    def box(self) -> npt.NDArray[np.float64] | None:
+        """(4,), the only box; ``None`` if there are none or several."""
+        return self.prompts.box
+
+    @property
+    def lesions(self) -> int:
+        """Number of lesions that were prompted; 0: none was found, and the mask is empty."""
+        return len(self.prompts.sets)
 
     @property
     def area(self) -> int:
@@ -59,7 +94,7 @@ class Segmentation:
         return self.area / self.mask.size
 
     @property
-    def choice(self) -> int:
+    def choice(self) -> int | None:
         """Older name of :attr:`mask_index`."""
         return self.mask_index
 

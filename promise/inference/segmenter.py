@@ -20,12 +20,12 @@ from promise.data.transforms.recipes import build_transform
 from promise.inference.loading import LoadedNet, load_net
 from promise.inference.loop import RowPrediction, predict_batch
 from promise.inference.postprocess import Postprocess, probability_at
-from promise.inference.segmentation import Segmentation, Size
+from promise.inference.segmentation import Segmentation
 from promise.inference.session import Session
 from promise.models.checkpoint import Metadata
 from promise.models.promise import Promise
 from promise.models.sam.frozen import MULTIMASK
-from promise.prompts.file import ImagePrompts
+from promise.prompts.sets import ImagePrompts, Size
 from promise.prompts.source import PromptGroup
 from promise.runtime.errors import UserError
 from promise.runtime.memory import explain_out_of_memory
@@ -48,6 +48,7 @@ def load(
     device: str | torch.device = "auto",
     precision: str = "auto",
     postprocess: str | None = None,
+    max_lesions: int | None = None,
 ) -> Segmenter:
     """Load a checkpoint for inference.
 
@@ -61,13 +62,15 @@ def load(
             ``fp16``.
         postprocess: postprocessing as ``promise-eval --postprocess`` takes it, such as ``open:5,fill``, or ``none``.
             Default: the one tuned into the checkpoint, else none.
+        max_lesions: largest number of lesions that the net prompts in an image. Default: as stored in the checkpoint.
 
     Returns:
         The net on its device, in evaluation mode.
 
     Raises:
         MissingFileError: the checkpoint does not exist.
-        UserError: a file, a name, the postprocessing or the device cannot be used.
+        UserError: a file, a name, the postprocessing or the device cannot be used, or ``max_lesions`` is passed for a
+            net that does not find lesions (``net-without-lesions``).
 
     Examples:
         >>> segmenter = promise.load("runs/mine/best.safetensors")  # doctest: +SKIP
@@ -85,6 +88,7 @@ def load(
             device=device,
             precision=precision,
             postprocess=postprocess,
+            max_lesions=max_lesions,
         )
     )
 
@@ -100,6 +104,7 @@ class Segmenter:
         side: side of the net's input in pixels.
         mask_side: side of the decoder's logits and of mask prompts, 4E.
         needs_prompts: whether the net has no prompter, so that prompts must be supplied.
+        own_mask_index: which of SAM's three multimask masks is the net's own output; ``None``: SAM's single mask.
     """
 
     def __init__(self, loaded: LoadedNet) -> None:
@@ -116,6 +121,12 @@ class Segmenter:
     def needs_prompts(self) -> bool:
         """Whether the net has no prompter, so that prompts must be supplied."""
         return self.net.needs_prompts
+
+    @property
+    def own_mask_index(self) -> int | None:
+        """Which of SAM's three multimask masks is the net's own output; ``None``: SAM's single mask."""
+        lesions = self.net.lesions
+        return None if lesions is not None and lesions.output == "single" else 0
 
     @overload
     def predict(self, images: ImageLike, *, batch_size: int = 8) -> Segmentation: ...
@@ -197,18 +208,16 @@ class Segmenter:
         """
         width, height = size
         probability = probability_at(row.logits, height, width)
-        used = ImagePrompts.of(row.xy, row.label, row.box, side=self.side, size=size)
+        prompts = ImagePrompts.of(row.sets, side=self.side, size=size, mask_index=row.mask_index, fuse=row.fuse)
         ious = np.full(len(MULTIMASK), row.iou, np.float32) if row.ious is None else row.ious
         return Segmentation(
             mask=self.postprocess(probability),
             probability=probability,
             iou=row.iou,
             ious=ious,
-            points=used.xy,
-            labels=used.label,
-            box=used.box,
+            prompts=prompts,
             logits=row.logits,
-            mask_index=row.mask_index,
+            mask_index=self.own_mask_index if row.mask_index is None else row.mask_index,
             seconds=row.seconds,
         )
 

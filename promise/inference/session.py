@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,17 @@ import torch
 from torch import Tensor
 
 from promise.inference.loop import predict_batch
-from promise.inference.segmentation import Segmentation, Size
-from promise.prompts.file import parse_prompts
-from promise.prompts.source import PromptGroup, stack_prompts
+from promise.inference.segmentation import Segmentation
+from promise.prompts.entry import parse_prompts
+from promise.prompts.sets import ImagePrompts, PromptSet, Size
+from promise.prompts.source import PromptGroup, group_prompts
 from promise.runtime.errors import UserError
-from promise.types import Encoded, Prompts
+from promise.types import Encoded
 
 if TYPE_CHECKING:
     from promise.inference.segmenter import Segmenter
+
+PARTS = ("points", "labels", "box", "mask")  # prompts of a lesion
 
 
 class Session:
@@ -39,63 +43,112 @@ class Session:
         """Segment the image with the net's own prompts.
 
         Returns:
-            The same result as :meth:`Segmenter.predict` for this image.
+            The same result as :meth:`Segmenter.predict` for this image. If a net finds no lesion, the mask is empty.
 
         Raises:
             UserError: the net has no prompter (``net-without-prompter``).
         """
         self._segmenter.require_prompter()
-        return self._decode(None)
+        return self._decode(PromptGroup([0], None))
 
-    def predict(
+    def predict(  # noqa: PLR0913 (one argument for each kind of prompt)
         self,
         points: npt.ArrayLike | Tensor | None = None,
         labels: npt.ArrayLike | Tensor | None = None,
         box: npt.ArrayLike | Tensor | None = None,
         mask: npt.ArrayLike | Tensor | None = None,
-        mask_index: int = 0,
+        mask_index: int | None = None,
         *,
+        boxes: npt.ArrayLike | Tensor | None = None,
+        lesions: Sequence[PromptSet | Mapping[str, Any]] | None = None,
+        fuse: bool = False,
         choice: int | None = None,
     ) -> Segmentation:
-        """Segment the image with prompts. Without points, box and mask, the net's own prompts are used.
+        """Segment the image with prompts: of one object, or of several lesions.
+
+        ``points``, ``labels``, ``box`` and ``mask`` prompt one object. ``boxes`` and ``lesions`` prompt several: one
+        mask is decoded for each, and the result is their union. Without any prompts, the net's own are used.
 
         Args:
             points: (P, 2) x, y in pixels of the image; (0, 0) is the centre of the first pixel.
             labels: (P,) 1 for foreground, 0 for background; default: all foreground.
             box: (4,) x0, y0, x1, y1 in pixels of the image.
             mask: (4E, 4E) logits of an earlier result, used as SAM's mask prompt.
-            mask_index: which of SAM's three multimask masks to return, 0 to 2. The nets are trained on the first.
+            mask_index: which of SAM's three multimask masks to return, 0 to 2; default: the net's own output, on which
+                it is trained.
+            boxes: (L, 4), one lesion per box.
+            lesions: the prompts of each lesion: a mapping with any of ``points``, ``labels``, ``box`` and ``mask``, as
+                above, or an element of ``Segmentation.prompts.sets``. An empty list means no lesion: the mask is empty.
+            fuse: whether the net's map of lesions is added to the mask, as for its own prompts. Nets without such a map
+                ignore it.
             choice: older name of ``mask_index``.
 
         Returns:
             The mask, with the prompts that were used.
 
         Raises:
-            UserError: prompts of wrong shapes, or outside the image (all faults are reported together); no prompts,
-                and the net has no prompter (``net-without-prompter``).
+            UserError: prompts of wrong shapes, or outside the image (all faults are reported together); several ways to
+                pass prompts at once (``conflicting-prompts``); a lesion without prompts (``lesion-without-prompts``);
+                no prompts, and the net has no prompter (``net-without-prompter``).
+
+        Examples:
+            >>> session.predict(points=[[30, 40]], box=[10, 12, 50, 47])  # doctest: +SKIP
+            >>> session.predict(lesions=[{"box": [10, 12, 50, 47]}, {"points": [[70, 20]]}])  # doctest: +SKIP
         """
-        if choice is not None and mask_index not in (0, choice):
+        if choice is not None and mask_index not in (None, choice):
             message = f"mask_index is {mask_index} and choice, its older name, is {choice}: pass only mask_index."
             raise UserError(message, code="conflicting-mask-index")
-        index = _to_lists(mask_index if choice is None else choice)  # a NumPy integer becomes an int
-        xy = [] if points is None else _to_lists(points)
-        marks = [1] * len(xy) if labels is None and isinstance(xy, list) else _to_lists(labels)
-        corners = None if box is None else _to_lists(box)
-        entry = {"size": list(self.size), "points": xy, "labels": marks, "box": corners, "mask_index": index}
+        index = mask_index if choice is None else choice
+        one = {
+            name: value
+            for name, value in (("points", points), ("labels", labels), ("box", box), ("mask", mask))
+            if value is not None
+        }
+        if sum((bool(one), boxes is not None, lesions is not None)) > 1:
+            raise UserError(
+                "pass the prompts of one object (points, labels, box, mask), boxes or lesions, not several of them.",
+                code="conflicting-prompts",
+            )
+        if boxes is not None:
+            lesions = [{"box": corners} for corners in _to_list_of_lists(boxes)]
+        prompts = self._check([one] if lesions is None else lesions, index, fuse)
+        if lesions is None and prompts.sets[0].is_empty:
+            self._segmenter.require_prompter()
+            return self._decode(PromptGroup([0], None, prompts.mask_index))
+        empty = [number for number, each in enumerate(prompts.sets, start=1) if each.is_empty]
+        if empty:
+            raise UserError(
+                f"lesion {empty[0]} of {len(prompts.sets)} has no prompts: pass points, a box or a mask for each.",
+                code="lesion-without-prompts",
+            )
+        (group,) = group_prompts([prompts], self._segmenter.side)
+        return replace(self._decode(group), prompts=prompts)
+
+    def _check(self, lesions: Sequence[PromptSet | Mapping[str, Any]], index: Any, fuse: bool) -> ImagePrompts:
+        """The prompts in pixels of the image, checked; all faults are reported together."""
+        if isinstance(lesions, str | Mapping | PromptSet) or not isinstance(lesions, Sequence):
+            raise UserError("lesions must be a list with the prompts of each lesion.", code="invalid-lesions")
+        given = [_to_mapping(one) for one in lesions]
+        entry = {"size": list(self.size), "mask_index": _to_lists(index), "fuse": fuse}  # a NumPy integer → an int
+        entry |= _to_entry(given[0]) if len(given) == 1 else {"lesions": [_to_entry(one) for one in given]}
         prompts, errors = parse_prompts(entry, self.size, self._segmenter.side)
-        logits = None
-        try:
-            logits = None if mask is None else self._mask_prompt(mask)
-        except UserError as error:
-            errors.append(error)
+        masks: list[npt.NDArray[np.float32] | None] = []
+        for number, one in enumerate(given, start=1):
+            where = f"lesion {number} of {len(given)}: " if len(given) > 1 else ""
+            try:
+                masks.append(None if one.get("mask") is None else self._mask_prompt(one["mask"]))
+            except UserError as error:
+                errors.append(UserError(f"{where}{error}", code=error.code))
+            unknown = [str(name) for name in one if name not in PARTS]
+            if unknown:
+                message = f"{where}unknown prompts {', '.join(unknown)}; known: {', '.join(PARTS)}"
+                errors.append(UserError(message, code="unknown-prompt-part"))
         if errors or prompts is None:
             message = "; ".join(str(error) for error in errors) + "."
             raise UserError(message, code="invalid-prompts", errors=errors)
-        if not len(prompts.xy) and box is None and mask is None:
-            self._segmenter.require_prompter()
-            return self._decode(None, prompts.mask_index)
-        stacked = stack_prompts([replace(prompts, mask=logits)], self._segmenter.side)
-        return replace(self._decode(stacked, prompts.mask_index), points=prompts.xy, box=prompts.box)
+        return replace(
+            prompts, sets=tuple(replace(one, mask=mask) for one, mask in zip(prompts.sets, masks, strict=True))
+        )
 
     def _mask_prompt(self, mask: npt.ArrayLike | Tensor) -> npt.NDArray[np.float32]:
         side = self._segmenter.mask_side
@@ -107,11 +160,27 @@ class Session:
             raise UserError("mask must contain finite logits", code="mask-not-finite")
         return logits.float().cpu().numpy()
 
-    def _decode(self, prompts: Prompts | None, mask_index: int = 0) -> Segmentation:
+    def _decode(self, group: PromptGroup) -> Segmentation:
         segmenter = self._segmenter
         batch = segmenter.batch(self._encoded, [""])
-        row = predict_batch(segmenter.net, batch, PromptGroup([0], prompts, mask_index), segmenter.device)[0]
-        return segmenter.finish(row, self.size)
+        return segmenter.finish(predict_batch(segmenter.net, batch, group, segmenter.device)[0], self.size)
+
+
+def _to_mapping(one: Any) -> Mapping[str, Any]:
+    if isinstance(one, PromptSet):
+        return {"points": one.xy, "labels": one.label, "box": one.box, "mask": one.mask}
+    if not isinstance(one, Mapping):
+        message = f"a lesion must be a mapping with any of {', '.join(PARTS)}, not {type(one).__name__}."
+        raise UserError(message, code="invalid-lesions")
+    return one
+
+
+def _to_entry(one: Mapping[str, Any]) -> dict[str, Any]:
+    """Points, labels and box as in a prompts file; the checks of :func:`parse_prompts` follow."""
+    points, labels, box = (one.get(name) for name in ("points", "labels", "box"))
+    xy = [] if points is None else _to_lists(points)
+    marks = [1] * len(xy) if labels is None and isinstance(xy, list) else _to_lists(labels)
+    return {"points": xy, "labels": marks, "box": None if box is None else _to_lists(box)}
 
 
 def _to_lists(values: Any) -> Any:
@@ -120,3 +189,10 @@ def _to_lists(values: Any) -> Any:
         return values.tolist() if isinstance(values, Tensor) else np.asarray(values).tolist()
     except ValueError:  # ragged
         return values
+
+
+def _to_list_of_lists(values: Any) -> list[Any]:
+    lists = _to_lists(values)
+    if not isinstance(lists, list):
+        raise UserError("boxes must be a list of [x0, y0, x1, y1].", code="invalid-box")
+    return lists

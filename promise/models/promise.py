@@ -245,7 +245,8 @@ def _unite(logits: Tensor, ious: Tensor, owner: Tensor, images: int) -> tuple[Te
         images: number of images, B.
     """
     empty = logits.new_full((images, *logits.shape[1:]), NO_LESION)
-    united = empty.index_reduce(0, owner, logits, "amax")
+    # include_self=False: otherwise NO_LESION would be the lowest logit of every mask.
+    united = empty.scatter_reduce(0, owner[:, None, None, None].expand_as(logits), logits, "amax", include_self=False)
     sums = ious.new_zeros(images, ious.shape[1]).index_add(0, owner, ious)
     counts = torch.bincount(owner, minlength=images).clamp(min=1)
     return united, sums / counts[:, None]

@@ -1,75 +1,25 @@
 """Prompts files: prompts of images as JSON, in pixels of the image files, with checks on reading.
 
-``(0, 0)`` is the centre of the first pixel, in the frame of the image and in that of the net's input. A float32
-coordinate that is written and read again is unchanged, bit for bit.
+``(0, 0)`` is the centre of the first pixel. See :mod:`promise.prompts.entry` for the entries of images.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from promise.prompts.entry import entry_version, parse_prompts, prompts_to_dict
+from promise.prompts.sets import ImagePrompts
 from promise.runtime.errors import SHOWN, MissingFileError, UserError
 from promise.runtime.files import write_text
 
-# Version 2 adds ``mask`` and ``mask_index``. It is written only where an image has one of them.
-VERSIONS = (1, 2)
-LARGEST_MASK = 2**22  # values of a mask prompt
-MASKS = 3  # SAM's multimask output
+# Version 2 adds ``mask`` and ``mask_index``, version 3 adds ``lesions`` and ``fuse``. The lowest version that holds the
+# prompts is written.
+VERSIONS = (1, 2, 3)
 FRAME = "image pixels, (0, 0) is the centre of the first pixel"
-
-
-@dataclass(frozen=True)
-class ImagePrompts:
-    """The prompts of one image, in pixels of the image."""
-
-    size: tuple[int, int]  # width, height
-    xy: np.ndarray  # (P, 2) float64
-    label: np.ndarray  # (P,) int64, 1 foreground, 0 background
-    box: np.ndarray | None = None  # (4,) float64 x0, y0, x1, y1
-    mask: np.ndarray | None = None  # (h, w) float32 logits: SAM's mask prompt, in the decoder's own frame
-    mask_index: int = 0  # which of SAM's three multimask masks is used
-
-    @staticmethod
-    def of(
-        xy: np.ndarray,
-        label: np.ndarray,
-        box: np.ndarray | None,
-        *,
-        side: int,
-        size: tuple[int, int],
-        mask: np.ndarray | None = None,
-        mask_index: int = 0,
-    ) -> ImagePrompts:
-        """Convert prompts from a square net input of ``side`` pixels to an image of ``size`` (width, height)."""
-        scale = np.asarray(size, np.float64) / side
-        return ImagePrompts(
-            size,
-            (np.asarray(xy, np.float64) + 0.5) * scale - 0.5,
-            np.asarray(label, np.int64),
-            None if box is None else (np.asarray(box, np.float64) + 0.5) * np.tile(scale, 2) - 0.5,
-            mask,
-            mask_index,
-        )
-
-    def at(self, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Points (P, 2) float32, labels (P,) and box (4,) float32 or ``None`` in a net input of ``side`` pixels."""
-        scale = side / np.asarray(self.size, np.float64)
-
-        def convert(corners: np.ndarray) -> np.ndarray:
-            """Round away the error of float64, so that the float32 result is exact: 0 is read back as 0."""
-            return np.round((corners + 0.5) * scale - 0.5, 9).astype(np.float32)
-
-        box = None if self.box is None else convert(self.box.reshape(2, 2)).reshape(4)
-        return convert(self.xy), self.label, box
 
 
 @dataclass(frozen=True)
@@ -109,39 +59,9 @@ def prompts_text(source: str, draws: Sequence[Draw], *, extra: Mapping[str, Mapp
         ]
         texts.append(f'  {{"seed": {json.dumps(draw.seed)}, "images": {{\n' + ",\n".join(datasets) + "\n  }}")
     prompts = [p for draw in draws for images in draw.images.values() for p in images.values()]
-    version = VERSIONS[any(p.mask is not None or p.mask_index != 0 for p in prompts)]
+    version = max(map(entry_version, prompts), default=VERSIONS[0])
     head = f'{{"version": {version}, "frame": {json.dumps(FRAME)}, "source": {json.dumps(source)}, "draws": [\n'
     return head + ",\n".join(texts) + "\n]}\n"
-
-
-def prompts_to_dict(prompts: ImagePrompts) -> dict[str, Any]:
-    """The entry of one image in a prompts file."""
-    entry = {
-        "size": list(prompts.size),
-        "points": prompts.xy.tolist(),
-        "labels": prompts.label.tolist(),
-        "box": None if prompts.box is None else prompts.box.tolist(),
-    }
-    if prompts.mask is not None:
-        packed = zlib.compress(np.ascontiguousarray(prompts.mask, "<f4").tobytes())
-        entry["mask"] = {"shape": list(prompts.mask.shape), "zlib_base64_float32": base64.b64encode(packed).decode()}
-    if prompts.mask_index:
-        entry["mask_index"] = prompts.mask_index
-    return entry
-
-
-def prompts_from_dict(entry: Mapping[str, Any]) -> ImagePrompts:
-    """The prompts of an entry that :func:`prompts_to_dict` wrote; entries that users may edit need
-    :func:`parse_prompts`."""
-    width, height = entry["size"]
-    return ImagePrompts(
-        (width, height),
-        np.array(entry["points"], np.float64).reshape(-1, 2),
-        np.array(entry["labels"], np.int64),
-        None if entry["box"] is None else np.array(entry["box"], np.float64),
-        None if entry.get("mask") is None else _unpack_mask(entry["mask"]),
-        entry.get("mask_index", 0),
-    )
 
 
 class PromptFile:
@@ -174,7 +94,7 @@ class PromptFile:
                 code="invalid-prompts-file",
             )
         if content.get("version") not in VERSIONS:
-            known = " and ".join(map(str, VERSIONS))
+            known = f"{', '.join(map(str, VERSIONS[:-1]))} and {VERSIONS[-1]}"
             raise UserError(
                 f"{path} has version {content.get('version')!r}; versions {known} are supported.",
                 code="unsupported-prompts-version",
@@ -202,7 +122,7 @@ class PromptFile:
 
         Raises:
             UserError: images that are missing, sizes that differ, wrong shapes, points outside the image; all faults
-                are reported together.
+                are reported together, with the image and, of several, the lesion.
         """
         errors: list[UserError] = []
         draws = []
@@ -243,130 +163,3 @@ def _select_images(
         if prompts is not None:
             found[name] = prompts
     return found, errors
-
-
-def parse_prompts(
-    entry: Any, size: tuple[int, int], side: int, mask_side: int | None = None
-) -> tuple[ImagePrompts | None, list[UserError]]:
-    """Check the prompts of one image.
-
-    Args:
-        entry: a mapping with ``size``, ``points``, ``labels`` and ``box``, optionally ``mask`` and ``mask_index``, as
-            in a prompts file; other keys are ignored.
-        size: (width, height) of the image.
-        side: side of the net's input; see :meth:`PromptFile.select`.
-        mask_side: side of the net's mask prompts; ``None``: a mask may have any shape.
-
-    Returns:
-        The prompts, or ``None`` if there are faults; and all faults, each with a code.
-    """
-    if not isinstance(entry, dict):
-        return None, [UserError("an object with size, points, labels and box is required", code="invalid-entry")]
-    errors: list[UserError] = []
-    if entry.get("size") != list(size):
-        message = f"its size is {entry.get('size')}, the image's [{size[0]}, {size[1]}]"
-        errors.append(UserError(message, code="image-size-mismatch"))
-    xy, label = _parse_points(entry.get("points"), entry.get("labels"), errors)
-    box = _parse_box(entry.get("box"), errors)
-    errors += _find_outside("point", xy, size, side)
-    errors += [] if box is None else _find_outside("box corner", box.reshape(2, 2), size, side)
-    mask = None
-    try:
-        mask = None if entry.get("mask") is None else _unpack_mask(entry["mask"], mask_side)
-    except UserError as error:
-        errors.append(error)
-    index = entry.get("mask_index", 0)
-    if type(index) is not int or index not in range(MASKS):
-        errors.append(UserError(f"mask_index must be 0, 1 or 2, not {index!r}", code="invalid-mask-index"))
-    return (None, errors) if errors else (ImagePrompts(size, xy, label, box, mask, index), [])
-
-
-def _parse_points(points: Any, labels: Any, errors: list[UserError]) -> tuple[np.ndarray, np.ndarray]:
-    """(P, 2) float64 and (P,) int64; faults are appended to ``errors``, and invalid parts become empty arrays."""
-    xy = _numbers(points, 2)
-    label = np.zeros(0, np.int64)
-    if xy is None:
-        errors.append(UserError("points must be a list of [x, y]", code="invalid-points"))
-    if not isinstance(labels, list) or not all(one in (0, 1) for one in labels):
-        message = "labels must be a list of 1 (foreground) and 0 (background)"
-        errors.append(UserError(message, code="invalid-labels"))
-    elif xy is not None and len(labels) != len(xy):
-        errors.append(UserError(f"{len(xy)} points and {len(labels)} labels", code="label-count-mismatch"))
-    else:
-        label = np.array(labels, np.int64)
-    return np.zeros((0, 2)) if xy is None else xy, label
-
-
-def _parse_box(box: Any, errors: list[UserError]) -> np.ndarray | None:
-    """(4,) float64; a fault is appended to ``errors``."""
-    corners = None if box is None else _numbers([box], 4)
-    if box is not None and (corners is None or (corners[0, :2] > corners[0, 2:]).any()):
-        message = "box must be [x0, y0, x1, y1] with x0 ≤ x1 and y0 ≤ y1, or null"
-        errors.append(UserError(message, code="invalid-box"))
-        return None
-    return None if corners is None else corners[0]
-
-
-def _unpack_mask(packed: Any, side: int | None = None) -> np.ndarray:
-    """(h, w) float32 logits of the object that :func:`prompts_to_dict` writes.
-
-    Raises:
-        UserError: the object cannot be decoded, does not hold h × w finite values, or has another side than ``side``.
-    """
-    shape = packed.get("shape") if isinstance(packed, dict) else None
-    text = packed.get("zlib_base64_float32") if isinstance(packed, dict) else None
-    if not (
-        isinstance(text, str)
-        and isinstance(shape, list)
-        and len(shape) == 2
-        and all(type(length) is int and length > 0 for length in shape)
-    ):
-        raise UserError(
-            "mask must be an object with shape [h, w] and zlib_base64_float32, as promise-predict writes it",
-            code="invalid-mask",
-        )
-    height, width = shape
-    if side is not None and shape != [side, side]:
-        raise UserError(f"mask has the shape {shape}; the net requires [{side}, {side}]", code="mask-shape-mismatch")
-    size = 4 * height * width  # bytes
-    if height * width > LARGEST_MASK:
-        raise UserError(
-            f"mask has the shape {shape}; at most {LARGEST_MASK} values are accepted", code="mask-too-large"
-        )
-    try:
-        compressed = base64.b64decode(text, validate=True)
-        content = zlib.decompressobj().decompress(compressed, size + 1)  # a bomb is cut off after one byte too many
-    except (ValueError, zlib.error) as error:
-        raise UserError(f"mask cannot be decoded ({error})", code="invalid-mask-encoding") from error
-    if len(content) != size:
-        found = f"more than {size}" if len(content) > size else len(content)
-        raise UserError(f"mask contains {found} bytes; its shape {shape} requires {size}", code="mask-length-mismatch")
-    mask = np.frombuffer(content, "<f4").reshape(height, width).astype(np.float32)
-    if not np.isfinite(mask).all():
-        raise UserError("mask must contain finite logits", code="mask-not-finite")
-    return mask
-
-
-def _numbers(rows: Any, width: int) -> np.ndarray | None:
-    """(N, width) float64 of a list of lists of finite numbers; ``None`` for anything else."""
-    if not isinstance(rows, list):
-        return None
-    for row in rows:
-        if not isinstance(row, list) or len(row) != width:
-            return None
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in row):
-            return None
-    return np.array(rows, np.float64).reshape(len(rows), width)
-
-
-def _find_outside(kind: str, xy: np.ndarray, size: tuple[int, int], side: int) -> list[UserError]:
-    edge = np.asarray(size, np.float64)
-    slack = edge / side + 1e-6
-    outside = ((xy < -0.5 - slack) | (xy > edge - 0.5 + slack)).any(axis=1)
-    return [
-        UserError(
-            f"{kind} ({x:g}, {y:g}) is outside the image of {size[0]} × {size[1]} pixels",
-            code="prompt-outside-image",
-        )
-        for x, y in xy[outside].tolist()
-    ]

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from promise.prompts.file import Draw, ImagePrompts, PromptFile
+from promise.prompts.file import Draw, PromptFile
 from promise.prompts.sampling import AUTO, FILE, GROUND_TRUTH, SOURCES, Source, prompt_batch
+from promise.prompts.sets import ImagePrompts
 from promise.runtime.errors import UserError, unknown_name
 from promise.types import Batch, Points, Prompts
 
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """Images of a batch whose prompts have the same shape: the same number of points, with or without a box."""
+    """Images of a batch that are decoded together: all their prompt sets have the same shape, see :class:`PromptSet`.
+
+    An image whose sets have several shapes is a group of its own: a padded point would change the result.
+    """
 
     indices: Sequence[int]  # in the batch
     prompts: Prompts | None  # of these images; None: the net's own
-    mask_index: int = 0  # which of SAM's three multimask masks
+    mask_index: int | None = None  # which of SAM's three multimask masks; None: the net's own output
+    fuse: bool | None = None  # whether the net's map of lesions is added; None: to masks of the net's own prompts
+    others: Sequence[Prompts] = ()  # further sets of an image on its own, in order: the mask is the union of all
 
 
 # Supplies the prompts of a batch, group by group.
@@ -100,33 +107,58 @@ def _as_one_group(draw: Callable[[Batch], Prompts | None], batch: Batch) -> list
 
 
 def _from_file(images: Mapping[str, ImagePrompts], side: int, batch: Batch) -> list[PromptGroup]:
-    """Group the images of a batch by the shape of their prompts: a padded point would change the result."""
-    prompts = [images[name] for name in batch.name]
+    return group_prompts([images[name] for name in batch.name], side)
+
+
+def group_prompts(images: Sequence[ImagePrompts], side: int) -> list[PromptGroup]:
+    """Group images by the shape of their prompt sets, with prompts in pixels of a net input of ``side`` pixels."""
     groups: dict[tuple[object, ...], list[int]] = {}
-    for index, one in enumerate(prompts):
-        shape = None if one.mask is None else one.mask.shape
-        groups.setdefault((len(one.xy), one.box is not None, shape, one.mask_index), []).append(index)
+    without: dict[tuple[object, ...], list[int]] = {}  # images without sets, which can join any group
+    mixed: list[int] = []
+    for index, one in enumerate(images):
+        shapes = {each.shape for each in one.sets}
+        decoding: tuple[object, ...] = one.mask_index, one.fuse
+        if len(shapes) > 1:
+            mixed.append(index)
+        elif shapes:
+            groups.setdefault((*decoding, *shapes), []).append(index)
+        else:
+            without.setdefault(decoding, []).append(index)
+    for decoding, indices in without.items():
+        key = next((key for key in groups if key[:2] == decoding), decoding)
+        groups[key] = sorted([*groups.get(key, []), *indices])
+    found = [(indices, [_stack([images[i] for i in indices], side)]) for indices in groups.values()]
+    found += [([index], _stack_runs(images[index], side)) for index in mixed]
     return [
-        PromptGroup(indices, stack_prompts([prompts[i] for i in indices], side), prompts[indices[0]].mask_index)
-        for indices in groups.values()
+        PromptGroup(indices, first, images[indices[0]].mask_index, images[indices[0]].fuse, others)
+        for indices, (first, *others) in found
     ]
 
 
-def stack_prompts(images: Sequence[ImagePrompts], side: int) -> Prompts:
-    """Stack prompts of the same shape, in pixels of a net input of ``side`` pixels."""
-    first = images[0]
+def _stack_runs(image: ImagePrompts, side: int) -> list[Prompts]:
+    """The prompts of one image, without changing their order: one value per run of sets of the same shape."""
+    runs = groupby(image.sets, key=lambda one: one.shape)
+    return [_stack([replace(image, sets=tuple(run))], side) for _, run in runs]
+
+
+def _stack(images: Sequence[ImagePrompts], side: int) -> Prompts:
+    """Stack the prompt sets of images, all of the same shape, in pixels of a net input of ``side`` pixels."""
+    counts = [len(one.sets) for one in images]
+    # As prompters do: without an owner, each image has one set.
+    owner = None if set(counts) == {1} else torch.repeat_interleave(torch.arange(len(images)), torch.tensor(counts))
+    sets = [one for image in images for one in image.at(side)]
+    if not sets:
+        return Prompts(boxes=torch.zeros(0, 4), image=owner)
+    first = sets[0]
     points = boxes = masks = None
-    converted = [one.at(side) for one in images]
     if len(first.xy) or (first.box is None and first.mask is None):
-        points = Points(
-            torch.from_numpy(np.stack([xy for xy, _, _ in converted])),
-            torch.from_numpy(np.stack([label for _, label, _ in converted])),
-        )
+        xy, label = np.stack([one.xy for one in sets]), np.stack([one.label for one in sets])
+        points = Points(torch.from_numpy(xy), torch.from_numpy(label))
     if first.box is not None:
-        boxes = torch.tensor(np.array([box for _, _, box in converted]))
+        boxes = torch.tensor(np.array([one.box for one in sets]))
     if first.mask is not None:
-        masks = torch.from_numpy(np.stack([one.mask for one in images if one.mask is not None]))[:, None]
-    return Prompts(points, boxes, masks)
+        masks = torch.from_numpy(np.stack([one.mask for one in sets if one.mask is not None]))[:, None]
+    return Prompts(points, boxes, masks, owner)
 
 
 def parse_source(text: str) -> tuple[Source, str]:

@@ -62,6 +62,10 @@ CACHE_DIR_HELP = (
 CACHE_DTYPE_HELP = "data type of cached features; auto: the precision in which they are computed, without loss"
 DATA_ROOT_HELP = "folder in which the paths in CSVs are looked up, including absolute paths from another machine"
 DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps"
+MAX_LESIONS_HELP = (
+    "largest number of lesions that the net prompts in an image, for nets that find lesions, such as APM_dense; "
+    "default: as stored in the checkpoint"
+)
 PRECISION_HELP = "auto: bf16 where the device supports it in hardware"
 
 

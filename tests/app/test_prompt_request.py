@@ -18,10 +18,10 @@ def test_prompts_are_read() -> None:
     assert request.prompts.xy.tolist() == [[1, 2], [3.5, 0]]
     assert request.prompts.label.tolist() == [1, 0]
     assert request.prompts.box.tolist() == [0, 0, 5, 3]
-    assert (request.prompts.mask_index, request.automatic, request.is_empty) == (2, True, False)
+    assert (request.prompts.mask_index, request.automatic, request.is_incomplete) == (2, True, False)
     empty = read_prompt_request({"points": [], "labels": [], "box": None}, (6, 4))
-    assert empty.is_empty
-    assert empty.prompts.mask_index == 0
+    assert empty.is_incomplete
+    assert empty.prompts.mask_index is None
 
 
 def test_choice_is_the_older_name_of_mask_index() -> None:
@@ -30,8 +30,23 @@ def test_choice_is_the_older_name_of_mask_index() -> None:
     assert read_prompt_request({**VALID, "choice": 1}, (6, 4)).prompts.mask_index == 2
 
 
+def test_lesions_are_read() -> None:
+    lesions = [{"points": [[1, 2]], "labels": [0], "box": None}, {"box": [0, 0, 5, 3]}]
+    request = read_prompt_request({"lesions": lesions, "mask_index": None, "fuse": True, "automatic": True}, (6, 4))
+    first, second = request.prompts.sets
+    assert (first.xy.tolist(), first.label.tolist(), first.box) == ([[1, 2]], [0], None)
+    assert (second.xy.tolist(), second.label.tolist(), second.box.tolist()) == ([], [], [0, 0, 5, 3])
+    assert (request.prompts.mask_index, request.prompts.fuse) == (None, True)
+    assert (request.automatic, request.is_incomplete) == (True, False)
+    none = read_prompt_request({"lesions": []}, (6, 4))
+    assert (none.prompts.sets, none.is_incomplete) == ((), False)
+    assert read_prompt_request({"lesions": [*lesions, {}]}, (6, 4)).is_incomplete
+
+
 def test_mask_prompts_are_ignored() -> None:
-    assert read_prompt_request({**VALID, "mask": {"shape": [4, 4]}}, (6, 4)).prompts.mask is None
+    mask = {"shape": [4, 4]}
+    assert read_prompt_request({**VALID, "mask": mask}, (6, 4)).prompts.sets[0].mask is None
+    assert read_prompt_request({"lesions": [{"box": [0, 0, 5, 3], "mask": mask}]}, (6, 4)).prompts.sets[0].mask is None
 
 
 @pytest.mark.parametrize(
@@ -45,6 +60,12 @@ def test_mask_prompts_are_ignored() -> None:
         ({"mask_index": 3}, ["invalid-mask-index"]),
         ({"mask_index": True}, ["invalid-mask-index"]),
         ({"points": [[1, 1]] * 1000}, ["too-many-points"]),
+        ({"lesions": 3}, ["invalid-lesions"]),
+        ({"lesions": [3]}, ["invalid-lesions"]),
+        ({"lesions": [{"box": [1, 2]}, {"points": [[1, 2]]}]}, ["invalid-box", "label-count-mismatch"]),
+        ({"lesions": [{"points": [[1, 1]] * 300}] * 2}, ["too-many-points"]),
+        ({"lesions": [{"box": [1, 1, 2, 2]}] * 100}, ["too-many-lesions"]),
+        ({"fuse": 1}, ["invalid-fuse"]),
         ({"labels": [7, 7], "mask_index": "a"}, ["invalid-labels", "invalid-mask-index"]),  # all faults together
     ],
 )

@@ -41,9 +41,12 @@ def test_outlines_follow_ground_truth_and_prediction() -> None:
     assert not overlay[150, 100].any()  # an outline, not filled
 
 
-def test_a_box_is_drawn() -> None:
-    overlay = draw_overlay(BLACK, EMPTY, EMPTY, **NO_POINTS, box=np.array([100, 200, 300, 260], np.float32))
-    assert mean_position(overlay, POSITIVE) == pytest.approx((200, 230), abs=2)
+def test_all_boxes_are_drawn() -> None:
+    boxes = np.array([[100, 200, 300, 260], [20, 30, 60, 90]], np.float32)
+    overlay = draw_overlay(BLACK, EMPTY, EMPTY, **NO_POINTS, boxes=boxes)
+    assert mean_position(overlay[:, 80:], POSITIVE) == pytest.approx((120, 230), abs=2)
+    assert mean_position(overlay[:120, :80], POSITIVE) == pytest.approx((40, 60), abs=2)
+    assert not draw_overlay(BLACK, EMPTY, EMPTY, **NO_POINTS, boxes=boxes[:0]).any()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from promise.data.table import read_table
 from promise.evaluation.drawing import remove_overlays
 from promise.evaluation.gallery import Gallery, choose_rows
 from promise.inference.overlay import PREDICTED
-from promise.prompts.file import ImagePrompts
+from promise.prompts.sets import ImagePrompts, PromptSet
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_overlays_show_the_stored_masks(phantoms: Path, tmp_path: Path) -> None:
         mask = np.zeros((64, 64), bool)
         mask[4 : 12 + i, 4:13] = True
         gallery.keep(i, mask)
-        prompts[row.name] = ImagePrompts((64, 64), np.array([[32.0, 32.0]]), np.array([1]), None)
+        prompts[row.name] = ImagePrompts((64, 64), (PromptSet(np.array([[32.0, 32.0]]), np.array([1])),))
     dice = np.array([0.2, 0.9, 0.5])
     entries = gallery.draw(tmp_path, "set", dice=dice, iou=dice / 2, prompts=prompts, caption="net, auto")
     assert [(e["kind"], e["name"], e["dice"], e["iou"]) for e in entries] == [

@@ -18,7 +18,8 @@ class Offset(nn.Module):
         super().__init__()
         self.offset = nn.Parameter(torch.zeros(()))
 
-    def forward(self, image: Tensor, prompts: Prompts | None = None, *, mask_index: int = 0) -> Prediction:
+    def forward(self, image: Tensor, prompts: Prompts | None = None, **decoding: None) -> Prediction:
+        assert decoding == {"mask_index": None, "fuse": None}
         return Prediction(image[:, :1] + self.offset, image[:, :1].mean((2, 3)), prompts or Prompts.none(len(image)))
 
 
@@ -41,9 +42,9 @@ class Counting(Offset):
         self.encoded += len(image)
         return Encoded(image[:, :1])
 
-    def forward(self, image: Tensor | Encoded, prompts: Prompts | None = None, *, mask_index: int = 0) -> Prediction:
+    def forward(self, image: Tensor | Encoded, prompts: Prompts | None = None, **decoding: None) -> Prediction:
         assert isinstance(image, Encoded)
-        return super().forward(image.embedding, prompts)
+        return super().forward(image.embedding, prompts, **decoding)
 
 
 def test_predictions_come_row_by_row_in_order() -> None:

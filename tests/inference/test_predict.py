@@ -30,7 +30,8 @@ from promise.inference import predict as recipe
 from promise.inference.config import PredictConfig
 from promise.inference.postprocess import probability_at
 from promise.inference.predict import PredictResult, predict
-from promise.prompts.file import Draw, ImagePrompts, write_prompts
+from promise.prompts.file import Draw, write_prompts
+from promise.prompts.sets import ImagePrompts, PromptSet
 from promise.runtime.errors import ExistingRunError, MissingFileError, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:SAM .* has random weights")
@@ -364,8 +365,9 @@ def test_a_net_without_a_prompter_requires_prompts(run, build, scans, tmp_path, 
 
 
 def test_mask_prompts_and_mask_index_of_a_file_are_used(run, scans, tmp_path, user_error) -> None:
-    def write(**changed: Any) -> str:
-        point = ImagePrompts((50, 90), np.array([[20.0, 30]]), np.array([1]), **changed)
+    def write(mask: np.ndarray | None = None, **changed: Any) -> str:
+        sets = (PromptSet(np.array([[20.0, 30]]), np.array([1]), mask=mask),)
+        point = ImagePrompts((50, 90), sets, **changed)
         write_prompts(tmp_path / "p.json", "clicks", [Draw(None, {"images": {"a": point}})])
         return str(tmp_path / "p.json")
 

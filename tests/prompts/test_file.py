@@ -1,4 +1,4 @@
-"""Prompts files: exact round trips, both versions of the format, and the codes of all faults."""
+"""Prompts files: exact round trips, all versions of the format, and the codes of all faults."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promise.prompts.file import Draw, ImagePrompts, PromptFile, write_prompts
+from promise.prompts.entry import prompts_from_dict, prompts_to_dict
+from promise.prompts.file import Draw, PromptFile, write_prompts
+from promise.prompts.sets import ImagePrompts, PromptSet
 from promise.runtime.errors import MissingFileError
 
 SIDE = 64
+POINT = np.array([[1.0, 2]]), np.array([1])
 SIZES = {"a": {"x": (40, 30)}}
+
+
+def one(*prompts: Any, size: tuple[int, int] = (40, 30), **options: Any) -> ImagePrompts:
+    """The prompts of an image with a single set."""
+    return ImagePrompts(size, (PromptSet(*prompts),), **options)
 
 
 @given(
@@ -29,9 +38,11 @@ SIZES = {"a": {"x": (40, 30)}}
 )
 def test_coordinates_are_restored_bit_for_bit(side, size, fractions) -> None:
     xy = (np.array(fractions, np.float32) * np.float32(side)).astype(np.float32)
-    prompts = ImagePrompts.of(xy, np.ones(len(xy)), np.array([0, 1, 2, 3], np.float32), side=side, size=size)
+    sets = [PromptSet(xy, np.ones(len(xy)), np.array([0, 1, 2, 3], np.float32))]
+    prompts = ImagePrompts.of(sets, side=side, size=size)
     written = json.loads(json.dumps(prompts.xy.tolist()))
-    again, _, box = ImagePrompts(size, np.array(written), prompts.label, prompts.box).at(side)
+    (found,) = one(np.array(written), prompts.label, prompts.box, size=size).at(side)
+    again, box = found.xy, found.box
     assert again.dtype == np.float32
     exact = (xy >= 0.5) | (xy == 0)
     np.testing.assert_array_equal(again[exact], xy[exact])
@@ -40,7 +51,7 @@ def test_coordinates_are_restored_bit_for_bit(side, size, fractions) -> None:
 
 
 def test_the_frame_is_that_of_pixel_centres() -> None:
-    prompts = ImagePrompts.of(np.array([[0, 63]]), np.array([1]), None, side=64, size=(128, 32))
+    prompts = ImagePrompts.of([PromptSet(np.array([[0, 63]]), np.array([1]))], side=64, size=(128, 32))
     assert prompts.xy.tolist() == [[0.5, 31.25]]
 
 
@@ -57,9 +68,9 @@ def open_file(tmp_path: Path, value: Any) -> PromptFile:
 
 def test_written_prompts_are_read(tmp_path: Path) -> None:
     xy, label = np.array([[1.25, 2], [3, 4]]), np.array([1, 0])
-    first = {"a": {"x/ü": ImagePrompts((40, 30), xy, label, None)}}
+    first = {"a": {"x/ü": one(xy, label)}}
     no_points = np.zeros((0, 2)), np.zeros(0, np.int64)
-    second = {"a": {"x/ü": ImagePrompts((40, 30), *no_points, np.array([1.0, 2, 3, 4]))}}
+    second = {"a": {"x/ü": one(*no_points, np.array([1.0, 2, 3, 4]))}}
     write_prompts(tmp_path / "prompts.json", "gt", [Draw(3, first), Draw(None, second)])
     written = json.loads((tmp_path / "prompts.json").read_text())
     assert written["version"] == 1
@@ -85,10 +96,10 @@ def test_mask_prompts_and_mask_index_are_restored_bit_for_bit(tmp_path: Path) ->
     mask = np.random.default_rng(0).normal(0, 9, (16, 12)).astype(np.float32)
     mask[0, :4] = [1e-42, -0.0, np.finfo(np.float32).max, np.finfo(np.float32).min]
     images = {
-        "mask": ImagePrompts((40, 30), *none, None, mask),
-        "index": ImagePrompts((40, 30), np.array([[1.0, 2]]), np.array([1]), mask_index=2),
-        "all": ImagePrompts((40, 30), np.array([[1.0, 2]]), np.array([0]), np.array([1.0, 2, 3, 4]), -mask, 1),
-        "points": ImagePrompts((40, 30), np.array([[1.0, 2]]), np.array([1])),
+        "mask": one(*none, None, mask),
+        "index": one(np.array([[1.0, 2]]), np.array([1]), mask_index=2),
+        "all": one(np.array([[1.0, 2]]), np.array([0]), np.array([1.0, 2, 3, 4]), -mask, mask_index=1),
+        "points": one(np.array([[1.0, 2]]), np.array([1])),
     }
     write_prompts(tmp_path / "prompts.json", "auto", [Draw(None, {"a": images})])
     written = json.loads((tmp_path / "prompts.json").read_text())
@@ -99,19 +110,31 @@ def test_mask_prompts_and_mask_index_are_restored_bit_for_bit(tmp_path: Path) ->
     for name, expected in images.items():
         found = draw.images["a"][name]
         assert found.mask_index == expected.mask_index
-        assert (found.mask is None) == (expected.mask is None)
-        if expected.mask is not None:
-            assert found.mask.dtype == np.float32
-            assert found.mask.shape == (16, 12)
-            assert found.mask.tobytes() == expected.mask.tobytes()
+        (found_set,), (expected_set,) = found.sets, expected.sets
+        assert (found_set.mask is None) == (expected_set.mask is None)
+        if expected_set.mask is not None:
+            assert found_set.mask.dtype == np.float32
+            assert found_set.mask.shape == (16, 12)
+            assert found_set.mask.tobytes() == expected_set.mask.tobytes()
 
 
 @pytest.mark.parametrize(
-    ("changed", "version"), [({}, 1), ({"mask_index": 1}, 2), ({"mask": np.ones((4, 4), np.float32)}, 2)]
+    ("changed", "version"),
+    [
+        ({}, 1),
+        ({"mask_index": 1}, 2),
+        ({"sets": (PromptSet(*POINT, None, np.ones((4, 4), np.float32)),)}, 2),
+        ({"fuse": True}, 3),
+        ({"sets": ()}, 3),
+        ({"sets": (PromptSet(*POINT), PromptSet(box=np.array([1.0, 2, 3, 4])))}, 3),
+        ({"sets": (PromptSet(POINT[0], np.array([-1])),)}, 3),  # a padding point
+    ],
 )
-def test_version_2_is_written_only_where_it_is_needed(changed: dict[str, Any], version: int, tmp_path: Path) -> None:
-    plain = ImagePrompts((40, 30), np.array([[1.0, 2]]), np.array([1]))
-    images = {"x": plain, "y": ImagePrompts((40, 30), plain.xy, plain.label, **changed)}
+def test_the_lowest_version_that_holds_the_prompts_is_written(
+    changed: dict[str, Any], version: int, tmp_path: Path
+) -> None:
+    plain = one(np.array([[1.0, 2]]), np.array([1]))
+    images = {"x": plain, "y": replace(plain, **changed)}
     write_prompts(tmp_path / "prompts.json", "auto", [Draw(1, {"a": {"x": plain}}), Draw(2, {"a": images})])
     assert json.loads((tmp_path / "prompts.json").read_text())["version"] == version
 
@@ -215,7 +238,7 @@ def test_a_zip_bomb_is_not_decompressed(tmp_path: Path, user_error: Callable[...
 
 def test_a_mask_must_have_the_shape_that_the_net_requires(tmp_path: Path, user_error: Callable[..., Any]) -> None:
     file = open_file(tmp_path, content(mask=pack(ONES)))
-    assert file.select(SIZES, side=SIDE, mask_side=4)[0].images["a"]["x"].mask.shape == (4, 4)
+    assert file.select(SIZES, side=SIDE, mask_side=4)[0].images["a"]["x"].sets[0].mask.shape == (4, 4)
     with user_error("mask-shape-mismatch") as caught:
         file.select(SIZES, side=SIDE, mask_side=16)
     assert "[4, 4]" in str(caught.value)
@@ -252,7 +275,7 @@ def test_the_edge_of_the_image_and_one_input_pixel_more_are_inside(tmp_path: Pat
         ("[]", "invalid-prompts-file"),
         ('{"version": 1, "draws": []}', "invalid-prompts-file"),
         ('{"version": 1, "draws": [3]}', "invalid-prompts-file"),
-        ('{"version": 3, "draws": [{"images": {}}]}', "unsupported-prompts-version"),
+        ('{"version": 4, "draws": [{"images": {}}]}', "unsupported-prompts-version"),
         ('{"version": "1", "draws": [{"images": {}}]}', "unsupported-prompts-version"),
         ('{"draws": [{"images": {}}]}', "unsupported-prompts-version"),
     ],
@@ -263,8 +286,8 @@ def test_another_file_is_refused(text: str, code: str, tmp_path: Path, user_erro
     assert str(tmp_path / "prompts.json") in str(caught.value)
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_both_versions_are_read(version: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_all_versions_are_read(version: int, tmp_path: Path) -> None:
     file = open_file(tmp_path, content() | {"version": version})
     assert file.select(SIZES, side=SIDE)[0].images["a"]["x"].xy.tolist() == [[1, 2], [3.5, 4]]
 
@@ -274,3 +297,92 @@ def test_a_missing_file_is_reported(tmp_path: Path, user_error: Callable[..., An
         PromptFile(tmp_path / "nowhere.json")
     assert isinstance(caught.value, MissingFileError)
     assert str(tmp_path / "nowhere.json") in str(caught.value)
+
+
+# --- several lesions -----------------------------------------------------------------------------
+
+
+def test_lesions_are_restored_bit_for_bit(tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).normal(0, 9, (16, 16)).astype(np.float32)
+    sets = (
+        PromptSet(np.array([[1.25, 2], [3, 4]]), np.array([1, -1])),
+        PromptSet(box=np.array([1.0, 2, 3.1, 4])),
+        PromptSet(np.array([[5.0, 6]]), np.array([0]), np.array([0.0, 0, 9, 9]), mask),
+    )
+    images = {
+        "none": ImagePrompts((40, 30), (), fuse=True),
+        "one": ImagePrompts((40, 30), sets[1:2]),
+        "fused": ImagePrompts((40, 30), sets[1:2], fuse=True),
+        "three": ImagePrompts((40, 30), sets, 0, True),
+    }
+    write_prompts(tmp_path / "prompts.json", "auto", [Draw(None, {"a": images})])
+    written = json.loads((tmp_path / "prompts.json").read_text())["draws"][0]["images"]["a"]
+    assert written["none"] == {"size": [40, 30], "lesions": [], "fuse": True}
+    assert written["one"] == {"size": [40, 30], "points": [], "labels": [], "box": [1, 2, 3.1, 4]}
+    box = {"points": [], "labels": [], "box": [1, 2, 3.1, 4]}
+    assert written["fused"] == {"size": [40, 30], "lesions": [box], "fuse": True}
+    assert (written["three"]["mask_index"], len(written["three"]["lesions"])) == (0, 3)
+    (draw,) = PromptFile(tmp_path / "prompts.json").select({"a": dict.fromkeys(images, (40, 30))}, side=SIDE)
+    for name, expected in images.items():
+        found = draw.images["a"][name]
+        assert (found.mask_index, found.fuse, len(found.sets)) == (
+            expected.mask_index, expected.fuse, len(expected.sets),
+        )  # fmt: skip
+        for a, b in zip(found.sets, expected.sets, strict=True):
+            for field in ("xy", "label", "box", "mask"):
+                assert np.array_equal(getattr(a, field), getattr(b, field)), (name, field)
+        assert prompts_from_dict(prompts_to_dict(expected)).boxes.tolist() == expected.boxes.tolist()
+
+
+def test_arrays_over_all_lesions() -> None:
+    sets = (PromptSet(np.array([[1.0, 2], [3, 4]]), np.array([1, 0])), PromptSet(box=np.arange(4.0)), PromptSet(*POINT))
+    prompts = ImagePrompts((40, 30), sets)
+    assert prompts.xy.tolist() == [[1, 2], [3, 4], [1, 2]]
+    assert prompts.label.tolist() == [1, 0, 1]
+    assert prompts.lesion.tolist() == [0, 0, 2]
+    assert prompts.boxes.tolist() == [[0, 1, 2, 3]]
+    assert prompts.box.tolist() == [0, 1, 2, 3]
+    none = ImagePrompts((40, 30), ())
+    assert (none.xy.shape, none.label.shape, none.boxes.shape, none.box) == ((0, 2), (0,), (0, 4), None)
+
+
+def lesions(*entries: Any, **more: Any) -> dict[str, Any]:
+    entry = {"size": [40, 30], "lesions": list(entries), **more}
+    return {"version": 3, "source": "clicks", "draws": [{"seed": None, "images": {"a": {"x": entry}}}]}
+
+
+def test_a_lesion_may_omit_what_it_does_not_have(tmp_path: Path) -> None:
+    file = open_file(tmp_path, lesions({"box": [1, 2, 3, 4]}, {"points": [[1, 2]], "labels": [1]}, note="mine"))
+    first, second = file.select(SIZES, side=SIDE)[0].images["a"]["x"].sets
+    assert (first.xy.shape, first.box.tolist()) == ((0, 2), [1, 2, 3, 4])
+    assert (second.xy.tolist(), second.box) == ([[1, 2]], None)
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "fact"),
+    [
+        (lesions({}, {"box": [3, 1, 2, 4]}), "invalid-box", "a, x: lesion 2 of 2: box"),
+        (lesions({"box": [3, 1, 2, 4]}), "invalid-box", "a, x: box"),
+        (lesions({}, {}, {"points": [[1, 2]]}), "label-count-mismatch", "lesion 3 of 3: 1 points and 0 labels"),
+        (lesions({}, {"points": [[99, 2]], "labels": [1]}), "prompt-outside-image", "lesion 2 of 2: point (99, 2)"),
+        (lesions({"mask": [1]}, {}), "invalid-mask", "lesion 1 of 2: mask"),
+        (lesions({}, 3), "invalid-lesions", "a, x: lesions"),
+        (lesions({}, points=[[1, 2]]), "prompts-beside-lesions", "lesions and points"),
+        (lesions({}, fuse="yes"), "invalid-fuse", "not 'yes'"),
+        (lesions({}, mask_index=3), "invalid-mask-index", "not 3"),
+    ],
+)
+def test_a_fault_names_its_lesion(value: Any, code: str, fact: str, tmp_path: Path, user_error: Any) -> None:
+    with user_error(code) as caught:
+        open_file(tmp_path, value).select(SIZES, side=SIDE)
+    assert caught.value.codes == (code,)
+    assert fact in str(caught.value)
+
+
+def test_all_faults_of_all_lesions_are_reported_together(tmp_path: Path, user_error: Any) -> None:
+    value = lesions({"box": [3, 1, 2, 4], "labels": [1]}, {"points": [[99, 2]], "labels": [7]}, fuse=1)
+    with user_error("invalid-fuse") as caught:
+        open_file(tmp_path, value).select(SIZES, side=SIDE)
+    assert caught.value.codes == (
+        "label-count-mismatch", "invalid-box", "invalid-labels", "prompt-outside-image", "invalid-fuse",
+    )  # fmt: skip

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from promise.prompts.file import Draw, ImagePrompts, write_prompts
+from promise.prompts.file import Draw, write_prompts
 from promise.prompts.sampling import SOURCES, prompt_batch
+from promise.prompts.sets import ImagePrompts, PromptSet
 from promise.prompts.source import (
     PromptSettings,
     find_prompting_errors,
+    group_prompts,
     parse_source,
     resolve_prompting,
 )
@@ -219,12 +221,34 @@ def test_a_prompts_file_repeats_the_scores_of_box_and_mask_prompts(
 def test_images_are_grouped_by_the_shape_of_their_prompts(tmp_path: Path, batch: Batch) -> None:
     points = np.array([[1.0, 2]]), np.array([1])
     mask = np.ones((8, 8), np.float32)
-    images = {"a": ImagePrompts((32, 32), *points, mask=mask), "b": ImagePrompts((32, 32), *points, mask_index=2)}
+    images = {
+        "a": ImagePrompts((32, 32), (PromptSet(*points, mask=mask),)),
+        "b": ImagePrompts((32, 32), (PromptSet(*points),), mask_index=2),
+    }
     write_prompts(tmp_path / "p.json", "clicks", [Draw(None, {"d": images})])
     prompting = resolve(source=f"file:{tmp_path / 'p.json'}")
     draws = prompting.draws({"d": {"a": (32, 32), "b": (32, 32)}}, side=32)
     (source,) = prompting.sources("d", draws, side=32)
     first, second = source(batch)
-    assert (list(first.indices), first.mask_index, first.prompts.masks.shape) == ([0], 0, (1, 1, 8, 8))
+    assert (list(first.indices), first.mask_index, first.prompts.masks.shape) == ([0], None, (1, 1, 8, 8))
     assert (list(second.indices), second.mask_index, second.prompts.masks) == ([1], 2, None)
     assert prompting.describe()["prompt_file"]["source"] == prompting.written_source == "clicks"
+
+
+def test_images_with_different_numbers_of_lesions_share_a_batch() -> None:
+    def image(*sets: PromptSet, **more: Any) -> ImagePrompts:
+        return ImagePrompts((32, 32), sets, **more)
+
+    box, point = PromptSet(box=np.array([1.0, 2, 3, 4])), PromptSet(np.array([[1.0, 2]]), np.array([1]))
+    images = [image(box, box), image(), image(point), image(box), image(box, point, point, box), image(fuse=True)]
+    boxes, points, mixed, none = sorted(group_prompts(images, 32), key=lambda group: list(group.indices))
+    assert list(boxes.indices) == [0, 1, 3]
+    assert boxes.prompts.image.tolist() == [0, 0, 2]
+    assert boxes.prompts.boxes.shape == (3, 4)
+    assert list(points.indices) == [2]
+    assert points.prompts.image is None  # one set per image
+    assert list(mixed.indices) == [4]
+    assert [one.image for one in (mixed.prompts, mixed.others[1])] == [None, None]
+    assert mixed.others[0].image.tolist() == [0, 0]
+    assert [len(one) for one in (mixed.prompts, *mixed.others)] == [1, 2, 1]
+    assert (list(none.indices), none.fuse, len(none.prompts)) == ([5], True, 0)

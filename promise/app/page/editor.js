@@ -2,7 +2,7 @@
 //
 // `changed` is called after every change. The page then reads `step`, `result`, `pending` and `selected` and redraws.
 
-import { History, isEmpty, isSame } from "./history.js";
+import { History, isEmpty, isSame, withLesion } from "./history.js";
 import * as server from "./server.js";
 import { View } from "./view.js";
 
@@ -21,7 +21,8 @@ export class Editor {
     this.key = this.name = this.source = null;
     this.dragged = null; // the step of an unfinished drag
     this.result = null; // the result on display
-    this.selected = null; // the index of a point, "box" or null
+    this.selected = null; // {lesion, point}, {lesion, box: true} or null
+    this.active = 0; // the lesion to which prompts are added: the last one touched, or a new one if there is no such
     this.queued = this.running = null; // the next step to predict, and the one being predicted
     this.resetting = false; // whether the automatic prompts are being requested
     this.history.begin(null);
@@ -39,6 +40,15 @@ export class Editor {
     return !this.step || isEmpty(this.step);
   }
 
+  // Whether the current prompts have a mask. Without prompts, only nets that find lesions have one: an empty mask.
+  get hasMask() {
+    return Boolean(this.step) && (this.about.lesions || !isEmpty(this.step));
+  }
+
+  get isNew() {
+    return Boolean(this.step) && this.active >= this.step.lesions.length;
+  }
+
   // --- opening --------------------------------------------------------------------------------------
 
   // `source` opens the image and resolves to {key, name, size}. It is called again if the server has closed the image.
@@ -49,7 +59,7 @@ export class Editor {
     Object.assign(this, { key: opened.key, name: opened.name, source });
     this.view.image = opened.size;
     this.view.fit();
-    const noPrompts = { points: [], box: null, maskIndex: 0, automatic: false, result: null };
+    const noPrompts = { lesions: [], maskIndex: null, fuse: false, automatic: false, result: null };
     this.history.begin(this.about.automatic ? await this.#automatic() : noPrompts);
     this.#show(this.history.current.result);
     return opened;
@@ -57,8 +67,10 @@ export class Editor {
 
   async #automatic() {
     const result = await this.#request((key) => server.automatic(key));
-    const points = result.points.map(([x, y], i) => ({ x, y, label: result.labels[i] }));
-    return { points, box: result.box, maskIndex: result.mask_index, automatic: true, result };
+    const lesions = result.lesions.map(({ points, labels, box }) => {
+      return { points: points.map(([x, y], i) => ({ x, y, label: labels[i] })), box };
+    });
+    return { lesions, maskIndex: null, fuse: result.fuse, automatic: true, result };
   }
 
   // Send a request. If the server has closed the image, open it again and repeat the request.
@@ -81,24 +93,51 @@ export class Editor {
   tap(x, y, negative) {
     if (!this.#isInside(x, y)) return this.select(null);
     const label = Number(!negative && this.tool !== "exclude");
-    const points = [...this.step.points, this.clamp({ x, y, label })];
-    this.#push({ ...this.step, points }, points.length - 1);
+    const lesion = Math.min(this.active, this.step.lesions.length);
+    const add = (one) => ({ ...one, points: [...one.points, this.clamp({ x, y, label })] });
+    const step = withLesion(this.step, lesion, add);
+    this.#push(step, { lesion, point: step.lesions[lesion].points.length - 1 });
+  }
+
+  // The current step with a box of the active lesion.
+  withBox(step, box) {
+    return withLesion(step, Math.min(this.active, step.lesions.length), (one) => ({ ...one, box }));
   }
 
   remove(hit) {
-    if ("point" in hit) this.#push({ ...this.step, points: this.step.points.filter((_, i) => i !== hit.point) });
-    else this.#push({ ...this.step, box: null });
+    const without = ({ points, box }) =>
+      "point" in hit ? { points: points.filter((_, i) => i !== hit.point), box } : { points, box: null };
+    this.active = hit.lesion;
+    this.#push(withLesion(this.step, hit.lesion, without));
   }
 
   removeSelected() {
-    if (this.selected !== null) this.remove(this.selected === "box" ? {} : { point: this.selected });
+    if (this.selected) this.remove(this.selected);
+  }
+
+  removeLesion(index) {
+    this.active = Math.max(0, Math.min(this.active, this.step.lesions.length - 2));
+    this.#push({ ...this.step, lesions: this.step.lesions.filter((_, i) => i !== index) });
+  }
+
+  // The next point or box starts a lesion of its own.
+  startLesion() {
+    if (!this.step) return;
+    this.active = this.isNew ? Math.max(0, this.step.lesions.length - 1) : this.step.lesions.length;
+    this.select(null);
+  }
+
+  activate(index) {
+    this.active = index;
+    this.select(null);
   }
 
   nudge(dx, dy) {
-    if (typeof this.selected !== "number") return false;
+    if (!this.selected || !("point" in this.selected)) return false;
+    const { lesion, point } = this.selected;
     const move = (p) => this.clamp({ ...p, x: p.x + dx, y: p.y + dy });
-    const points = this.step.points.map((p, i) => (i === this.selected ? move(p) : p));
-    this.#push({ ...this.step, points }, this.selected);
+    const moved = (one) => ({ ...one, points: one.points.map((p, i) => (i === point ? move(p) : p)) });
+    this.#push(withLesion(this.step, lesion, moved), this.selected);
     return true;
   }
 
@@ -107,21 +146,26 @@ export class Editor {
   }
 
   clear() {
-    this.#push({ ...this.step, points: [], box: null });
+    this.active = 0;
+    this.#push({ ...this.step, lesions: [] });
   }
 
   select(hit) {
-    this.selected = !hit ? null : "point" in hit ? hit.point : "box";
+    this.selected = hit && { lesion: hit.lesion, ...("point" in hit ? { point: hit.point } : { box: true }) };
+    if (hit) this.active = hit.lesion;
     this.changed();
   }
 
   // After the last point nothing is selected, so that the focus can leave the image.
   selectNext(by) {
-    const count = this.step?.points.length ?? 0;
-    const next = typeof this.selected === "number" ? this.selected + by : by > 0 ? 0 : count - 1;
-    const exists = next >= 0 && next < count;
-    this.select(exists ? { point: next } : null);
-    return exists;
+    const all = (this.step?.lesions ?? []).flatMap(({ points }, lesion) =>
+      points.flatMap(({ label }, point) => (label < 0 ? [] : [{ lesion, point }])),
+    );
+    const { selected } = this;
+    const at = all.findIndex((one) => one.lesion === selected?.lesion && one.point === selected?.point);
+    const next = all[at >= 0 ? at + by : by > 0 ? 0 : all.length - 1] ?? null;
+    this.select(next);
+    return next !== null;
   }
 
   async reset() {
@@ -139,6 +183,7 @@ export class Editor {
     this.dragged = this.queued = null;
     if (!isSame(step, this.history.current)) this.history.push(step);
     this.selected = null;
+    this.active = 0;
     this.#show(step.result);
   }
 
@@ -151,7 +196,7 @@ export class Editor {
   }
 
   live(step) {
-    this.dragged = { ...step, automatic: false, result: null };
+    this.dragged = { ...step, fuse: false, automatic: false, result: null };
     this.#predict(this.dragged);
   }
 
@@ -177,8 +222,10 @@ export class Editor {
   }
 
   #push(step, selected = null, automatic = false) {
-    if (isSame(step, this.history.current)) return this.cancel();
-    const pushed = { ...step, automatic, result: null };
+    // The map of lesions is added to masks of the net's own prompts only.
+    const changed = automatic || step.fuse === false ? step : { ...step, fuse: false };
+    if (isSame({ ...changed, fuse: step.fuse }, this.history.current)) return this.cancel();
+    const pushed = { ...changed, automatic, result: null };
     this.history.push(pushed);
     this.selected = selected;
     this.#predict(pushed);
@@ -189,7 +236,8 @@ export class Editor {
     this.selected = null;
     const { current } = this.history;
     if (!current) return;
-    if (current.result || isEmpty(current)) {
+    this.active = Math.min(this.active, Math.max(0, current.lesions.length - 1));
+    if (current.result || !this.hasMask) {
       this.queued = null;
       this.#show(current.result);
     } else this.#predict(current);
@@ -205,8 +253,8 @@ export class Editor {
 
   // One request runs at a time. Of the steps that arrive meanwhile, only the last is predicted next.
   async #predict(step) {
-    this.queued = isEmpty(step) ? null : step;
-    if (isEmpty(step)) return this.#show(null);
+    this.queued = this.hasMask ? step : null;
+    if (!this.hasMask) return this.#show(null);
     this.changed();
     if (this.running) return;
     while (this.queued) {

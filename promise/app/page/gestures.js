@@ -4,9 +4,11 @@
 //   step, view, tool          the current prompts, the view, and the tool of a click
 //   tap(x, y, negative)       add a point, in pixels of the image
 //   remove(hit), select(hit)  remove or select a mark that findMark returned
+//   withBox(step, box)        the step with the box of the active lesion
 //   live(step), commit()      update the prompts during a drag, and at its end; cancel() discards the drag
 //   changed()                 the view has changed
 
+import { withLesion } from "./history.js";
 import { CORNERS, findMark } from "./marks.js";
 
 const SLACK = { mouse: 4, pen: 6, touch: 10 }; // screen pixels; a longer movement is a drag
@@ -78,7 +80,7 @@ function begin(editor, event, start, space) {
   const kind = event.pointerType in SLACK ? event.pointerType : "mouse";
   const base = { start, slack: SLACK[kind], negative: event.shiftKey || event.button === 2, dragging: false };
   if (event.button === 1 || space) return { ...base, name: "pan" };
-  const hit = findMark(editor.step, editor.view, ...start, REACH[kind]);
+  const hit = findMark(editor.step, editor.active, editor.view, ...start, REACH[kind]);
   const selects = hit && editor.tool !== "remove";
   if (selects) editor.select(hit);
   if (hit) return { ...base, name: selects ? "move" : "remove", hit, step: editor.step };
@@ -90,7 +92,7 @@ function drag(editor, action, from, to) {
   if (!action.dragging && distance <= action.slack) return;
   action.dragging = true;
   if (action.name === "move") editor.live(moved(editor, action, to));
-  else if (action.name === "box") editor.live({ ...action.step, box: boxOf(editor, action.start, to) });
+  else if (action.name === "box") editor.live(editor.withBox(action.step, boxOf(editor, action.start, to)));
   else {
     editor.view.pan(to[0] - from[0], to[1] - from[1]);
     editor.changed();
@@ -108,13 +110,13 @@ function end(editor, action, at) {
 
 function moved(editor, { step, hit, start }, to) {
   const [dx, dy] = [(to[0] - start[0]) / editor.view.zoom, (to[1] - start[1]) / editor.view.zoom];
-  if ("point" in hit) {
-    const points = step.points.map((p, i) => (i === hit.point ? editor.clamp({ ...p, x: p.x + dx, y: p.y + dy }) : p));
-    return { ...step, points };
-  }
-  const box = [...step.box];
-  for (const i of hit.edge ? [0, 1, 2, 3] : CORNERS[hit.corner]) box[i] += i % 2 ? dy : dx;
-  return { ...step, box: hit.edge ? moveInside(editor, box) : sorted(editor, box) };
+  const move = (p) => editor.clamp({ ...p, x: p.x + dx, y: p.y + dy });
+  return withLesion(step, hit.lesion, (one) => {
+    if ("point" in hit) return { ...one, points: one.points.map((p, i) => (i === hit.point ? move(p) : p)) };
+    const box = [...one.box];
+    for (const i of hit.edge ? [0, 1, 2, 3] : CORNERS[hit.corner]) box[i] += i % 2 ? dy : dx;
+    return { ...one, box: hit.edge ? moveInside(editor, box) : sorted(editor, box) };
+  });
 }
 
 function boxOf(editor, from, to) {
@@ -147,6 +149,6 @@ function pinch(editor, down, moving, from, to) {
 
 function hover(stage, editor, event, at) {
   if (!editor.step || event.pointerType === "touch") return;
-  const hit = findMark(editor.step, editor.view, ...at, REACH.mouse);
+  const hit = findMark(editor.step, editor.active, editor.view, ...at, REACH.mouse);
   stage.dataset.over = !hit ? "" : "corner" in hit ? (hit.corner % 2 ? "corner-b" : "corner-a") : "mark";
 }

@@ -1,8 +1,10 @@
 // The history of prompts and results.
 //
-// A step: {points: [{x, y, label}], box: [x0, y0, x1, y1] | null, maskIndex: 0 | 1 | 2, automatic: bool,
-// result: … | null}. x and y are pixels of the image, (0, 0) is the centre of the first pixel. Only the result of a step
-// is ever changed, so that undo restores exactly the result that was shown.
+// A step: {lesions: [{points: [{x, y, label}], box: [x0, y0, x1, y1] | null}], maskIndex: 0 | 1 | 2 | null,
+// fuse: bool, automatic: bool, result: … | null}. The mask is the union of the masks of the lesions. x and y are pixels
+// of the image, (0, 0) is the centre of the first pixel; the label of a point is 1 (inside), 0 (outside) or -1 (padding,
+// not shown). maskIndex null is the net's own output. Only the result of a step is ever changed, so that undo restores
+// exactly the result that was shown.
 
 const MAX_STEPS = 200;
 
@@ -42,11 +44,17 @@ export class History {
   }
 }
 
-export function isEmpty(step) {
-  return !step.points.length && !step.box;
+export const isEmpty = (step) => !step.lesions.length;
+
+// A step with one lesion changed; a lesion without prompts is removed. `change` receives {points, box}.
+export function withLesion(step, index, change) {
+  const lesions = [...step.lesions];
+  lesions[index] = change(lesions[index] ?? { points: [], box: null });
+  return { ...step, lesions: lesions.filter(({ points, box }) => points.length || box) };
 }
 
 export function isSame(a, b) {
-  const plain = ({ points, box, maskIndex }) => JSON.stringify([points.map((p) => [p.x, p.y, p.label]), box, maskIndex]);
+  const plain = ({ lesions, maskIndex, fuse }) =>
+    JSON.stringify([lesions.map(({ points, box }) => [points.map((p) => [p.x, p.y, p.label]), box]), maskIndex, fuse]);
   return plain(a) === plain(b);
 }

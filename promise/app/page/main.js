@@ -32,7 +32,7 @@ function draw() {
   }
   if (editor.pending) stage.dataset.state = "pending";
   drawing.then(updateState);
-  marks.draw(editor.step, editor.selected, view);
+  marks.draw(editor.step, editor.selected, editor.active, view);
   drawNumbers(editor);
   drawButtons(editor);
 }
@@ -75,7 +75,8 @@ async function open(source, name) {
     stage.classList.remove("empty");
     stage.focus({ preventScroll: true });
     const size = opened.size.join(" × ");
-    get("status").textContent = `${opened.name}, ${size} pixels${about.automatic ? "" : ". Click the object to start."}`;
+    const hint = !about.automatic ? ". Click the object to start." : editor.isEmpty ? ". No lesion found." : "";
+    get("status").textContent = `${opened.name}, ${size} pixels${hint}`;
   } catch (error) {
     notify(error.message);
   } finally {
@@ -144,7 +145,7 @@ const actions = {
   tool: setTool,
   undo: withImage(() => editor.undo()),
   redo: withImage(() => editor.redo()),
-  setMaskIndex: withImage((maskIndex) => { if (!editor.isEmpty) editor.setMaskIndex(maskIndex); }),
+  setMaskIndex: withImage((maskIndex) => { if (!editor.isEmpty) editor.setMaskIndex(maskIndex === about.own_mask ? null : maskIndex); }),
   nudge: (dx, dy) => editor.nudge(dx, dy),
   hide: (hidden) => stage.classList.toggle("hide", hidden),
   next: (by) => editor.selectNext(by),
@@ -157,26 +158,27 @@ const zoom = withImage((factor) => {
 });
 const fit = withImage(() => { editor.view.fit(); draw(); });
 const saveAs = (kind, ending, more = () => ({})) => withImage(async () => {
-  if (!editor.isEmpty) download(await editor.file(kind, more()), `${stem()}${ending}`);
+  if (editor.hasMask) download(await editor.file(kind, more()), `${stem()}${ending}`);
 });
 const saveMask = saveAs("mask", ".png");
 const saveOverlay = saveAs("overlay", "_overlay.png", () => ({ opacity: get("opacity").value / 100 }));
 const savePrompts = saveAs("prompts", "_prompts.json");
+const newLesion = withImage(() => editor.startLesion());
 const removeSelected = withImage(() => editor.removeSelected());
 const showKeys = () => get("keys").showModal();
 
 actions.single = {
-  r: reset, c: clear, s: saveMask, o: () => get("file").click(), 0: fit, "?": showKeys,
+  r: reset, c: clear, l: newLesion, s: saveMask, o: () => get("file").click(), 0: fit, "?": showKeys,
   h: () => actions.hide(true), Delete: removeSelected, Backspace: removeSelected, Escape: () => editor.select(null),
 };
 actions.repeated = { "[": () => changeOpacity(-5), "]": () => changeOpacity(5), "+": () => zoom(1.25), "=": () => zoom(1.25), "-": () => zoom(0.8) };
 
 for (const button of document.querySelectorAll("button[data-tool]")) button.onclick = () => setTool(button.dataset.tool);
 for (const button of document.querySelectorAll("button[data-mask-index]")) {
-  button.onclick = () => actions.setMaskIndex(Number(button.dataset.maskIndex));
+  button.onclick = () => actions.setMaskIndex(button.dataset.maskIndex === "" ? null : Number(button.dataset.maskIndex));
 }
 for (const [id, action] of Object.entries({
-  undo: actions.undo, redo: actions.redo, reset, clear, fit, "show-keys": showKeys,
+  undo: actions.undo, redo: actions.redo, reset, clear, fit, "new-lesion": newLesion, "show-keys": showKeys,
   "save-mask": saveMask, "save-overlay": saveOverlay, "save-prompts": savePrompts,
 })) get(id).onclick = action;
 get("opacity").oninput = () => changeOpacity();
@@ -193,6 +195,10 @@ get("theme").onclick = () => {
 // --- start ------------------------------------------------------------------------------------------
 
 get("net").textContent = about.title;
+get("own-mask").hidden = about.own_mask !== null;
+get("masks-note").textContent = `SAM predicts three masks and an IoU for each. The net was trained on ${
+  about.own_mask === null ? "a fourth, SAM's single mask" : "the first"
+}.`;
 get("limits").textContent = `up to ${about.limits.megabytes} MB`;
 about.samples.forEach((name, i) => {
   const button = document.createElement("button");

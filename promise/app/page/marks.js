@@ -27,13 +27,29 @@ export class Marks {
     for (const path of [this.halo, this.outline]) path.setAttribute("d", paths.join(""));
   }
 
-  draw(step, selected, view) {
+  draw(step, selected, active, view) {
     const matrix = `matrix(${view.zoom} 0 0 ${view.zoom} ${view.left} ${view.top})`;
     for (const path of [this.halo, this.outline]) path.setAttribute("transform", matrix);
-    const shapes = [];
-    if (step?.box) shapes.push(...this.#box(step.box, selected === "box", view));
-    step?.points.forEach((point, i) => shapes.push(this.#point(point, selected === i, view)));
+    const lesions = step?.lesions ?? [];
+    const shapes = lesions.map((lesion, i) => {
+      const isSelected = (mark) => selected?.lesion === i && selected[mark] !== undefined;
+      const group = element("g", { class: `lesion${i === active || lesions.length < 2 ? " active" : ""}` });
+      if (lesion.box) group.append(...this.#box(lesion.box, isSelected("box"), view));
+      lesion.points.forEach((point, p) => {
+        if (point.label >= 0) group.append(this.#point(point, isSelected("point") && selected.point === p, view));
+      });
+      if (lesions.length > 1) group.append(this.#number(lesion, i + 1, view));
+      return group;
+    });
     this.prompts.replaceChildren(...shapes);
+  }
+
+  // The number of a lesion, above its box or beside its first point.
+  #number({ points, box }, number, view) {
+    const [x, y] = box ? view.toStage(box[0], box[1]) : view.toStage(points[0].x, points[0].y);
+    const label = element("text", { class: "number", x: box ? x + 2 : x + RADIUS + 4, y: box ? y - 9 : y - RADIUS });
+    label.textContent = number;
+    return label;
   }
 
   #point({ x, y, label }, selected, view) {
@@ -66,22 +82,27 @@ export class Marks {
   }
 }
 
-// The mark of a step at a position of the stage: {point: i}, {corner: i}, {edge: true} or null.
-export function findMark(step, view, x, y, reach) {
+// The mark of a step at a position of the stage: {lesion, point}, {lesion, corner}, {lesion, edge: true} or null. The
+// active lesion comes first where boxes overlap.
+export function findMark(step, active, view, x, y, reach) {
   let found = null;
   let nearest = reach;
-  step.points.forEach((point, i) => {
-    const [left, top] = view.toStage(point.x, point.y);
+  const near = (left, top, hit) => {
     const distance = Math.hypot(left - x, top - y);
-    if (distance <= nearest) [found, nearest] = [{ point: i }, distance];
+    if (distance <= nearest) [found, nearest] = [hit, distance];
+  };
+  step.lesions.forEach(({ points }, lesion) => {
+    points.forEach((p, point) => { if (p.label >= 0) near(...view.toStage(p.x, p.y), { lesion, point }); });
   });
-  if (found || !step.box) return found;
-  CORNERS.forEach(([i, j], corner) => {
-    const [left, top] = view.toStage(step.box[i], step.box[j]);
-    const distance = Math.hypot(left - x, top - y);
-    if (distance <= nearest) [found, nearest] = [{ corner }, distance];
+  if (found) return found;
+  step.lesions.forEach(({ box }, lesion) => {
+    if (box) CORNERS.forEach(([i, j], corner) => near(...view.toStage(box[i], box[j]), { lesion, corner }));
   });
-  return found ?? (isOnEdge(step.box, view, x, y, reach / 2) ? { edge: true } : null);
+  if (found) return found;
+  const boxed = step.lesions.map((_, i) => i).filter((i) => step.lesions[i].box);
+  const order = boxed.sort((a, b) => (b === active) - (a === active));
+  const lesion = order.find((i) => isOnEdge(step.lesions[i].box, view, x, y, reach / 2));
+  return lesion === undefined ? null : { lesion, edge: true };
 }
 
 function isOnEdge(box, view, x, y, reach) {

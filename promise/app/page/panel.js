@@ -9,18 +9,56 @@ export function drawNumbers(editor) {
   get("iou").textContent = result ? result.iou.toFixed(3) : "–";
   get("area").textContent = result ? number.format(result.area) : "–";
   get("fraction").textContent = result ? `${(result.fraction * 100).toFixed(2)} %` : "–";
-  const inside = step?.points.filter((p) => p.label).length ?? 0;
-  const outside = (step?.points.length ?? 0) - inside;
-  const parts = [`${inside} inside`, `${outside} outside`, ...(step?.box ? ["1 box"] : [])];
-  const counts = `${step?.automatic ? "Automatic prompts: " : ""}${parts.join(", ")}`;
-  get("counts").textContent = editor.isEmpty ? "No prompts" : counts;
+  const lesions = step?.lesions ?? [];
+  get("counts").textContent = describe(editor);
+  drawLesions(editor, lesions);
   get("time").textContent = result ? ` · ${Math.round(result.roundTrip ?? result.seconds * 1000)} ms` : "";
+  const shown = step && (step.maskIndex ?? editor.about.own_mask);
   for (const button of document.querySelectorAll("[data-mask-index]")) {
-    const maskIndex = Number(button.dataset.maskIndex);
-    button.setAttribute("aria-checked", step?.maskIndex === maskIndex);
+    const maskIndex = button.dataset.maskIndex === "" ? null : Number(button.dataset.maskIndex);
+    const iou = maskIndex !== null ? result?.ious[maskIndex] : shown === null ? result?.iou : undefined;
+    button.setAttribute("aria-checked", Boolean(step) && shown === maskIndex);
     button.disabled = editor.isEmpty;
-    button.querySelector("small").textContent = result ? result.ious[maskIndex].toFixed(2) : "–";
+    button.querySelector("small").textContent = result && !editor.isEmpty && iou !== undefined ? iou.toFixed(2) : "–";
   }
+}
+
+function describe({ step, isEmpty, about }) {
+  if (isEmpty) return !step || !about.lesions ? "No prompts" : step.automatic ? "No lesion found" : "No lesion";
+  const points = step.lesions.flatMap((lesion) => lesion.points);
+  const [inside, outside] = [1, 0].map((label) => points.filter((p) => p.label === label).length);
+  const boxes = step.lesions.filter(({ box }) => box).length;
+  const parts = [
+    ...(step.lesions.length > 1 || about.lesions ? [count(step.lesions.length, "lesion")] : []),
+    ...(points.length || !boxes ? [`${inside} inside`, `${outside} outside`] : []),
+    ...(boxes ? [count(boxes, "box")] : []),
+  ];
+  return `${step.automatic ? "Automatic prompts: " : ""}${parts.join(", ")}`;
+}
+
+const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : noun === "box" ? "es" : "s"}`;
+
+// One row per lesion: select it or remove it.
+function drawLesions(editor, lesions) {
+  get("lesions-card").hidden = !editor.about.lesions && lesions.length < 2 && !(editor.isNew && lesions.length);
+  get("no-lesion").hidden = lesions.length > 0 || editor.isNew && !editor.step?.automatic;
+  get("no-lesion").textContent = editor.step?.automatic ? "No lesion found." : "No lesion.";
+  const key = JSON.stringify([editor.active, lesions]);
+  if (get("lesions").dataset.drawn === key) return; // keeps the focus
+  get("lesions").dataset.drawn = key;
+  const rows = lesions.map(({ points, box }, i) => {
+    const row = document.createElement("li");
+    row.innerHTML = `<button role="radio" class="choose"><b>${i + 1}</b> <span></span></button>
+      <button class="remove" aria-label="Remove lesion ${i + 1}" title="Remove lesion ${i + 1}">×</button>`;
+    const dots = points.filter((p) => p.label >= 0).length;
+    row.querySelector("span").textContent = [...(box ? ["box"] : []), ...(dots ? [count(dots, "point")] : [])].join(", ");
+    const [choose, remove] = row.querySelectorAll("button");
+    choose.setAttribute("aria-checked", i === editor.active);
+    choose.onclick = () => editor.activate(i);
+    remove.onclick = () => editor.removeLesion(i);
+    return row;
+  });
+  get("lesions").replaceChildren(...rows);
 }
 
 export function drawButtons(editor) {
@@ -29,8 +67,10 @@ export function drawButtons(editor) {
   get("redo").disabled = closed || !editor.history.canRedo;
   get("reset").disabled = closed || !editor.about.automatic || editor.step?.automatic === true;
   get("clear").disabled = closed || editor.isEmpty;
+  get("new-lesion").disabled = closed || editor.isEmpty;
+  get("new-lesion").setAttribute("aria-pressed", !closed && !editor.isEmpty && editor.isNew);
   get("fit").disabled = closed || editor.view.isFitted;
-  for (const id of ["save-mask", "save-overlay", "save-prompts"]) get(id).disabled = !editor.result || editor.isEmpty;
+  for (const id of ["save-mask", "save-overlay", "save-prompts"]) get(id).disabled = !editor.result || !editor.hasMask;
   for (const button of document.querySelectorAll("[data-tool]")) {
     if (button.tagName === "BUTTON") button.setAttribute("aria-checked", button.dataset.tool === editor.tool);
   }

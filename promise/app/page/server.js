@@ -23,10 +23,11 @@ async function send(path, { body = null, headers = {}, method = "POST" } = {}) {
 }
 
 function toJson(step, more = {}) {
-  const { points, box, maskIndex, automatic } = step;
-  const labels = points.map((p) => p.label);
-  const prompts = { points: points.map((p) => [p.x, p.y]), labels, box, mask_index: maskIndex };
-  return JSON.stringify({ ...prompts, automatic, ...more });
+  const lesions = step.lesions.map(({ points, box }) => {
+    return { points: points.map((p) => [p.x, p.y]), labels: points.map((p) => p.label), box };
+  });
+  const { maskIndex, fuse, automatic } = step;
+  return JSON.stringify({ lesions, mask_index: maskIndex, fuse, automatic, ...more });
 }
 
 export const about = async () => (await send("/api/about", { method: "GET" })).json();
