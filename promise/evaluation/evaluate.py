@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from promise.data.images import read_mask
 from promise.data.leaks import count_seen, find_seen, hash_data, hash_images
 from promise.data.selection import DataSet, select_rows
+from promise.evaluation import clicks
+from promise.evaluation.clicks import ClickStudy
 from promise.evaluation.config import EMPTY_RULES, EvalConfig
 from promise.evaluation.drawing import draw_row, file_name, remove_overlays
 from promise.evaluation.gallery import Gallery
@@ -21,7 +26,9 @@ from promise.evaluation.setup import EvaluationSetup, check_eval, evaluation_loa
 from promise.evaluation.statistics import LEVEL, RESAMPLES, SEED
 from promise.inference.loop import RowPrediction, predict_draws
 from promise.models import checkpoint
+from promise.models.promise import Promise
 from promise.prompts.file import Draw, write_prompts
+from promise.prompts.sampling import NONE
 from promise.prompts.sets import ImagePrompts
 from promise.prompts.source import PromptSource
 from promise.runtime.environment import describe_environment
@@ -30,10 +37,12 @@ from promise.runtime.memory import explain_out_of_memory, peak_memory
 from promise.runtime.notices import describe, unique
 from promise.runtime.progress import progress_bar
 from promise.runtime.workers import default_workers, ordered_map
+from promise.types import Batch, Encoded
 
 log = logging.getLogger(__name__)
 
 PROMPTS = "prompts.json"
+CLICKS = "clicks.csv"
 STATEMENT = (
     "All scores are of the foreground alone, computed per image; the background is not averaged in. Intervals are "
     "95 % bootstrap intervals of the mean over images."
@@ -52,7 +61,8 @@ def evaluate(config: EvalConfig) -> EvalResult:
     """Score a checkpoint, or an untrained net, on the rows of one or more split CSVs.
 
     Returns:
-        The folder with summary.json, per_image.csv, prompts.json and overlays; the content of summary.json.
+        The folder with summary.json, per_image.csv, prompts.json, overlays and, with ``clicks``, clicks.csv; the
+        content of summary.json.
 
     Raises:
         UserError: invalid settings, files or weights; nothing has been written.
@@ -70,6 +80,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
     draws = setup.read_draws(datasets)
     if config.overwrite:
         remove_overlays(folder)
+        (folder / CLICKS).unlink(missing_ok=True)
     scored = [
         _DataSetScorer(config, setup, dataset, folder).run(setup.prompt_sources(dataset, draws)) for dataset in datasets
     ]
@@ -88,6 +99,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
         "datasets": {one.dataset.name: one.summarise() for one in scored},
         "gallery": [entry for one in scored for entry in one.draw_gallery()],
         "prompt_files": [PROMPTS],
+        **({"clicks": {"prompts": clicks.ORIGIN, "statement": clicks.STATEMENT}} if config.clicks else {}),
         "settings": dataclasses.asdict(config),
         "environment": describe_environment(setup.loaded.device),
         "peak_memory_gib": peak_memory(setup.loaded.device),
@@ -114,6 +126,7 @@ class _DataSetScorer:
         self.table = ScoreTable(len(dataset.rows), len(self.seeds))
         self.prompts: list[dict[str, ImagePrompts]] = [{} for _ in self.seeds]  # per draw: name → prompts
         self.gallery = Gallery(dataset.rows, config.gallery)
+        self.clicks = self._click_study() if config.clicks else None
         self.hashes = hash_images(dataset.rows)
         self.seen = count_seen(self.hashes, setup.loaded.metadata.seen)
         # Images of the tuning matter only where the tuned postprocessing is used.
@@ -130,26 +143,44 @@ class _DataSetScorer:
         total = len(rows) * len(sources)
         bar = progress_bar(total=total, name=self.dataset.name, unit="image", quiet=config.quiet)
         with bar, explain_out_of_memory(config.batch_size):
-            predicted = predict_draws(setup.loaded.net, loader, sources=sources, device=setup.loaded.device)
-            for row, scored in ordered_map(self._score, predicted, workers=default_workers()):
-                self._store(row, scored)
+            predicted = self._predict(loader, sources)
+            for row, prompts, scored in ordered_map(self._score, predicted, workers=default_workers()):
+                self._store(row, prompts, scored)
                 bar.update()
         return self
 
-    def _score(self, row: RowPrediction) -> tuple[RowPrediction, Scored]:
-        target = read_mask(self.dataset.rows[row.index].mask)
-        scored = score(
-            row.logits,
-            target,
-            postprocess=self.setup.reference,
-            native=self.setup.native,
+    def _predict(self, batches: Iterable[Batch], sources: Sequence[PromptSource]) -> Iterator[RowPrediction]:
+        """Predict every row under every draw, and correct the rows of the first draw from the same features."""
+        loaded = self.setup.loaded
+        if self.clicks is None:
+            yield from predict_draws(loaded.net, batches, sources=sources, device=loaded.device)
+            return
+        for batch in batches:
+            encoded = _encode(loaded.net, batch, loaded.device)
+            places = {int(index): place for place, index in enumerate(batch.index)}
+            known = [replace(batch, image=encoded)]
+            for row in predict_draws(loaded.net, known, sources=sources, device=loaded.device):
+                if row.draw == 0:
+                    place = places[row.index]
+                    features = Encoded(encoded.embedding[place : place + 1])
+                    self.clicks.add(row.index, row.name, row.logits, features, self._target(row.index))
+                yield row
+
+    def _click_study(self) -> ClickStudy:
+        return ClickStudy(
+            self.setup.loaded.net,
+            clicks=self.config.clicks,
+            postprocess=self.setup.native,
+            from_nothing=self.setup.prompting.source == NONE,
             empty_rule=self.config.empty_masks,
         )
-        return row, scored
 
-    def _store(self, row: RowPrediction, scored: Scored) -> None:
-        self.table.add(row, scored)
-        height, width = scored.mask.shape
+    def _target(self, index: int) -> np.ndarray:
+        return read_mask(self.dataset.rows[index].mask)
+
+    def _score(self, row: RowPrediction) -> tuple[RowPrediction, ImagePrompts, Scored]:
+        target = self._target(row.index)
+        height, width = target.shape
         prompts = ImagePrompts.of(
             row.sets,
             side=self.setup.loaded.side,
@@ -157,6 +188,18 @@ class _DataSetScorer:
             mask_index=row.mask_index,
             fuse=row.fuse,
         )
+        scored = score(
+            row.logits,
+            target,
+            prompts=prompts,
+            postprocess=self.setup.reference,
+            native=self.setup.native,
+            empty_rule=self.config.empty_masks,
+        )
+        return row, prompts, scored
+
+    def _store(self, row: RowPrediction, prompts: ImagePrompts, scored: Scored) -> None:
+        self.table.add(row, scored)
         self.prompts[row.draw][row.name] = prompts
         if row.draw == 0:
             self.gallery.keep(row.index, scored.mask)
@@ -173,6 +216,7 @@ class _DataSetScorer:
             **self.table.summarise(self.seeds),
             "seen": self.seen,
             "data_hash": hash_data(self.dataset.rows, self.hashes),
+            **({} if self.clicks is None else {"clicks": self.clicks.summarise(self.setup.prompting.origin)}),
         }
 
     def draw_gallery(self) -> list[dict[str, Any]]:
@@ -183,12 +227,27 @@ class _DataSetScorer:
         )
 
 
+def _encode(net: Promise, batch: Batch, device: torch.device) -> Encoded:
+    """The features of a batch of pixels or features, on the device."""
+    image = batch.image.to(device, non_blocking=True)
+    if isinstance(image, Encoded):
+        return image
+    with torch.inference_mode():
+        return net.eval().encode(image)
+
+
 def _write(folder: Path, summary: Mapping[str, Any], setup: EvaluationSetup, scored: Sequence[_DataSetScorer]) -> None:
     prompting = setup.prompting
     write_lines(
         folder / "per_image.csv",
         (line for one in scored for line in one.table.lines(one.dataset.name, prompting.origin)),
     )
+    studies = [(one.dataset.name, one.clicks) for one in scored if one.clicks is not None]
+    if studies:
+        net = setup.loaded.metadata.net
+        write_lines(
+            folder / CLICKS, (line for name, study in studies for line in study.lines(name, net, prompting.origin))
+        )
     draws = [Draw(seed, {one.dataset.name: one.prompts[i] for one in scored}) for i, seed in enumerate(prompting.seeds)]
     write_prompts(folder / PROMPTS, prompting.written_source, draws)
     write_json(folder / "summary.json", dict(summary))

@@ -1,28 +1,32 @@
-"""Metrics of a predicted mask or map against a target mask, one row of :data:`METRICS` each.
+"""Metrics of a predicted mask or map, or of prompts, against a target mask, one row of :data:`METRICS` each.
 
 Masks are scored as in the reference implementation of ProMISe (``dice``, ``s_alpha``, …), maps at 8 bits as in
-pysodmetrics 1.6.2, the practice of the field (``soft_dice_mean``, …).
+pysodmetrics 1.6.2, the practice of the field (``soft_dice_mean``, …), prompts by their positions
+(``prompts_positives_inside``, …).
 
-A new metric is one function of a :class:`~promise.evaluation.pair.Pair` and one row, added here or by
-:func:`register`. The columns of per_image.csv, the keys of summary.json and the printed tables follow the table.
+A new metric is one function of a :class:`~promise.evaluation.pair.Pair`, or of a
+:class:`~promise.evaluation.placement.Placement` for prompts, and one row, added here or by :func:`register`. The
+columns of per_image.csv, the keys of summary.json and the printed tables follow the table.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from promise.evaluation import formulas
+from promise.evaluation import formulas, placement
 from promise.evaluation.formulas import Formula, adaptive, max_of, mean_of, of_mask
-from promise.evaluation.pair import Array, Bools, Pair, Surroundings, map_pair, mask_pair
+from promise.evaluation.pair import Array, Bools, Surroundings, map_pair, mask_pair
+from promise.evaluation.placement import Placement
 
-Kind: TypeAlias = Literal["mask", "map"]
+Kind: TypeAlias = Literal["mask", "map", "prompts"]
 
 #: Protocol → the kind of prediction that it scores.
-PROTOCOLS: dict[str, Kind] = {"reference": "mask", "native": "mask", "soft": "map"}
+PROTOCOLS: dict[str, Kind] = {"reference": "mask", "native": "mask", "soft": "map", "prompts": "prompts"}
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -39,7 +43,7 @@ class Metric:
     higher_is_better: bool = True
     _: KW_ONLY
     name: str  # after the protocol in columns of per_image.csv, and in keys of summary.json
-    compute: Formula
+    compute: Formula | Callable[[Placement], float]  # the latter for prompts
     kind: Kind = "mask"  # kind of prediction that is scored
     overlap: bool = False  # 0/0 or 0 by construction where the ground truth is empty, so that --empty-masks applies
     column: str = ""  # title in printed tables; empty: not printed
@@ -47,8 +51,11 @@ class Metric:
 
     @property
     def key(self) -> str:
-        """The name in :data:`METRICS` and in the results of :func:`evaluate_pair`."""
-        return f"soft_{self.name}" if self.kind == "map" else self.name
+        """The name in :data:`METRICS` and, for a mask or a map, in the results of :func:`evaluate_pair`."""
+        return f"{_PREFIXES[self.kind]}{self.name}"
+
+
+_PREFIXES: dict[Kind, str] = {"mask": "", "map": "soft_", "prompts": "prompts_"}  # of the keys
 
 
 _RIJSBERGEN = "van Rijsbergen 1979"
@@ -168,7 +175,37 @@ def _of_map(name: str, cut: str, mask: Metric, compute: Formula, column: str = "
     )
 
 
-#: Every key that `evaluate_pair` returns, with its row, in the order of the columns of per_image.csv.
+_PROMPTS = (
+    Metric(
+        "Positive points inside",
+        "positive points in the ground truth / positive points",
+        "this package",
+        name="positives_inside",
+        compute=placement.positives_inside,
+        kind="prompts",
+        column="Pos in",
+    ),
+    Metric(
+        "Negative points outside",
+        "negative points not in the ground truth / negative points",
+        "this package",
+        name="negatives_outside",
+        compute=placement.negatives_outside,
+        kind="prompts",
+        column="Neg out",
+    ),
+    Metric(
+        "Box IoU",
+        "IoU of the box around all boxes with the box around the ground truth",
+        "Jaccard 1901",
+        name="box_iou",
+        compute=placement.box_iou,
+        kind="prompts",
+        column="Box IoU",
+    ),
+)
+
+#: Every metric by its key, in the order of the columns of per_image.csv.
 METRICS: dict[str, Metric] = {
     metric.key: metric
     for metric in (
@@ -186,6 +223,7 @@ METRICS: dict[str, Metric] = {
         _of_map("dice_max", "max", _DICE, max_of(formulas.dice), "maxDice", 2),
         _of_map("iou_mean", "mean", _IOU, mean_of(formulas.iou), "mIoU", 3),
         _of_map("iou_max", "max", _IOU, max_of(formulas.iou), "maxIoU", 4),
+        *_PROMPTS,
     )
 }
 
@@ -202,12 +240,12 @@ def register(metric: Metric) -> None:
 
 
 def metrics_of(kind: Kind) -> dict[str, Metric]:
-    """The rows that score masks or maps, by name, in the order of the table."""
+    """The rows that score masks, maps or prompts, by name, in the order of the table."""
     return {metric.name: metric for metric in METRICS.values() if metric.kind == kind}
 
 
 def protocols_of(kind: Kind) -> tuple[str, ...]:
-    """The protocols that score masks or maps."""
+    """The protocols that score masks, maps or prompts."""
     return tuple(name for name, scored in PROTOCOLS.items() if scored == kind)
 
 
@@ -242,6 +280,19 @@ def soft_metrics(pred: Array, target: Array) -> dict[str, float]:
     return _compute("map", map_pair(pred, target, Surroundings.of(target)))
 
 
+def prompt_metrics(xy: Array, label: Array, boxes: Array, target: Array) -> dict[str, float]:
+    """The metrics of the prompts of an image by name; NaN where the image has no such prompts or no foreground.
+
+    Args:
+        xy: (P, 2) points in pixels of the target, x before y; (0, 0) is the centre of the first pixel.
+        label: (P,) 1 for positive, 0 for negative points; others are ignored.
+        boxes: (L, 4) x0, y0, x1, y1, the centres of the first and the last pixel; several are scored as the box around
+            all of them.
+        target: (H, W) bool.
+    """
+    return _compute("prompts", Placement(xy, label, boxes, target))
+
+
 def evaluate_pair(pred: Array, target: Array) -> dict[str, float]:
     """The metrics of a mask; of a map the metrics of ``map >= 0.5`` and the ``soft_`` metrics of the map.
 
@@ -260,8 +311,9 @@ def evaluate_pair(pred: Array, target: Array) -> dict[str, float]:
     return _compute("mask", mask_pair(pred >= 0.5, target, surroundings)) | {f"soft_{n}": v for n, v in soft.items()}
 
 
-def _compute(kind: Kind, pair: Pair) -> dict[str, float]:
-    return {name: metric.compute(pair) for name, metric in metrics_of(kind).items()}
+def _compute(kind: Kind, scored: Any) -> dict[str, float]:
+    """The metrics of a kind; ``scored`` is a pair, or a placement for prompts."""
+    return {name: metric.compute(scored) for name, metric in metrics_of(kind).items()}
 
 
 def _checked(pred: Array, target: Array) -> tuple[Array, Bools]:

@@ -137,13 +137,14 @@ def find_evaluations(run: Path) -> list[Path]:
 
 def _faults(summary: dict[str, Any]) -> Iterator[str]:
     datasets = summary["datasets"]
+    required = [name for name, kind in PROTOCOLS.items() if kind != "prompts"]  # which earlier versions did not score
     if not isinstance(datasets, dict) or not datasets:
         yield "it contains no data set"
         return
     for name, table in datasets.items():
         means = table.get("means") if isinstance(table, dict) else None
-        if not isinstance(means, dict) or not all(isinstance(means.get(p), dict) for p in PROTOCOLS):
-            yield f"data set {name} has no means of {', '.join(PROTOCOLS)}"
+        if not isinstance(means, dict) or not all(isinstance(means.get(p), dict) for p in required):
+            yield f"data set {name} has no means of {', '.join(required)}"
 
 
 def _read_rows(path: Path) -> pd.DataFrame:

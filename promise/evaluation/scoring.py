@@ -1,7 +1,8 @@
-"""Score one prediction against its ground truth under the three protocols, in one pass.
+"""Score one prediction against its ground truth under all protocols, in one pass.
 
 ``reference``: at 256 pixels, as the script of the reference implementation. ``native``: at the size of the ground
 truth, without postprocessing by default. ``soft``: metrics of the probability map at the size of the ground truth.
+``prompts``: positions of the prompts at the size of the ground truth.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from promise.evaluation.metrics import PROTOCOLS, Kind, binary_metrics, metrics_of, soft_metrics
+from promise.evaluation.metrics import PROTOCOLS, Kind, binary_metrics, metrics_of, prompt_metrics, soft_metrics
 from promise.inference.postprocess import Postprocess, probability_at, reference_target, sigmoid, to_size
+from promise.prompts.sets import ImagePrompts
 
 REFERENCE_SIDE = 256
 REFERENCE_POSTPROCESS = Postprocess("open", 5)
@@ -40,6 +42,7 @@ def score(
     logits: np.ndarray,
     target: np.ndarray,
     *,
+    prompts: ImagePrompts | None = None,
     postprocess: Postprocess | None = None,
     native: Postprocess | None = None,
     empty_rule: str = "one",
@@ -49,6 +52,7 @@ def score(
     Args:
         logits: (h, w) float32, output of the decoder.
         target: (H, W) bool, the ground truth at its own size.
+        prompts: that the prediction was made with; their size is that of the ground truth.
         postprocess: of both binary protocols, each at its own size; default: a 5 × 5 opening in the reference
             protocol, none in the native one.
         native: of the native protocol, where it differs.
@@ -64,6 +68,7 @@ def score(
         "reference": binary_metrics(reference, reference_target(target, REFERENCE_SIDE)),
         "native": binary_metrics(mask, target),
         "soft": soft_metrics(probability, target),
+        "prompts": _score_prompts(prompts, target),
     }
     target_pixels, predicted = int(np.count_nonzero(target)), int(np.count_nonzero(mask))
     if target_pixels == 0:
@@ -71,6 +76,27 @@ def score(
             value = dice_of_empty(empty_rule, predicted=predicted > 0)
             scores[protocol] = _replace_overlap(scores[protocol], PROTOCOLS[protocol], value)
     return Scored(scores, mask, target_pixels, int(np.count_nonzero(mask & target)), predicted)
+
+
+def _score_prompts(prompts: ImagePrompts | None, target: np.ndarray) -> dict[str, float]:
+    """The metrics of the prompts; all NaN without prompts."""
+    if prompts is None:
+        return prompt_metrics(np.zeros((0, 2)), np.zeros(0, np.int64), np.zeros((0, 4)), target)
+    return prompt_metrics(prompts.xy, prompts.label, prompts.boxes, target)
+
+
+def native_dice(mask: np.ndarray, target: np.ndarray, empty_rule: str = "one") -> float:
+    """The native Dice of a mask, as in :func:`score`, without the other metrics.
+
+    Args:
+        mask: (H, W) bool, after postprocessing.
+        target: (H, W) bool, the ground truth.
+        empty_rule: as in :func:`score`.
+    """
+    total = int(np.count_nonzero(mask)) + int(np.count_nonzero(target))
+    if not target.any():
+        return dice_of_empty(empty_rule, predicted=total > 0)
+    return 2 * int(np.count_nonzero(mask & target)) / total
 
 
 def dice_of_empty(rule: str, *, predicted: bool) -> float:

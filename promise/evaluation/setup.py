@@ -119,7 +119,8 @@ def _check_required(config: EvalConfig) -> Iterator[UserError]:
 
 
 def _check_numbers(config: EvalConfig) -> Iterator[UserError]:
-    for name, least in (("batch_size", 1), ("workers", 0), ("overlays", 0), ("gallery", 0), ("max_lesions", 1)):
+    limits = (("batch_size", 1), ("workers", 0), ("overlays", 0), ("gallery", 0), ("clicks", 0), ("max_lesions", 1))
+    for name, least in limits:
         value = getattr(config, name)
         if value is not None and value < least:
             flag = name.replace("_", "-")

@@ -45,10 +45,41 @@ def _blocks(summaries: Sequence[Mapping[str, Any]], dataset: str) -> Iterator[st
             [_title(s), s["prompts"], protocol, *_cells(table["means"][protocol], columns)]
             for s, table in evaluated
             for protocol in protocols_of(kind)
+            if protocol in table["means"]
         ]
-        yield text_table(["net", "prompts", "protocol", *columns.values()], rows)
+        if rows:  # earlier versions did not score prompts
+            yield text_table(["net", "prompts", "protocol", *columns.values()], rows)
     rows = [["native", _title(s), s["prompts"], *_certainty(table)] for s, table in evaluated]
     yield text_table(["protocol", "net", "prompts", *CERTAINTY], rows)
+    yield from _clicks(evaluated)
+
+
+def _clicks(evaluated: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Iterator[str]:
+    """The table of Dice after each click, where an evaluation corrected its masks."""
+    corrected = [(s, table["clicks"]) for s, table in evaluated if table.get("clicks")]
+    if not corrected:
+        return
+    most = max(entry["clicks"] for _, entry in corrected)
+    targets = list(corrected[-1][1]["net"]["noc"])
+    rows = []
+    for s, entry in corrected:
+        for title, start, result in (
+            (_title(s), entry["start"], entry["net"]),
+            ("SAM (frozen)", "empty mask", entry["frozen_sam"]),
+        ):
+            if result is not None:
+                dice = [_number(value) for value in result["dice"]]
+                counts = [_count(result["noc"].get(target)) for target in targets]
+                rows.append([title, start, entry["prompts"], *dice, *["-"] * (most + 1 - len(dice)), *counts])
+    numbers = [f"{k} click{'s' * (k != 1)}" for k in range(most + 1)]
+    yield text_table(["net", "start", "prompts", *numbers, *(f"NoC {target}" for target in targets)], rows)
+
+
+def _count(noc: Mapping[str, float | None] | None) -> str:
+    """Mean number of clicks and the fraction of images that do not reach the Dice."""
+    if noc is None or noc["mean"] is None:
+        return "-"
+    return f"{_number(noc['mean'], 2)} ({100 * (noc['unreached'] or 0.0):.0f} % not reached)"
 
 
 def _legend(summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -60,7 +91,8 @@ def _legend(summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield (
         f"reference: 256 pixels, postprocessing {last['postprocess']['reference']}, ground truth dilated as in the "
         f"reference implementation; native: size of the ground truth, postprocessing {last['postprocess']['native']}; "
-        "soft: probability map, min–max normalised, over 256 thresholds."
+        "soft: probability map, min–max normalised, over 256 thresholds; prompts: fractions of the positive points "
+        "inside and of the negative points outside the ground truth, IoU of the boxes."
     )
     if any(table.get("empty_truths") for table in tables):
         rule = EMPTY_RULES.get(last["empty_masks"], last["empty_masks_rule"])
@@ -69,6 +101,7 @@ def _legend(summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from filter(None, map(_lesions, summaries))
     if "statement" in last:
         yield last["statement"]
+    yield from dict.fromkeys(s["clicks"]["statement"] for s in summaries if s.get("clicks"))
 
 
 def _title(summary: Mapping[str, Any]) -> str:
@@ -129,7 +162,8 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 
 def _cells(means: Mapping[str, float | None], columns: Mapping[str, str]) -> list[str]:
-    return [_number(means[name]) if name in means else "-" for name in columns]
+    values = [means.get(name) for name in columns]
+    return ["-" if value is None or math.isnan(value) else _number(value) for value in values]
 
 
 def read_summary(path: Path) -> dict[str, Any]:

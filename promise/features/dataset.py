@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from promise.data.dataset import SegmentationDataset
+from promise.data.dataset import SegmentationDataset, sample_seed
 from promise.data.images import content_hash
 from promise.features.store import CorruptEntry, Entry, FeatureSpace, entry_key
 from promise.runtime.errors import UserError
+from promise.runtime.settings import FEATURE_AUGMENTS
 from promise.types import Batch, Encoded, join
+
+# Symmetries of the square that each setting draws from: bit 0 mirrors left and right, bit 1 top and bottom, bit 2
+# transposes.
+SYMMETRIES = dict(zip(FEATURE_AUGMENTS, (1, 4, 8), strict=True))
 
 
 @dataclass(frozen=True)
@@ -31,14 +37,20 @@ class CachedDataset(Dataset[CachedSample]):
     where view v is the row as the dataset augments it in epoch v.
     """
 
-    def __init__(self, dataset: SegmentationDataset, space: FeatureSpace, *, views: int = 1) -> None:
+    def __init__(
+        self, dataset: SegmentationDataset, space: FeatureSpace, *, views: int = 1, augment: str = "none"
+    ) -> None:
         """Compute the key of every entry from the content of image and mask.
 
         Args:
             dataset: rows, transform and seed.
             space: feature space of the entries; its description includes the transform.
             views: V, augmented views per image; ignored (1) if the transform is deterministic.
+            augment: a key of :data:`SYMMETRIES`: features and mask are mirrored and transposed together, at random in
+                each epoch. This approximates the features of the mirrored image: an encoder with absolute positions
+                is not equivariant.
         """
+        self.symmetries = SYMMETRIES[augment]
         self.dataset = dataset
         self.space = space
         random = not dataset.transform.deterministic
@@ -60,7 +72,10 @@ class CachedDataset(Dataset[CachedSample]):
                 f"{error}. Run the command again: corrupted entries are recomputed at the start.",
                 code="corrupt-features",
             ) from error
-        return CachedSample(entry, self.dataset.rows[index].name, index)
+        name = self.dataset.rows[index].name
+        if self.symmetries > 1:
+            entry = mirror(entry, sample_seed(self.dataset.seed, epoch, name) % self.symmetries)
+        return CachedSample(entry, name, index)
 
     def prefetch(self, item: tuple[int, int]) -> None:
         """Start reading the files of an item into memory, because it will be loaded soon."""
@@ -77,6 +92,22 @@ class CachedDataset(Dataset[CachedSample]):
         """
         rows = {key: (view, index) for index, keys in enumerate(self.keys) for view, key in enumerate(keys)}
         return dict(list(rows.items())[shard[0] :: shard[1]])
+
+
+def mirror(entry: Entry, symmetry: int) -> Entry:
+    """Apply one of the 8 symmetries of the square to the features and the mask of an entry; see :data:`SYMMETRIES`."""
+
+    def change(x: Tensor) -> Tensor:
+        x = x.flip(-1) if symmetry & 1 else x
+        x = x.flip(-2) if symmetry & 2 else x
+        return x.transpose(-1, -2) if symmetry & 4 else x
+
+    return replace(
+        entry,
+        embedding=change(entry.embedding),
+        taps=tuple(change(tap) for tap in entry.taps),
+        mask=change(entry.mask),
+    )
 
 
 def collate_cached(samples: Sequence[CachedSample]) -> Batch:

@@ -38,6 +38,7 @@ class CacheOptions:
     folder: Path = field(default_factory=cache_folder)
     dtype: str = "auto"  # auto, fp32, bf16
     views: int = 1  # augmented views per training image
+    augment: str = "none"  # of the features of training rows; see promise.features.dataset.SYMMETRIES
     workers: int = 2  # loader processes while encoding
     batch_size: int = 8
     quiet: bool = False
@@ -97,7 +98,7 @@ def cached_or_raw(
             )
         return raw
     space, size = _space(dataset, net, options, recipe)
-    cached = CachedDataset(dataset, space, views=options.views)
+    cached = CachedDataset(dataset, space, views=options.views, augment=options.augment if training else "none")
     missing = space.missing(cached.items())
     if not _has_room(options, space, needed=size * len(missing), images=len(missing)):
         processes.wait()  # a process that checked earlier may have found room

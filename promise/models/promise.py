@@ -134,6 +134,20 @@ class Promise(nn.Module):
             logits = _fuse(logits, lesion_logits, self.lesions.fuse, prompted.prompts)
         return Prediction(logits, ious[:, :1], prompted.prompts, ious[:, 1:], lesion_logits)
 
+    def decode_single(self, encoded: Encoded, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """SAM's single mask of each of B prompt sets, without token shift and map of lesions.
+
+        Args:
+            encoded: the features of the image of each prompt set.
+            prompts: in input pixels, with one image per prompt set.
+
+        Returns:
+            Logits (B, 1, 4E, 4E) and estimated IoUs (B, 1).
+        """
+        encoded = self._in_own_precision(encoded)
+        with self._autocast(encoded.embedding.device):
+            return self.sam.decode(encoded, prompts, channels=(0,))
+
     def lesion_map(self, encoded: Encoded) -> Tensor:
         """Logits (B, 1, h, w) of the prompter's map of lesions.
 

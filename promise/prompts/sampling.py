@@ -142,7 +142,8 @@ def _no_prompt(batch: Batch, _options: DrawOptions) -> Prompts:
     return Prompts.none(len(batch))
 
 
-AUTO, GROUND_TRUTH, FILE = "auto", "gt", "file"  # rows of SOURCES that settings fall back to or construct
+# Rows of SOURCES that other modules name.
+AUTO, GROUND_TRUTH, NONE, FILE = "auto", "gt", "none", "file"
 SOURCES = {
     source.name: source
     for source in (
@@ -150,7 +151,7 @@ SOURCES = {
         Source(GROUND_TRUTH, "oracle", reads_ground_truth=True, is_random=True, draw=_points_of_mask),
         Source("gt-box", "oracle", reads_ground_truth=True, is_random=False, draw=_box_of_mask),
         Source("centre", "centre", reads_ground_truth=False, is_random=False, draw=_centre),
-        Source("none", "none", reads_ground_truth=False, is_random=False, draw=_no_prompt),
+        Source(NONE, "none", reads_ground_truth=False, is_random=False, draw=_no_prompt),
         Source(FILE, "file", reads_ground_truth=False, is_random=False, draw=None),
     )
 }

@@ -24,6 +24,15 @@ Galleries: TypeAlias = dict[tuple[str, str], list[GalleryImage]]  # (folder of t
 
 
 @dataclass(frozen=True)
+class Clicks:
+    """Dice after simulated clicks: a chart and a table."""
+
+    title: str
+    chart: Markup
+    table: Table
+
+
+@dataclass(frozen=True)
 class Detail:
     """The content of the section."""
 
@@ -36,6 +45,7 @@ class Detail:
     misses_more: int  # not shown
     miss_below: float
     calibration: str
+    clicks: Clicks | None  # Dice after simulated clicks, if the evaluation corrected its masks
     absent: list[str]  # parts that the evaluation did not record
 
 
@@ -80,6 +90,7 @@ def describe_dataset(evaluation: Evaluation, name: str, galleries: Galleries) ->
         misses_more=max(0, len(missed) - MISSES_SHOWN),
         miss_below=below,
         calibration=_calibration_text(entry.get("calibration") or {}),
+        clicks=_clicks(entry.get("clicks"), str(evaluation.summary["net"])),
         absent=[part for part, value in parts.items() if not value],
     )
 
@@ -141,6 +152,41 @@ def _sizes(entry: dict[str, Any]) -> Table | None:
         for name, part in by_size.items()
     ]
     return Table("By size", ("Lesions", "Images", "Dice", "IoU"), 1, tuple(rows))
+
+
+def _clicks(entry: dict[str, Any] | None, net: str) -> Clicks | None:
+    if not entry:
+        return None
+    corrected = [(net, str(entry["start"]), "s1", entry["net"])]
+    if entry.get("frozen_sam"):
+        corrected.append(("SAM", "empty mask", "s4", entry["frozen_sam"]))
+    series = [
+        charts.Series(f"{name}, {start}", [(k, v) for k, v in enumerate(result["dice"]) if v is not None], style)
+        for name, start, style, result in corrected
+    ]
+    series = [one for one in series if one.values]
+    if not series:
+        return None
+    title = f"Interactive correction ({entry['prompts']})"
+    targets = list(entry["net"]["noc"])
+    rows = [
+        (
+            Cell(name),
+            Cell(start),
+            *(
+                Cell(number(mean), interval(bounds))
+                for mean, bounds in zip(result["dice"], result["intervals"], strict=True)
+            ),
+            *(
+                Cell(number(noc["mean"], 2), f"{_percent(noc['unreached'])} not reached")
+                for noc in (result["noc"][target] for target in targets)
+            ),
+        )
+        for name, start, _, result in corrected
+    ]
+    header = ("Net", "Start", *map(str, range(len(rows[0]) - 2 - len(targets))), *(f"NoC {t}" for t in targets))
+    chart = charts.lines(series, title=title, x="native Dice by number of clicks", unit=True)
+    return Clicks(title, chart, Table(title, header, 2, tuple(rows)))
 
 
 def _calibration_text(calibration: dict[str, Any]) -> str:

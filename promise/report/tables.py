@@ -12,7 +12,7 @@ from promise.evaluation.reader import Evaluation
 
 DASH = "–"  # shown for a missing number
 INTERVAL_COLUMNS = ("dice", "iou", "dice_mean", "iou_mean")  # shown with their interval; summary.json has all intervals
-_TITLES: dict[Kind, str] = {"mask": "masks", "map": "probability maps"}
+_TITLES: dict[Kind, str] = {"mask": "masks", "map": "probability maps", "prompts": "prompts"}
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -90,11 +90,14 @@ def interval(bounds: Any) -> str:
 
 
 def result_tables(evaluations: Sequence[Evaluation], dataset: str) -> list[Table]:
-    """The tables of one data set: scores of masks (reference and native protocol) and of maps (soft protocol)."""
+    """The tables of one data set: scores of masks (reference and native protocol), maps (soft) and prompts.
+
+    A table without rows, of results of an earlier version, is left out.
+    """
     evaluated = [e for e in evaluations if dataset in e.summary["datasets"]]
     entry = evaluated[0].summary["datasets"][dataset]
     size = f"{number(entry.get('images'))} images, {entry.get('split', DASH)} rows"
-    return [
+    tables = [
         Table(
             f"{dataset}: {_TITLES[kind]} ({size})",
             ("Net", "Prompts", "Protocol", *printed_columns(kind).values()),
@@ -103,6 +106,7 @@ def result_tables(evaluations: Sequence[Evaluation], dataset: str) -> list[Table
         )
         for kind in KINDS
     ]
+    return [table for table in tables if table.rows]
 
 
 def _rows(evaluation: Evaluation, dataset: str, kind: Kind) -> Iterator[tuple[Cell, ...]]:
@@ -110,7 +114,7 @@ def _rows(evaluation: Evaluation, dataset: str, kind: Kind) -> Iterator[tuple[Ce
     untrained = " (untrained)" if not summary["trained"] and summary["net"] != "SAM" else ""
     source = summary.get("prompt_source")
     prompts = f"{summary['prompts']} (box)" if source == "gt-box" else str(summary["prompts"])
-    for protocol in protocols_of(kind):
+    for protocol in (name for name in protocols_of(kind) if name in entry["means"]):
         means = entry["means"][protocol]
         intervals = (entry.get("intervals") or {}).get(protocol) or {}
         deviations = ((entry.get("draws") or {}).get("deviation") or {}).get(protocol) or {}

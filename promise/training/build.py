@@ -106,6 +106,7 @@ class TrainerOptions:
     selection: Selection = field(default_factory=Selection)
     seed: int = 0
     clip_norm: float = 0.0  # largest gradient norm; 0: no clipping
+    ema: float = 0.0  # decay of the moving average of the weights that is validated and saved; 0: none
     validate_every: int = 1  # epochs between validations; the last epoch is always validated
     quiet: bool = False  # no progress bars
 

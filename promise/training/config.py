@@ -12,6 +12,7 @@ from promise.runtime.settings import (
     CACHES,
     DATA_ROOT_HELP,
     DEVICE_HELP,
+    FEATURE_AUGMENTS,
     FREEZE_ALIASES,
     PRECISION_HELP,
     PRECISIONS,
@@ -75,6 +76,13 @@ class TrainConfig:
         "epochs",
         group="features",
     )
+    feature_augment: str = option(
+        "none",
+        "with --cache all: mirror (flips), or mirror and transpose (symmetries) cached features with their masks at "
+        "random in every epoch; an approximation, since an encoder is not exactly equivariant",
+        choices=FEATURE_AUGMENTS,
+        group="features",
+    )
     cache_dir: str | None = option(None, CACHE_DIR_HELP, metavar="FOLDER", group="features")
     cache_dtype: str = option("auto", CACHE_DTYPE_HELP, choices=CACHE_DTYPES, group="features")
 
@@ -84,6 +92,13 @@ class TrainConfig:
         "bce_dice",
         "bce, bce_dice, or that of the reference implementation: reference",
         metavar="NAME",
+        group="training",
+    )
+    prompt_loss: float = option(
+        0.0,
+        "weight of the loss that draws positive points into the lesion and negative points out of it; 0: off; for nets "
+        "that predict points",
+        metavar="W",
         group="training",
     )
     optimizer: str = option("adam", "adam, adamw or sgd", metavar="NAME", group="training")
@@ -101,6 +116,11 @@ class TrainConfig:
     warmup_epochs: float = option(0.0, "epochs of linear warm-up", group="training")
     accumulate: int = option(1, "batches whose gradients are accumulated for one optimiser step", group="training")
     clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", group="training")
+    ema: float = option(
+        0.0,
+        "decay of a moving average of the weights, such as 0.995, which is validated and saved instead; 0: none",
+        group="training",
+    )
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, more time", group="training"
     )
@@ -130,7 +150,7 @@ def check_train(config: TrainConfig) -> None:
 
     Raises:
         UserError: values out of range, missing or contradictory, all in one error; its ``codes`` are
-            ``out-of-range``, ``missing-split-csv`` and ``resume-and-overwrite``.
+            ``out-of-range``, ``missing-split-csv``, ``feature-augment-without-cache`` and ``resume-and-overwrite``.
     """
     faults = [
         ("out-of-range", f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
@@ -145,13 +165,24 @@ def check_train(config: TrainConfig) -> None:
             ("early_stopping", 0),
             ("warmup_epochs", 0),
             ("clip_norm", 0),
+            ("prompt_loss", 0),
             ("weight_decay", 0),
             ("min_lr", 0),
         )
-        if getattr(config, name) < least
+        if not getattr(config, name) >= least  # written so that NaN fails too
     ]
     if not config.lr > 0:
         faults.append(("out-of-range", f"--lr must be above 0, got {config.lr}"))
+    if not 0 <= config.ema < 1:
+        faults.append(("out-of-range", f"--ema must be at least 0 and below 1, got {config.ema}"))
+    if config.feature_augment != "none" and config.cache != "all":
+        faults.append(
+            (
+                "feature-augment-without-cache",
+                f"--feature-augment {config.feature_augment} requires --cache all: only cached features are mirrored. "
+                "Pixels are augmented by --augment",
+            )
+        )
     if config.split_csv is None:
         faults.append(
             ("missing-split-csv", "--split-csv is missing: which images? (data_format/README.md shows the format)")

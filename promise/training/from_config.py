@@ -24,6 +24,7 @@ from promise.training.build import LoaderBuilder, TrainerOptions, TrainingData
 from promise.training.config import TrainConfig, parse_labels
 from promise.training.losses import Criterion, get_loss
 from promise.training.optim import Schedule, build_optimizer, parse_schedule
+from promise.training.prompt_loss import with_location_loss
 from promise.training.selection import Selection
 
 log = logging.getLogger(__name__)
@@ -71,8 +72,10 @@ def schedule_of(config: TrainConfig) -> Schedule:
 
 
 def criterion_of(config: TrainConfig) -> Criterion:
-    """The loss of the mask, and that of the prompter if it has one."""
-    return Criterion(get_loss(config.loss), NETS[config.net].prompt_loss)
+    """The loss of the mask, and that of the prompts if there is one; a map of lesions alone has no loss of the mask."""
+    spec = NETS[config.net]
+    mask = None if spec.trains_map and not spec.token_shift else get_loss(config.loss)
+    return Criterion(mask, with_location_loss(spec.prompt_loss, config.prompt_loss))
 
 
 def options_of(config: TrainConfig) -> TrainerOptions:
@@ -84,6 +87,7 @@ def options_of(config: TrainConfig) -> TrainerOptions:
         selection=Selection(config.select, config.early_stopping),
         seed=config.seed,
         clip_norm=config.clip_norm,
+        ema=config.ema,
         validate_every=config.validate_every,
         quiet=config.quiet,
     )
@@ -107,6 +111,7 @@ def data_of(config: TrainConfig, table: SplitTable, net: Promise, accelerator: A
             cache_folder(config.cache_dir),
             config.cache_dtype,
             views=config.cache_views,
+            augment=config.feature_augment,
             workers=config.workers,
             batch_size=config.batch_size,
             quiet=config.quiet,

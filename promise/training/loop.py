@@ -52,7 +52,7 @@ def train_epoch(
     sums: dict[str, Tensor] = {}
     for batch in batches:
         with accelerator.accumulate(net):
-            prediction, moved = _predict(net, batch, draw, accelerator.device)
+            prediction, moved = _predict(net, batch, draw, accelerator.device, decode=criterion.decodes)
             loss = criterion(prediction, moved)
             accelerator.backward(loss.total)
             if accelerator.sync_gradients:
@@ -111,13 +111,17 @@ def has_finite_weights(net: nn.Module) -> bool:
     return all(bool(p.isfinite().all()) for p in net.parameters() if p.requires_grad)
 
 
-def _predict(net: nn.Module, batch: Batch, draw: DrawPrompts, device: torch.device) -> tuple[Prediction, Batch]:
+def _predict(
+    net: nn.Module, batch: Batch, draw: DrawPrompts, device: torch.device, *, decode: bool = True
+) -> tuple[Prediction, Batch]:
     """The prediction for a batch, and the batch on the device; prompts are drawn on the CPU."""
     prompts = draw(batch)
     batch = replace(
         batch, image=batch.image.to(device, non_blocking=True), mask=batch.mask.to(device, non_blocking=True)
     )
-    prediction: Prediction = net(batch.image, None if prompts is None else prompts.to(device))
+    given = None if prompts is None else prompts.to(device)
+    # Nets of other people's classes need not know the argument.
+    prediction: Prediction = net(batch.image, given) if decode else net(batch.image, given, decode=False)
     return prediction, batch
 
 

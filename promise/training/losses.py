@@ -87,25 +87,30 @@ class LossTerms:
 
 
 class Criterion:
-    """The loss of a prediction: of its mask and, if the prompter has a loss of its own, of its prompts.
+    """The loss of a prediction: of its mask and, if there is one, of its prompts.
 
     For another loss, override :attr:`terms` and :meth:`__call__`.
+
+    Attributes:
+        decodes: whether the loss reads the decoded mask; if not, training decodes no mask.
     """
 
-    def __init__(self, mask: Loss, prompts: PromptLoss | None = None) -> None:
-        """Combine the losses.
+    def __init__(self, mask: Loss | None, prompts: PromptLoss | None = None) -> None:
+        """Combine the losses, at least one of which must be given.
 
         Args:
-            mask: of mask logits and a target of the same size.
+            mask: of mask logits and a target of the same size; ``None``: masks have no loss.
             prompts: of a prediction and its batch; added to the loss of the mask.
         """
         self.mask = mask
         self.prompts = prompts
+        self.decodes = mask is not None
 
     @property
     def terms(self) -> tuple[str, ...]:
         """Names of the terms, in the order of :class:`LossTerms`."""
-        return ("mask",) if self.prompts is None else ("mask", "prompts")
+        losses = {"mask": self.mask, "prompts": self.prompts}
+        return tuple(name for name, loss in losses.items() if loss is not None)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -114,9 +119,11 @@ class Criterion:
 
     def __call__(self, prediction: Prediction, batch: Batch) -> LossTerms:
         """The loss of a batch whose masks (B, 1, S, S) are on the device of the prediction."""
-        height, width = prediction.mask_logits.shape[-2:]
-        terms = {"mask": self.mask(prediction.mask_logits, resize_target(batch.mask, (height, width)))}
-        if self.prompts is None:
-            return LossTerms(terms["mask"], terms)
-        terms["prompts"] = self.prompts(prediction, batch)
-        return LossTerms(terms["mask"] + terms["prompts"], terms)
+        terms = {}
+        if self.mask is not None:
+            height, width = prediction.mask_logits.shape[-2:]
+            terms["mask"] = self.mask(prediction.mask_logits, resize_target(batch.mask, (height, width)))
+        if self.prompts is not None:
+            terms["prompts"] = self.prompts(prediction, batch)
+        first, *others = terms.values()
+        return LossTerms(sum(others, first), terms)

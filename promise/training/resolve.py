@@ -8,9 +8,11 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from promise.data.transforms.recipes import recipe_code
 from promise.models.prompters.base import fixed_labels
-from promise.models.registry import parse_net_name, resolve_sam
+from promise.models.registry import build_parts, parse_net_name, resolve_sam
 from promise.models.sam.backbones import get_backbone
 from promise.runtime.device import resolve_device, resolve_precision
 from promise.runtime.errors import UserError, all_of
@@ -18,6 +20,7 @@ from promise.runtime.settings import freeze_code, read_yaml
 from promise.training.config import TrainConfig, check_train, parse_labels
 from promise.training.losses import Criterion, bce, get_loss
 from promise.training.optim import check_optimizer, parse_schedule
+from promise.training.prompt_loss import with_location_loss
 from promise.training.run_folder import RunFolder
 from promise.training.selection import check_score
 
@@ -56,6 +59,7 @@ def resolve_config(
         partial(_check_net, config),
         partial(freeze_code, config.freeze),
         partial(_check_points, config),
+        partial(_check_prompt_loss, config),
         partial(_check_names, config),
         partial(_check_device, config),
         partial(_check_select, config, extra_scores),
@@ -86,6 +90,25 @@ def _check_points(config: TrainConfig) -> None:
     fixed_labels(config.num_points, parse_labels(config.point_labels))
 
 
+def _check_prompt_loss(config: TrainConfig) -> None:
+    """Raise ``UserError`` (code ``no-point-prompter``) if there is nothing that the loss of the points could train."""
+    if not config.prompt_loss > 0:
+        return
+    try:
+        spec, _ = parse_net_name(config.net)
+        backbone, labels = get_backbone(resolve_sam(config.net, config.sam)), parse_labels(config.point_labels)
+        with torch.device("meta"):
+            prompter, _ = build_parts(spec, backbone, num_points=config.num_points, point_labels=labels)
+    except UserError:
+        return  # reported by _check_net and _check_points
+    if spec.prompts != "auto" or prompter is None or not prompter.regresses_points:
+        raise UserError(
+            f"--prompt-loss requires a net that predicts points, which {spec.name} does not. Drop --prompt-loss, or "
+            "use another net, such as APM_IPS_resnet.",
+            code="no-point-prompter",
+        )
+
+
 def _check_names(config: TrainConfig) -> None:
     all_of(
         partial(get_loss, config.loss),
@@ -104,7 +127,9 @@ def _check_select(config: TrainConfig, extra_scores: Collection[str]) -> None:
         spec, _ = parse_net_name(config.net)
     except UserError:
         return  # reported by _check_net
-    losses = Criterion(bce, spec.prompt_loss).names  # the names do not depend on the loss of the mask
+    # The names do not depend on the loss of the mask.
+    mask = None if spec.trains_map and not spec.token_shift else bce
+    losses = Criterion(mask, with_location_loss(spec.prompt_loss, config.prompt_loss)).names
     check_score(config.select, ("iou", "dice", *losses, *extra_scores))
 
 

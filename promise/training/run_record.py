@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +85,27 @@ class RunRecord:
         finally:
             run_log.close(progress.history)
 
-    def save_epoch(self, net: Promise, progress: Progress, state: Mapping[str, Any]) -> None:
+    def save_epoch(
+        self,
+        net: Promise,
+        progress: Progress,
+        state: Mapping[str, Any],
+        *,
+        applied: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         """Write the files of an epoch that has just ended.
 
         Args:
             net: the unwrapped net.
             progress: of the run, including this epoch.
             state: what :func:`promise.training.resume_state.collect_state` returned.
+            applied: inside its context the net has the weights of the checkpoints.
         """
         best = progress.best_epoch == progress.epoch
-        if best:
-            self.save_checkpoint(net, self.folder.best, progress)
-        self.save_checkpoint(net, self.folder.last, progress)
+        with applied():
+            if best:
+                self.save_checkpoint(net, self.folder.best, progress)
+            self.save_checkpoint(net, self.folder.last, progress)
         # After the checkpoints: if the process is killed before this line, resuming repeats the epoch bit for bit.
         self.folder.save_state(progress, state)
         if self._log is not None:

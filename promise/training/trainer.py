@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +25,7 @@ from promise.runtime.memory import explain_out_of_memory
 from promise.runtime.notices import describe
 from promise.runtime.progress import progress_bar
 from promise.training import from_config, loop
+from promise.training.averaging import WeightAverage
 from promise.training.build import Loader, TrainerOptions, TrainingData, agree_on_seed, build_accelerator, read_rows
 from promise.training.callbacks import Callback, CallbackList
 from promise.training.config import TrainConfig
@@ -53,6 +54,7 @@ class Trainer:
         criterion: the loss; see :class:`promise.training.losses.Criterion`.
         data: loaders and prompts.
         options: epochs, seed and others.
+        average: moving average of the weights, or ``None``.
         progress: completed epochs, the best one, the rows of ``log.csv``.
         steps_per_epoch: optimiser steps.
         folder: of the run, or ``None`` if nothing is written.
@@ -94,6 +96,7 @@ class Trainer:
         self.options = options
         self.record = record
         self.callbacks = CallbackList(callbacks)
+        self.average = WeightAverage(self.net, options.ema) if options.ema else None
         self.progress = Progress()
         self._last_lr: float = optimizer.param_groups[0]["lr"]
         self.steps_per_epoch = math.ceil(data.train.steps / accelerator.gradient_accumulation_steps)
@@ -169,11 +172,14 @@ class Trainer:
         """
         if self.record is not None and self.accelerator.is_main_process:
             metrics = None if scores is None else {f"val_{score}": value for score, value in scores.items()}
-            self.record.save_checkpoint(self.net, self.record.folder.path / name, self.progress, metrics)
+            with self._averaged():
+                self.record.save_checkpoint(self.net, self.record.folder.path / name, self.progress, metrics)
 
     def restore(self, progress: Progress, state: Mapping[str, Any]) -> None:
         """Continue a run from its state; see :func:`promise.training.resume_state.collect_state`."""
         restore_state(state, self.net, self.optimizer, self.accelerator.scaler, callbacks=self.callbacks)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.progress = progress
 
     def close(self) -> None:
@@ -187,7 +193,8 @@ class Trainer:
         self._check_finite(epoch, means["loss"])
         scores: dict[str, float] = {}
         if self.data.val is not None and ((epoch + 1) % options.validate_every == 0 or epoch + 1 == options.epochs):
-            scores = self.validate()
+            with self._averaged():
+                scores = self.validate()
             self._check_finite(epoch, scores.get("loss", 0.0))
             self.callbacks.on_validation_end(self, scores)
             convert_tensors(scores)
@@ -212,9 +219,17 @@ class Trainer:
                 sam_sha256=self.record.metadata.sam_sha256,
                 callbacks=self.callbacks,
             )
-            self.record.save_epoch(self.net, progress, state)
+            if self.average is not None:
+                state["average"] = self.average.state_dict()
+            self.record.save_epoch(self.net, progress, state, applied=self._averaged)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Inside, the net has the weights that are validated and saved: their moving average, if there is one."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def _after_step(self, step: int, loss_terms: LossTerms) -> None:
+        if self.average is not None:
+            self.average.update()
         self._last_lr = self.optimizer.param_groups[0]["lr"]
         self.callbacks.on_step_end(self, self.progress.epoch * self.steps_per_epoch + step, loss_terms)
         self.scheduler.step()

@@ -41,6 +41,7 @@ LEFT = {
         "runs/mine/eval/overlays",
         "runs/sam-centre/summary.json",
         "runs/mine/again/summary.json",
+        "runs/mine/clicks/clicks.csv",
         "runs/mine/custom/summary.json",
         "compared.json",
         "report.html",

@@ -102,7 +102,7 @@ def test_means_are_the_means_of_the_columns(run, tmp_path: Path) -> None:
     assert [row["name"] for row in rows] == ["phantom_0009", "phantom_0010", "phantom_0011"]
     assert {row["prompts"] for row in rows} == {"auto"}
     table = summary["datasets"]["split"]
-    for protocol in PROTOCOLS:
+    for protocol in (*PROTOCOLS, "prompts"):
         assert table["means"][protocol] == pytest.approx(column_means(rows, protocol), nan_ok=True, abs=1e-12)
     assert table["mean_predicted_iou"] == pytest.approx(np.mean([float(r["predicted_iou"]) for r in rows]))
     assert len({row["native_iou"] for row in rows}) > 1
@@ -335,7 +335,7 @@ def test_the_command_prints_tables_and_earlier_results(ckpt: Path, phantoms: Pat
     lines = [line.split()[:3] for line in printed.splitlines() if line.startswith("APM_IPS_cross ")]
     assert lines == [
         *([["APM_IPS_cross", who, p] for who in ("oracle", "auto") for p in ("reference", "native")]),
-        *([["APM_IPS_cross", who, "soft"] for who in ("oracle", "auto")]),
+        *([["APM_IPS_cross", who, p] for p in ("soft", "prompts") for who in ("oracle", "auto")]),
     ]
     dice = json.loads((tmp_path / "b/summary.json").read_text())["datasets"]["split"]["means"]["native"]["dice"]
     assert f"{dice:.4f}" in next(line for line in printed.splitlines() if line.split()[1:3] == ["auto", "native"])
@@ -400,7 +400,8 @@ def test_prompts_from_the_written_file_repeat_the_result(settings, run, tmp_path
     assert (again["prompts"], again["prompt_source"]) == ("file", "file")
     assert {row["prompts"] for row in per_image(tmp_path / "b")} == {"file"}
     assert again["prompt_file"]["source"] == settings["prompts"]
-    assert again["datasets"]["split"]["draws"] == first["datasets"]["split"]["draws"]
+    # As text, because NaN does not equal itself.
+    assert json.dumps(again["datasets"]["split"]["draws"]) == json.dumps(first["datasets"]["split"]["draws"])
     assert written.read_text() == (tmp_path / "b/prompts.json").read_text()
 
 
@@ -523,6 +524,95 @@ def test_invalid_settings_of_prompts_are_refused(settings, facts: list[str], run
     assert not (tmp_path / "eval").exists()
 
 
+# --- where the prompts are ------------------------------------------------------------------------
+
+
+def double(table: Path, folder: Path) -> Path:
+    """The test rows of a split CSV with images and masks of twice the size."""
+    import cv2
+
+    from promise.data.table import read_table
+
+    lines = ["image_name,train_type,mask_name"]
+    for row in read_table(table).split("test"):
+        for kind, path in (("images", row.image), ("masks", row.mask)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            cv2.imwrite(str(folder / kind / path.name), pixels.repeat(2, axis=0).repeat(2, axis=1))
+        lines.append(f"images/{row.image.name},test,masks/{row.mask.name}")
+    (folder / "double.csv").write_text("\n".join(lines) + "\n")
+    return folder / "double.csv"
+
+
+def test_prompts_of_the_ground_truth_are_in_it(run, phantoms: Path, tmp_path: Path) -> None:
+    drawn = {"prompts": "gt", "gt_points": "3+5", "gt_box": True, "prompt_seeds": 2}
+    summary = run(**drawn, split_csv=(str(phantoms), str(double(phantoms, tmp_path / "doubled")))).summary
+    means = {name: table["means"]["prompts"] for name, table in summary["datasets"].items()}
+    assert means["split"] == {"positives_inside": 1, "negatives_outside": 1, "box_iou": 1}
+    assert means["double"]["positives_inside"] == means["double"]["negatives_outside"] == 1
+    # The corners are centres of pixels of the net's input, whose side is half as long.
+    assert 0.9 < means["double"]["box_iou"] < 1
+    table = summary["datasets"]["split"]
+    assert table["intervals"]["prompts"]["box_iou"] == [1, 1]
+    assert table["draws"]["deviation"]["prompts"]["positives_inside"] == 0
+    assert {row["prompts_box_iou"] for row in per_image(tmp_path / "eval") if row["dataset"] == "split"} == {"1.0"}
+
+
+def test_prompts_of_the_net_are_scored_as_they_are_written(run, phantoms: Path, tmp_path: Path) -> None:
+    from promise.data.images import read_mask
+    from promise.data.table import read_table
+
+    run(split="train")
+    written = json.loads((tmp_path / "eval/prompts.json").read_text())["draws"][0]["images"]["split"]
+    for row, found in zip(read_table(phantoms).split("train"), per_image(tmp_path / "eval"), strict=True):
+        target = read_mask(row.mask)
+        inside = [target[round(y), round(x)] for x, y in written[row.name]["points"]]
+        assert float(found["prompts_positives_inside"]) == np.mean(inside[:2])
+        assert float(found["prompts_negatives_outside"]) == 1 - np.mean(inside[2:])
+        assert found["prompts_box_iou"] == "nan"
+
+
+def test_missing_prompts_have_no_score(run, tmp_path: Path) -> None:
+    run(prompts="none", output=str(tmp_path / "none"))
+    run(prompts="gt-box", output=str(tmp_path / "box"))
+    none, box = (
+        json.loads((tmp_path / name / "summary.json").read_text())["datasets"]["split"]["means"]["prompts"]
+        for name in ("none", "box")
+    )
+    assert none == {"positives_inside": None, "negatives_outside": None, "box_iou": None}
+    assert box == {"positives_inside": None, "negatives_outside": None, "box_iou": 1}
+
+
+def test_results_without_scores_of_prompts_are_shown_beside_others(run, tmp_path: Path, user_error) -> None:
+    """Results of an earlier version."""
+    from promise.evaluation.compare import compare
+    from promise.evaluation.reader import read_evaluation
+    from promise.evaluation.summary import results_text
+    from promise.report.tables import result_tables
+
+    run()
+    new, old = (read_evaluation(path) for path in (tmp_path / "eval", Path(__file__).parents[1] / "formats/eval"))
+    lines = [line.split()[:3] for line in results_text([old.summary, new.summary]).splitlines()]
+    assert [line for line in lines if line[1:] in (["auto", "prompts"], ["oracle", "prompts"])] == [
+        ["APM_IPS_cross", "auto", "prompts"]
+    ]
+    assert "Pos in" not in results_text([old.summary])
+    tables = result_tables([old, new], "split")
+    assert [table.title.split(" (")[0] for table in tables] == [
+        "split: masks",
+        "split: probability maps",
+        "split: prompts",
+    ]
+    assert tables[2].header == ("Net", "Prompts", "Protocol", "Pos in", "Neg out", "Box IoU")
+    assert [row[0].text for row in tables[2].rows] == ["APM_IPS_cross"]
+    assert tables[2].rows[0][5].text == "–"
+    assert len(result_tables([old], "split")) == 2
+    with user_error("unknown-metric"):
+        compare(old, new, metrics=["prompts_positives_inside"])
+    paired = compare(new, new, metrics=["prompts_positives_inside"]).results[0]
+    assert (paired.images, paired.difference) == (3, 0)
+
+
 # --- a metric of one's own ------------------------------------------------------------------------
 
 
@@ -565,6 +655,7 @@ def test_a_registered_metric_is_in_all_results(run, tmp_path: Path) -> None:
             "reference": [*columns["reference"], "specificity"],
             "native": [*columns["native"], "specificity"],
             "soft": [*columns["soft"], "largest"],
+            "prompts": columns["prompts"],
         }
         for protocol in PROTOCOLS:
             assert means[protocol] == pytest.approx(column_means(lines, protocol), nan_ok=True)

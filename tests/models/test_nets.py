@@ -15,11 +15,9 @@ from promise.runtime.settings import FREEZE_ALIASES, freeze_code
 from promise.types import Points, Prompts
 
 LITE_NETS = ("APM_IPS_resnet", "APM_cross", "IPS_GT")  # each part once: a pass takes half a second per image
-CASES = [
-    *((name, "tiny_vit") for name, spec in NETS.items() if not spec.trains_map),
-    *((name, "lite_medsam") for name in LITE_NETS),
-]
-AUTO = [name for name, spec in NETS.items() if spec.prompter and not spec.trains_map]  # see test_lesion_nets.py
+POINT_NETS = [name for name, spec in NETS.items() if not spec.trains_map]  # the others: prompters/test_dense.py
+CASES = [*((name, "tiny_vit") for name in POINT_NETS), *((name, "lite_medsam") for name in LITE_NETS)]
+AUTO = [name for name in POINT_NETS if NETS[name].prompter]
 ORACLE = [name for name, spec in NETS.items() if not spec.prompter]
 
 
@@ -111,7 +109,7 @@ def test_shapes_and_gradients_are_right_and_sam_is_unchanged(case) -> None:
     assert not any(module.training for module in net.sam.modules())
 
 
-@pytest.mark.parametrize("name", [*AUTO, *ORACLE])
+@pytest.mark.parametrize("name", POINT_NETS)
 def test_a_batch_equals_its_images_one_by_one(name, build) -> None:
     net = build(name, num_points=4)
     image = images(3, net)

@@ -304,3 +304,22 @@ def browse(page: Path, profile: Path) -> str:
         page.as_uri(),
     ]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_clicks_are_a_curve_and_a_table(write_evaluation: Write, tmp_path: Path) -> None:
+    plain = write_evaluation(tmp_path / "plain", images={"kvasir": 5})
+    assert "Interactive correction" not in read(write_report(None, [plain])).text
+    folder = write_evaluation(tmp_path / "clicks", images={"kvasir": 5, "etis": 5})
+    summary = json.loads((folder / "summary.json").read_text())
+    noc = {"0.85": {"mean": 0.4, "unreached": 0.02}, "0.9": {"mean": 1.234, "unreached": 0.125}}
+    own = {"dice": [0.876, 0.934, 0.955], "intervals": [[0.8, 0.9], [0.91, 0.95], None], "lowered": [0, 0], "noc": noc}
+    entry = {"prompts": "oracle-corrected", "clicks": 2, "start": "auto", "net": own, "frozen_sam": None}
+    summary["datasets"]["kvasir"]["clicks"] = entry
+    summary["datasets"]["etis"]["clicks"] = {**entry, "frozen_sam": {**own, "dice": [0.0, 0.812, None]}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    page = read(write_report(None, [folder]))
+    assert page.text.count("Interactive correction (oracle-corrected)") == 2
+    for text in ("0.934", "[0.910, 0.950]", "NoC 0.85", "1.23", "12.5 % not reached", "0.812", "not automatic"):
+        assert text in page.text, text
+    assert "APM_IPS_resnet, auto" in page.text
+    assert page.text.count("SAM, empty mask") == 1

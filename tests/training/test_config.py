@@ -23,6 +23,8 @@ Expect = Callable[..., Any]
         ("workers", -1),
         ("early_stopping", -1),
         ("clip_norm", -0.5),
+        ("prompt_loss", -0.5),
+        ("prompt_loss", float("nan")),
         ("lr", 0.0),
         ("lr", float("nan")),
         ("weight_decay", -1.0),

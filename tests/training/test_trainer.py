@@ -255,8 +255,8 @@ def test_killed_after_an_epoch_and_resumed(
 ) -> None:
     write = RunRecord.save_epoch
 
-    def write_and_die(self: RunRecord, net: Any, progress: Progress, state: Any) -> None:
-        write(self, net, progress, state)
+    def write_and_die(self: RunRecord, net: Any, progress: Progress, state: Any, **more: Any) -> None:
+        write(self, net, progress, state, **more)
         if progress.epoch == epoch:
             raise Killed
 
@@ -281,11 +281,11 @@ def test_killed_between_two_files_and_resumed(
     write = RunRecord.save_epoch
     save, save_state, append = checkpoint.save, RunFolder.save_state, RunLog.append
 
-    def counted(self: RunRecord, net: Any, progress: Progress, state: Any) -> None:
+    def counted(self: RunRecord, net: Any, progress: Progress, state: Any, **more: Any) -> None:
         reached["epoch"] = progress.epoch
         if (place, reached["epoch"]) == ("before", epoch):
             raise Killed
-        write(self, net, progress, state)
+        write(self, net, progress, state, **more)
 
     def dying(real: Callable[..., Any], here: Callable[..., bool]) -> Callable[..., Any]:
         def call(*args: Any, **keywords: Any) -> Any:

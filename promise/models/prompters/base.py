@@ -21,6 +21,8 @@ class Prompter(nn.Module):
 
     needs_taps = True
     lesions: LesionSettings | None = None  # how lesions are found and decoded, if the prompter predicts a map of them
+    # Whether it predicts points whose positions have a gradient, so that a loss of the positions can train it.
+    regresses_points = False
 
     def forward(self, encoded: Encoded) -> Prompted:
         """Predict the prompts of B encoded images, in input pixels."""
@@ -41,6 +43,7 @@ class PointPrompter(Prompter):
     Source: the ProMISe paper (arXiv 2403.04164), Auto-Prompting Module.
     """
 
+    regresses_points = True
     label: Tensor
 
     def __init__(self, head: nn.Module, *, labels: Sequence[int], image_size: int) -> None:

@@ -1,0 +1,214 @@
+"""The dense prompter: lesions of a map and their prompts, and the masks that are decoded from them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from promise.models.promise import NO_LESION
+from promise.models.prompters.dense import DenseHead, DensePrompter
+from promise.models.prompters.lesions import LesionSettings, find_lesions
+from promise.models.registry import NETS, build_net
+from promise.types import Encoded, Prompts
+
+DENSE = [name for name, spec in NETS.items() if spec.trains_map]
+SIDE = 64
+
+
+def blob(*boxes: tuple[int, int, int, int], inside: float = 0.9, outside: float = 0.02) -> np.ndarray:
+    """A map (64, 64) with rectangles x0, y0, x1, y1, both ends included."""
+    probability = np.full((SIDE, SIDE), outside, np.float32)
+    for x0, y0, x1, y1 in boxes:
+        probability[y0 : y1 + 1, x0 : x1 + 1] = inside
+    return probability
+
+
+def images(count: int, net) -> Tensor:
+    side = net.sam.backbone.image_size
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(7))
+
+
+class FixedHead(torch.nn.Module):
+    """Logits that do not depend on the features."""
+
+    def __init__(self, *maps: np.ndarray) -> None:
+        super().__init__()
+        self.maps = torch.logit(torch.from_numpy(np.stack(maps)))[:, None]
+
+    def forward(self, _embedding: Tensor, _taps: object) -> Tensor:
+        return self.maps
+
+
+def with_maps(net, *maps: np.ndarray, **settings):
+    """A net whose prompter sees these maps."""
+    prompter = DensePrompter(
+        FixedHead(*maps), num_points=4, image_size=net.sam.backbone.image_size, settings=LesionSettings(**settings)
+    )
+    net.apm = prompter
+    return net.eval()
+
+
+def test_box_and_points_of_a_lesion() -> None:
+    (lesion,) = find_lesions(blob((10, 20, 29, 39)), LesionSettings(), positive=3, negative=4)
+    assert lesion.box.tolist() == [10, 20, 29, 39]
+    assert lesion.score == pytest.approx(0.9 * 400 / SIDE**2)
+    assert lesion.label.tolist() == [1, 1, 1, 0, 0, 0, 0]
+    x, y = lesion.xy[:3].T
+    assert ((x > 10) & (x < 29) & (y > 20) & (y < 39)).all()
+    assert (abs(lesion.xy[0] - [19.5, 29.5]) <= 1).all()  # the deepest point is the centre
+    x, y = lesion.xy[3:].T
+    assert ((x < 10) | (x > 29) | (y < 20) | (y > 39)).all()
+    assert len({tuple(point) for point in lesion.xy.tolist()}) == 7
+
+
+def test_negative_points_avoid_other_lesions() -> None:
+    maps = blob((10, 10, 19, 19), (23, 10, 32, 19))
+    for lesion in find_lesions(maps, LesionSettings(), positive=1, negative=8):
+        for x, y in lesion.xy[1:].astype(int):
+            assert maps[y, x] < 0.5
+
+
+def test_lesions_are_sorted_by_score_and_limited() -> None:
+    maps = blob((2, 2, 5, 5), (10, 10, 29, 29), (40, 40, 49, 49))
+    boxes = [lesion.box.tolist() for lesion in find_lesions(maps, LesionSettings(), positive=1, negative=0)]
+    assert boxes == [[10, 10, 29, 29], [40, 40, 49, 49], [2, 2, 5, 5]]
+    two = find_lesions(maps, LesionSettings(max_lesions=2), positive=1, negative=0)
+    assert [lesion.box.tolist() for lesion in two] == boxes[:2]
+    strong = find_lesions(maps, LesionSettings(min_share=0.2), positive=1, negative=0)
+    assert [lesion.box.tolist() for lesion in strong] == boxes[:2]
+    large = find_lesions(maps, LesionSettings(min_score=0.05), positive=1, negative=0)
+    assert [lesion.box.tolist() for lesion in large] == boxes[:1]
+
+
+@pytest.mark.parametrize("maps", [blob(), np.zeros((8, 8), np.float32)])
+def test_no_lesion(maps) -> None:
+    assert find_lesions(maps, LesionSettings(), positive=2, negative=2) == []
+
+
+def test_a_lesion_that_fills_the_map_has_no_negative_points() -> None:
+    (lesion,) = find_lesions(np.ones((8, 8), np.float32), LesionSettings(), positive=2, negative=2)
+    assert lesion.label.tolist() == [1, 1, -1, -1]
+    assert lesion.box.tolist() == [0, 0, 7, 7]
+
+
+def test_a_lesion_of_one_pixel_repeats_its_point() -> None:
+    (lesion,) = find_lesions(blob((5, 7, 5, 7)), LesionSettings(), positive=3, negative=1)
+    assert lesion.xy[:3].tolist() == [[5, 7]] * 3
+
+
+def test_invalid_settings_are_reported_together(user_error) -> None:
+    with user_error("invalid-lesion-settings") as caught:
+        LesionSettings(max_lesions=0, threshold=1.5, prompts="circle", output="second", fuse=1.0)
+    assert len(caught.value.errors) == 5
+    with user_error("invalid-lesion-settings"):
+        LesionSettings(min_score=2)
+
+
+def test_points_and_boxes_are_in_input_pixels() -> None:
+    """A rectangle of the map covers the same part of the input."""
+    prompter = DensePrompter(
+        torch.nn.Identity(), num_points=4, image_size=256, settings=LesionSettings(prompts="box+points")
+    )
+    logits = torch.logit(torch.from_numpy(blob((16, 24, 31, 47))))[None, None]
+    prompts = prompter.place_prompts(logits)
+    torch.testing.assert_close(prompts.boxes, torch.tensor([[64.0, 96.0, 127.0, 191.0]]), atol=1.5, rtol=0)
+    x, y = prompts.points.xy[0, 0].tolist()
+    assert 80 < x < 112
+    assert 120 < y < 168
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_a_net_of_several_lesions_equals_its_lesions_one_by_one(name, build) -> None:
+    net = with_maps(build(name), blob((4, 4, 19, 19), (34, 34, 59, 59)), blob(), blob((8, 30, 30, 50)), fuse=0.0)
+    image = images(3, net)
+    with torch.no_grad():
+        together = net(image)
+        assert together.prompts.image.tolist() == [0, 0, 2]
+        singles = [
+            net(image[i : i + 1], Prompts(boxes=together.prompts.boxes[n : n + 1])) for n, i in enumerate((0, 0, 2))
+        ]
+    masks = [single.mask_logits for single in singles]
+    close = {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(together.mask_logits[:1], torch.maximum(masks[0], masks[1]), **close)
+    torch.testing.assert_close(together.mask_logits[2:], masks[2], **close)
+    assert (together.mask_logits[1] == NO_LESION).all()
+    torch.testing.assert_close(together.iou[0], (singles[0].iou[0] + singles[1].iou[0]) / 2, **close)
+    assert together.iou[1].item() == 0
+    assert len(together.take([1]).prompts) == 0
+    picked = together.take([2, 0])
+    assert picked.prompts.image.tolist() == [0, 1, 1]
+    assert torch.equal(picked.prompts.boxes, together.prompts.boxes[[2, 0, 1]])
+
+
+def test_a_batch_without_any_lesion_is_empty(build) -> None:
+    net = with_maps(build("APM_dense"), blob(), blob())
+    with torch.no_grad():
+        prediction = net(images(2, net))
+    assert (prediction.mask_logits < 0).all()
+    assert len(prediction.prompts) == 0
+
+
+def test_fused_masks_are_the_weighted_mean_of_sams_and_the_maps_logits(build) -> None:
+    maps = blob((10, 10, 39, 39))
+    net = with_maps(build("APM_dense"), maps, fuse=0.25)
+    image = images(1, net)
+    with torch.no_grad():
+        automatic = net(image)
+        alone = net(image, automatic.prompts)
+        again = net(image, automatic.prompts, fuse=True)
+        separate = net(image, fuse=False)
+    resized = torch.nn.functional.interpolate(
+        automatic.lesion_logits, size=alone.mask_logits.shape[-2:], mode="bilinear"
+    )
+    torch.testing.assert_close(automatic.mask_logits, 0.75 * alone.mask_logits + 0.25 * resized)
+    assert torch.equal(again.mask_logits, automatic.mask_logits)
+    assert torch.equal(separate.mask_logits, alone.mask_logits)
+
+
+def test_the_output_is_sams_single_mask_or_a_multimask(build) -> None:
+    net = with_maps(build("APM_dense"), blob((10, 10, 39, 39)), fuse=0.0)
+    image = images(1, net)
+    with torch.no_grad():
+        encoded = net.encode(image)
+        single = net(encoded)
+        masks, _ = net.sam.decode(encoded, single.prompts, channels=(0, 1, 2, 3))
+        net.apm.lesions = dataclasses.replace(net.apm.lesions, output="multimask")
+        first, second = net(encoded), net(encoded, mask_index=1)
+    for prediction, channel in ((single, 0), (first, 1), (second, 2)):
+        torch.testing.assert_close(prediction.mask_logits[0, 0], masks[0, channel], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_training_the_map_decodes_nothing_and_reaches_every_weight_of_the_head(name, build, monkeypatch) -> None:
+    net = build(name).train()
+    monkeypatch.setattr(net.sam, "decode", None)
+    prediction = net(images(2, net), decode=False)
+    assert torch.equal(prediction.mask_logits, prediction.lesion_logits)
+    target = (torch.arange(prediction.mask_logits.shape[-1]) // 2 % 2).float().expand_as(prediction.mask_logits)
+    torch.nn.functional.binary_cross_entropy_with_logits(prediction.mask_logits, target).backward()
+    silent = [name for name, p in net.apm.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert silent == []
+
+
+@pytest.mark.parametrize("side", [4, 5, 7, 16])
+def test_the_map_has_twice_the_side_of_the_embedding(side) -> None:
+    head = DenseHead(embedding_channels=16, tap_channels=(8, 8), widths=(8, 8, 8, 8)).eval()
+    with torch.no_grad():
+        logits = head(torch.rand(2, 16, side, side), [torch.rand(2, 8, side, side)] * 2)
+    assert logits.shape == (2, 1, 2 * side, 2 * side)
+
+
+def test_nets_without_a_map_say_so(build, user_error) -> None:
+    net = build("APM_resnet")
+    with user_error("no-lesion-map"):
+        net.lesion_map(Encoded(torch.zeros(1, 256, 4, 4)))
+    assert net.lesions is None
+
+
+def test_the_net_on_lite_medsam_has_at_most_two_million_weights() -> None:
+    net = build_net("APM_dense", sam="lite_medsam", sam_checkpoint=None, seed=0)
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) <= 2_000_000
