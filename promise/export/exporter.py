@@ -68,6 +68,12 @@ def export(config: ExportConfig) -> Exported:
     net, metadata = checkpoint.load(
         config.ckpt, net_name=config.net, sam=config.sam, sam_checkpoint=config.sam_checkpoint
     )
+    if net.lesions is not None:
+        raise UserError(
+            f"{metadata.net} cannot be exported yet: it places its prompts on a map of lesions outside the graphs. Use "
+            "promise.load or promise-predict.",
+            code="export-of-lesion-map",
+        )
     postprocess = explicit or Postprocess.parse(metadata.postprocess or "none")
     backbone = net.sam.backbone
     recipe = plain_recipe(metadata.config.get("augment"))

@@ -222,5 +222,14 @@ def test_invalid_input_leaves_no_folder(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_net_with_a_map_of_lesions_is_refused_before_anything_is_written(
+    save_checkpoint: Callable[..., Path], tmp_path: Path, user_error: Expect
+) -> None:
+    ckpt = save_checkpoint("APM_dense")
+    with user_error("export-of-lesion-map"):
+        export(ExportConfig(str(ckpt), str(tmp_path / "out"), format="torch", quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_earlier_name_of_the_settings_is_kept() -> None:
     assert Settings is ExportConfig

@@ -61,3 +61,25 @@ def test_a_truncated_entry_is_an_error_that_names_its_file(dataset, space, encod
     with user_error("corrupt-features") as caught:
         [cached[i] for i in range(6)]
     assert str(path) in str(caught.value)
+
+
+def test_features_are_mirrored_with_their_masks_anew_in_every_epoch(dataset, space, encoder) -> None:
+    rows = dataset()
+    plain, mirrored = CachedDataset(rows, space), CachedDataset(rows, space, augment="symmetries")
+    fill(plain, encoder(), batch_size=4, workers=0, quiet=True)
+    seen = set()
+    for epoch in range(8):
+        for index in range(len(rows)):
+            entry, changed = plain[(epoch, index)].entry, mirrored[(epoch, index)].entry
+            matching = [
+                symmetry
+                for symmetry in range(8)
+                if torch.equal(module.mirror(entry, symmetry).embedding, changed.embedding)
+            ]
+            assert len(matching) == 1
+            expected = module.mirror(entry, matching[0])
+            assert torch.equal(changed.mask, expected.mask)
+            assert all(torch.equal(a, b) for a, b in zip(changed.taps, expected.taps, strict=True))
+            assert torch.equal(changed.embedding, mirrored[(epoch, index)].entry.embedding)
+            seen.update(matching)
+    assert seen == set(range(8))

@@ -786,3 +786,66 @@ def test_images_in_both_train_and_val_cause_a_warning(run: Train, phantoms: Path
     run(output=str(tmp_path / "clean"), epochs=1)
     assert "validation images" not in caplog.text
     assert json.loads((tmp_path / "clean/environment.json").read_text())["warnings"] == []
+
+
+DENSE: dict[str, Any] = {
+    "net": "APM_dense",
+    "epochs": 4,
+    "cache": "all",
+    "augment": "none",
+    "feature_augment": "symmetries",
+    "ema": 0.9,
+    "optimizer": "adamw",
+    "select": "dice",
+    "num_points": 4,
+}
+
+
+def test_a_map_of_lesions_is_trained_without_decoding_and_resumes_bit_for_bit(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    dense = {**DENSE, "cache_dir": str(tmp_path / "features")}
+    decodes: list[bool] = []
+
+    class Counting(Trainer):
+        def train_epoch(self, epoch: int) -> dict[str, float]:
+            with monkeypatch.context() as patch:
+                patch.setattr(type(self.net.sam), "decode", None)
+                decodes.append(self.criterion.decodes)
+                return super().train_epoch(epoch)
+
+    run(**dense, output=str(whole), trainer_class=Counting)
+    assert decodes == [False] * 4
+    losses = [row["train_loss"] for row in rows(whole)]
+    assert float(losses[-1]) < float(losses[0])
+
+    class Stop(Callback):
+        def on_epoch_end(self, trainer: Trainer, row: Any) -> None:
+            if row["epoch"] == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(**dense, output=str(parts), callbacks=[Stop()])
+    run(**dense, output=str(parts), resume=True)
+    assert_same_run(parts, whole)
+
+
+def test_the_average_of_the_weights_is_saved_and_the_weights_are_kept(run: Train, tmp_path: Path) -> None:
+    plain, averaged = tmp_path / "plain", tmp_path / "averaged"
+    run(output=str(plain))
+    run(output=str(averaged), ema=0.9)
+    plain_state, averaged_state = (RunFolder(folder).load_state()[1] for folder in (plain, averaged))
+    assert same(plain_state["learned"], averaged_state["learned"])  # averaging does not change the training
+    saved = weights(averaged)
+    assert same(saved, {name: averaged_state["average"]["values"][name] for name in saved})
+    assert not same(saved, weights(plain))
+
+
+@pytest.mark.parametrize(
+    ("settings_", "code"),
+    [({"ema": 1.0}, "out-of-range"), ({"feature_augment": "flips"}, "feature-augment-without-cache")],
+)
+def test_settings_of_the_average_and_of_features_are_checked(settings_, code, run: Train, user_error) -> None:
+    with user_error(code):
+        run(**settings_)
