@@ -49,13 +49,13 @@ class LesionSettings:
 
     def __post_init__(self) -> None:
         checks = (
-            (self.max_lesions >= 1, f"--max-lesions must be at least 1, got {self.max_lesions}"),
-            (0 < self.threshold < 1, f"--lesion-threshold must be above 0 and below 1, got {self.threshold}"),
-            (0 <= self.min_score <= 1, f"--lesion-min-score must be between 0 and 1, got {self.min_score}"),
-            (0 <= self.min_share <= 1, f"--lesion-min-share must be between 0 and 1, got {self.min_share}"),
-            (self.prompts in PROMPT_PARTS, f"--lesion-prompts must be {_either(PROMPT_PARTS)}, got {self.prompts!r}"),
-            (self.output in OUTPUTS, f"--lesion-output must be {_either(OUTPUTS)}, got {self.output!r}"),
-            (0 <= self.fuse < 1, f"--lesion-fuse must be at least 0 and below 1, got {self.fuse}"),
+            (self.max_lesions >= 1, f"max_lesions must be at least 1, got {self.max_lesions}"),
+            (0 < self.threshold < 1, f"threshold must be above 0 and below 1, got {self.threshold}"),
+            (0 <= self.min_score <= 1, f"min_score must be between 0 and 1, got {self.min_score}"),
+            (0 <= self.min_share <= 1, f"min_share must be between 0 and 1, got {self.min_share}"),
+            (self.prompts in PROMPT_PARTS, f"prompts must be {_either(PROMPT_PARTS)}, got {self.prompts!r}"),
+            (self.output in OUTPUTS, f"output must be {_either(OUTPUTS)}, got {self.output!r}"),
+            (0 <= self.fuse < 1, f"fuse must be at least 0 and below 1, got {self.fuse}"),
         )
         raise_all([UserError(fault, code="invalid-lesion-settings") for passed, fault in checks if not passed])
 
