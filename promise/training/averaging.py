@@ -1,4 +1,4 @@
-"""An exponential moving average of the learned weights, which is validated and saved in place of the weights."""
+"""An exponential moving average of weights, which is validated and saved in place of the weights."""
 
 from __future__ import annotations
 
@@ -9,44 +9,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promise.models.promise import Promise
-
 
 class WeightAverage:
-    """The moving average of the floating-point tensors of a net's learned state.
+    """The moving average of the floating-point tensors of a state dict.
 
     After k steps the decay is at most ``(1 + k) / (10 + k)``, so that the first weights are soon forgotten.
     """
 
-    def __init__(self, net: Promise, decay: float) -> None:
+    def __init__(self, state: Mapping[str, Tensor], decay: float) -> None:
         """Start with the current weights.
 
         Args:
-            net: the unwrapped net.
+            state: the tensors of a net, which its optimiser changes in place.
             decay: weight of the average in each step, in (0, 1).
         """
-        self.net = net
+        self.current = {name: value for name, value in state.items() if value.is_floating_point()}
         self.decay = decay
         self.steps = 0
-        self.values = {name: value.clone() for name, value in self._current().items()}
+        self.values = {name: value.clone() for name, value in self.current.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Include the current weights, after a step of the optimiser."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.values.values()), list(self._current().values()), 1 - decay)
+        torch._foreach_lerp_(list(self.values.values()), list(self.current.values()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the net has the average weights; afterwards, its own again."""
-        current = self._current()
-        own = {name: value.clone() for name, value in current.items()}
-        _copy(self.values, current)
+        own = {name: value.clone() for name, value in self.current.items()}
+        _copy(self.values, self.current)
         try:
             yield
         finally:
-            _copy(own, current)
+            _copy(own, self.current)
 
     def state_dict(self) -> dict[str, Any]:
         """What is needed to resume."""
@@ -56,9 +53,6 @@ class WeightAverage:
         """Restore what :meth:`state_dict` returned."""
         self.steps = state["steps"]
         _copy(state["values"], self.values)
-
-    def _current(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.net.learned_state().items() if value.is_floating_point()}
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from promise.training.build import LoaderBuilder, TrainerOptions, TrainingData
 from promise.training.config import TrainConfig, parse_labels
 from promise.training.losses import Criterion, get_loss
 from promise.training.optim import Schedule, build_optimizer, parse_schedule
-from promise.training.prompt_loss import with_location_loss
+from promise.training.prompt_loss import build_criterion
 from promise.training.selection import Selection
 
 log = logging.getLogger(__name__)
@@ -72,10 +72,8 @@ def schedule_of(config: TrainConfig) -> Schedule:
 
 
 def criterion_of(config: TrainConfig) -> Criterion:
-    """The loss of the mask, and that of the prompts if there is one; a map of lesions alone has no loss of the mask."""
-    spec = NETS[config.net]
-    mask = None if spec.trains_map and not spec.token_shift else get_loss(config.loss)
-    return Criterion(mask, with_location_loss(spec.prompt_loss, config.prompt_loss))
+    """The loss of the net."""
+    return build_criterion(NETS[config.net], get_loss(config.loss), location_weight=config.prompt_loss)
 
 
 def options_of(config: TrainConfig) -> TrainerOptions:

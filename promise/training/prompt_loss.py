@@ -1,4 +1,6 @@
-"""The loss of the positions of predicted points: positive points inside the lesion, negative points outside.
+"""The losses of prompts: of a map of lesions, and of the positions of points; the loss of a net from its row.
+
+The loss of the positions draws positive points into the lesion and negative points out of it.
 
 The mask loss reaches the points only through SAM's frozen prompt encoder and decoder. This loss acts on the positions
 themselves: the signed distance of each point to the border of the ground truth.
@@ -12,10 +14,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from promise.models.registry import PromptLoss
+from promise.models.registry import NetSpec, PromptLoss
+from promise.training.losses import Criterion, Loss, bce_dice
 from promise.types import Batch, Prediction
 
 MARGIN = 0.02  # distance from the border at which a point has no loss, as a fraction of the image side
+
+
+def build_criterion(spec: NetSpec, mask: Loss, *, location_weight: float) -> Criterion:
+    """The loss of a net.
+
+    Args:
+        spec: row of the net; a map of lesions that is all it learns has no loss of the mask.
+        mask: loss of the mask.
+        location_weight: see :func:`with_location_loss`.
+    """
+    own = spec.prompt_loss or (map_loss if spec.trains_map else None)
+    decodes = spec.token_shift or not spec.trains_map
+    return Criterion(mask if decodes else None, with_location_loss(own, location_weight))
+
+
+def map_loss(prediction: Prediction, batch: Batch) -> Tensor:
+    """Loss of a map of lesions: binary cross-entropy plus soft Dice against the mask at the resolution of the map.
+
+    Args:
+        prediction: with a map (B, 1, h, w).
+        batch: with masks (B, 1, S, S) in [0, 1].
+    """
+    assert prediction.lesion_logits is not None
+    logits = prediction.lesion_logits
+    return bce_dice(logits, F.interpolate(batch.mask, size=logits.shape[-2:], mode="area"))
 
 
 def with_location_loss(own: PromptLoss | None, weight: float) -> PromptLoss | None:

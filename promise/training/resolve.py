@@ -18,9 +18,9 @@ from promise.runtime.device import resolve_device, resolve_precision
 from promise.runtime.errors import UserError, all_of
 from promise.runtime.settings import freeze_code, read_yaml
 from promise.training.config import TrainConfig, check_train, parse_labels
-from promise.training.losses import Criterion, bce, get_loss
+from promise.training.losses import bce, get_loss
 from promise.training.optim import check_optimizer, parse_schedule
-from promise.training.prompt_loss import with_location_loss
+from promise.training.prompt_loss import build_criterion
 from promise.training.run_folder import RunFolder
 from promise.training.selection import check_score
 
@@ -87,7 +87,16 @@ def _check_net(config: TrainConfig) -> None:
 
 
 def _check_points(config: TrainConfig) -> None:
-    fixed_labels(config.num_points, parse_labels(config.point_labels))
+    labels = fixed_labels(config.num_points, parse_labels(config.point_labels))
+    try:
+        spec, _ = parse_net_name(config.net)
+    except UserError:
+        return  # reported by _check_net
+    if spec.trains_map and labels != fixed_labels(config.num_points):
+        raise UserError(
+            f"--point-labels has no effect on {spec.name}, which places its points on a map of lesions. Drop it.",
+            code="point-labels",
+        )
 
 
 def _check_prompt_loss(config: TrainConfig) -> None:
@@ -128,8 +137,7 @@ def _check_select(config: TrainConfig, extra_scores: Collection[str]) -> None:
     except UserError:
         return  # reported by _check_net
     # The names do not depend on the loss of the mask.
-    mask = None if spec.trains_map and not spec.token_shift else bce
-    losses = Criterion(mask, with_location_loss(spec.prompt_loss, config.prompt_loss)).names
+    losses = build_criterion(spec, bce, location_weight=config.prompt_loss).names
     check_score(config.select, ("iou", "dice", *losses, *extra_scores))
 
 

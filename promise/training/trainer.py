@@ -96,7 +96,7 @@ class Trainer:
         self.options = options
         self.record = record
         self.callbacks = CallbackList(callbacks)
-        self.average = WeightAverage(self.net, options.ema) if options.ema else None
+        self.average = WeightAverage(self.net.learned_state(), options.ema) if options.ema else None
         self.progress = Progress()
         self._last_lr: float = optimizer.param_groups[0]["lr"]
         self.steps_per_epoch = math.ceil(data.train.steps / accelerator.gradient_accumulation_steps)

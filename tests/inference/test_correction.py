@@ -8,6 +8,7 @@ import torch
 
 from promise.inference import correction
 from promise.inference.correction import Click, Corrected, apply_click, box_decoder, empty_logits, largest_error
+from promise.models.prompters.lesions import border_distance
 
 SIDE = 64
 
@@ -20,7 +21,7 @@ def rectangle(x0: int, y0: int, x1: int, y1: int, side: int = SIDE) -> np.ndarra
 
 def logits_of(mask: np.ndarray) -> np.ndarray:
     """Logits that grow with the distance to the outline, as those of a net."""
-    return (correction._depth(mask) - correction._depth(~mask)).astype(np.float32)
+    return border_distance(mask) - border_distance(~mask)
 
 
 def sam_of(target: np.ndarray) -> correction.DecodeBoxes:

@@ -844,8 +844,12 @@ def test_the_average_of_the_weights_is_saved_and_the_weights_are_kept(run: Train
 
 @pytest.mark.parametrize(
     ("settings_", "code"),
-    [({"ema": 1.0}, "out-of-range"), ({"feature_augment": "flips"}, "feature-augment-without-cache")],
+    [
+        ({"ema": 1.0}, "out-of-range"),
+        ({"feature_augment": "flips"}, "feature-augment-without-cache"),
+        ({"net": "APM_dense", "point_labels": "1-1-1-0"}, "point-labels"),
+    ],
 )
-def test_settings_of_the_average_and_of_features_are_checked(settings_, code, run: Train, user_error) -> None:
+def test_settings_of_the_average_of_features_and_of_maps_are_checked(settings_, code, run: Train, user_error) -> None:
     with user_error(code):
         run(**settings_)

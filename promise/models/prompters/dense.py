@@ -140,14 +140,13 @@ class DensePrompter(Prompter):
         maps = F.interpolate(logits.detach().float(), size=(side, side), mode="bilinear", align_corners=False)
         probability = torch.sigmoid(maps[:, 0]).cpu().numpy()
         settings = self.lesions
-        positive = max(1, self.num_points // 2)
-        found = [
-            find_lesions(one, settings, positive=positive, negative=self.num_points - positive) for one in probability
-        ]
+        parts = settings.prompts
+        count = self.num_points if "points" in parts else 0
+        positive = (count + 1) // 2  # count is 1 or even
+        found = [find_lesions(one, settings, positive=positive, negative=count - positive) for one in probability]
         image = np.repeat(np.arange(len(found)), [len(one) for one in found])
         lesions = [lesion for one in found for lesion in one]
-        points, boxes = _to_pixels(lesions, self.image_size / side, self.num_points)
-        parts = settings.prompts
+        points, boxes = _to_pixels(lesions, self.image_size / side, count)
         masks = None
         if settings.mask_prompt:
             mask_side = 2 * logits.shape[-1]

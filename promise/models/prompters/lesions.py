@@ -107,9 +107,13 @@ def positive_points(component: npt.NDArray[np.bool_], count: int) -> Float32s:
     The first is the point that is farthest from the border. Each other one maximises the smaller of its distances to
     the border and to the points before it.
     """
-    padded = np.pad(component.astype(np.uint8), 1)
-    depth = np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1], np.float32)
-    return _spread(depth, count)
+    return _spread(border_distance(component), count) if count else np.zeros((0, 2), np.float32)
+
+
+def border_distance(region: npt.NDArray[np.bool_]) -> Float32s:
+    """Distance (h, w) of the pixels of a region to its border; the border of the map is one. 0 outside."""
+    padded = np.pad(region.astype(np.uint8), 1)
+    return np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1], np.float32)
 
 
 def negative_points(
@@ -126,10 +130,12 @@ def negative_points(
     Returns:
         Points (count, 2) and how many of them are outside: 0 if there is no background, else all.
     """
+    if not count:
+        return np.zeros((0, 2), np.float32), 0
     side = max(component.shape)
     distance = cv2.distanceTransform((~component).astype(np.uint8), cv2.DIST_L2, 5)
     outside = ~lesions & (distance > 1)
-    if not outside.any() or not count:
+    if not outside.any():
         return np.zeros((count, 2), np.float32), 0
     ring = outside & (distance >= NEAR * side) & (distance <= FAR * side) & (probability < BACKGROUND)
     for candidates in (ring, outside & (probability < BACKGROUND), outside):
