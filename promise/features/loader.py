@@ -6,6 +6,7 @@ Features are cached if the options allow it and the disk has room; otherwise row
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,9 +232,11 @@ def _space(dataset: SegmentationDataset, net: Promise, options: CacheOptions, re
         "recipe": None if transform.deterministic else recipe,
         "pixels_version": PIXELS_VERSION,
     }
-    values = backbone.embedding_channels + (sum(backbone.tap_channels) if taps else 0)
-    size = values * backbone.embedding_side**2 * (4 if stored == "fp32" else 2) + transform.image_size**2 // 8
-    return FeatureSpace(options.folder, description, taps=taps), size
+    side, pooling = backbone.embedding_side, net.tap_pooling
+    values = backbone.embedding_channels * side**2
+    values += sum(backbone.tap_channels) * math.ceil(side / pooling) ** 2 if taps else 0
+    size = values * (4 if stored == "fp32" else 2) + transform.image_size**2 // 8
+    return FeatureSpace(options.folder, description, taps=taps, tap_pooling=pooling), size
 
 
 def _has_room(options: CacheOptions, space: FeatureSpace, *, needed: int, images: int) -> bool:

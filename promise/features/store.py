@@ -4,8 +4,9 @@ A *space* is a folder of entries that were computed in the same way: same weight
 is the hash of this description, so features of different SAMs are never mixed.
 
 An *entry* holds one image (with mask and view) and is named by the hash of their content. It has one file for embedding
-and mask and another for the taps; nets without a prompter read and write only the first. Files are written atomically:
-any number of processes can fill a space, and a killed process loses only the entry that it was writing.
+and mask and another for the taps; nets without a prompter read and write only the first. Taps at half the resolution,
+which some prompters read, have a file of their own. Files are written atomically: any number of processes can fill a
+space, and a killed process loses only the entry that it was writing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ HOME_VARIABLE = "PROMISE_FEATURES"
 FORMAT = 1  # version of the file format, part of the description of a space
 DESCRIPTION = "space.json"
 READ_AHEAD = 2**17  # bytes
-EMBEDDING, TAPS = ".embedding.safetensors", ".taps.safetensors"
+EMBEDDING = ".embedding.safetensors"
+TAPS = {1: ".taps.safetensors", 2: ".taps-half.safetensors"}  # by the prompter's tap_pooling
 
 
 def cache_folder(folder: str | Path | None = None) -> Path:
@@ -61,7 +63,7 @@ class Entry:
     """Features and mask of one image, memory-mapped."""
 
     embedding: Tensor  # (256, E, E), channels-last in memory
-    taps: tuple[Tensor, ...]  # each (C, E, E), channels-last, shallow to deep; () when the space is read without them
+    taps: tuple[Tensor, ...]  # each (C, e, e), channels-last, shallow to deep; () when the space is read without them
     mask: Tensor  # (1, S, S) float32, 0 or 1
 
 
@@ -72,7 +74,7 @@ class CorruptEntry(Exception):
 class FeatureSpace:
     """Entries that were computed in the same way."""
 
-    def __init__(self, home: Path, description: Mapping[str, Any], *, taps: bool) -> None:
+    def __init__(self, home: Path, description: Mapping[str, Any], *, taps: bool, tap_pooling: int = 1) -> None:
         """Open a space. Nothing is written before the first entry.
 
         Args:
@@ -80,11 +82,13 @@ class FeatureSpace:
             description: everything besides the image that determines its features: weights of SAM, preprocessing,
                 precision. JSON values only.
             taps: whether entries are read and written with taps.
+            tap_pooling: that of the net: 1, or 2 for taps at half the resolution.
         """
         self.description = {"format": FORMAT, **description}
         text = json.dumps(self.description, sort_keys=True)
         self.folder = home / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.suffixes = (EMBEDDING, TAPS) if taps else (EMBEDDING,)
+        self.taps = TAPS[tap_pooling] if taps else None
+        self.suffixes = (EMBEDDING, self.taps) if self.taps else (EMBEDDING,)
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Return the keys whose entry does not exist, without duplicates."""
@@ -104,9 +108,11 @@ class FeatureSpace:
         """
         if not (self.folder / DESCRIPTION).is_file():
             write_json(self.folder / DESCRIPTION, self.description)
-        if TAPS in self.suffixes:
+        if self.taps:
             # Before the embedding, so that an entry with an embedding also has taps.
-            _write(self._path(key, TAPS), {f"tap{i}": tap[0].permute(1, 2, 0) for i, tap in enumerate(encoded.taps)})
+            _write(
+                self._path(key, self.taps), {f"tap{i}": tap[0].permute(1, 2, 0) for i, tap in enumerate(encoded.taps)}
+            )
         embedding = encoded.embedding[0].permute(1, 2, 0)  # (E, E, C), the order in memory
         bits = torch.from_numpy(np.packbits(mask.numpy().astype(bool)))
         side = torch.tensor(mask.shape[-2:])
@@ -224,4 +230,4 @@ def remove_space(space: SpaceInfo) -> None:
 
 def files(folder: Path) -> Iterator[Path]:
     """Files of all entries in the folder of a space."""
-    return (path for suffix in (EMBEDDING, TAPS) for path in sorted(folder.glob(f"??/*{suffix}")))
+    return (path for suffix in (EMBEDDING, *TAPS.values()) for path in sorted(folder.glob(f"??/*{suffix}")))

@@ -83,6 +83,11 @@ class Promise(nn.Module):
         """Whether the prompter reads the encoder's taps."""
         return self.apm is not None and self.apm.needs_taps
 
+    @property
+    def tap_pooling(self) -> int:
+        """Side of the squares of pixels over which the taps are averaged for the prompter."""
+        return self.apm.tap_pooling if self.apm is not None else 1
+
     def learned_state(self) -> dict[str, Tensor]:
         """State dict of the learned parts: the prompter, the token shift, and the parts of SAM that are not frozen."""
         trained = tuple(f"sam.{part}." for part in self.sam.trained_parts)
@@ -93,9 +98,17 @@ class Promise(nn.Module):
         }
 
     def encode(self, image: Tensor) -> Encoded:
-        """Encode images (B, 3, S, S), normalised as the backbone requires; taps are kept if the prompter reads them."""
+        """Encode images (B, 3, S, S), normalised as the backbone requires.
+
+        Taps are kept if the prompter reads them, at the resolution at which it does: (B, C_i, E / p, E / p), rounded
+        up, for a prompter with ``tap_pooling`` p.
+        """
         with self._autocast(image.device):
-            return self.sam.encode(image, taps=self.needs_taps)
+            encoded = self.sam.encode(image, taps=self.needs_taps)
+        if self.tap_pooling == 1:
+            return encoded
+        pooled = (F.avg_pool2d(tap, self.tap_pooling, ceil_mode=True) for tap in encoded.taps)
+        return Encoded(encoded.embedding, tuple(to_preferred_memory_format(tap) for tap in pooled))
 
     @property
     def lesions(self) -> LesionSettings | None:

@@ -32,8 +32,8 @@ def features(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Encoded
     return Encoded(maps[0], tuple(maps[1:])), (torch.rand(1, 7, 5, generator=generator) > 0.5).float()
 
 
-def space(home: Path, *, taps: bool = True, **description: object) -> FeatureSpace:
-    return FeatureSpace(home, {"sam": "tiny", **description}, taps=taps)
+def space(home: Path, *, taps: bool = True, tap_pooling: int = 1, **description: object) -> FeatureSpace:
+    return FeatureSpace(home, {"sam": "tiny", **description}, taps=taps, tap_pooling=tap_pooling)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -64,6 +64,20 @@ def test_a_space_is_named_by_its_description(tmp_path) -> None:
     assert info.size == sum(path.stat().st_size for path in files(info.folder)) > 0
     remove_space(info)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_taps_at_half_the_resolution_share_the_embedding_with_those_at_full_resolution(tmp_path) -> None:
+    encoded, mask = features()
+    full, half = space(tmp_path), space(tmp_path, tap_pooling=2)
+    full.put(KEY, encoded, mask)
+    assert half.folder == full.folder
+    assert half.missing([KEY]) == [KEY]
+    pooled = Encoded(encoded.embedding, tuple(tap[..., ::2, ::2] for tap in encoded.taps))
+    half.put(KEY, pooled, mask)
+    assert half.missing([KEY]) == []
+    assert torch.equal(half.get(KEY).taps[0], pooled.taps[0][0])
+    assert torch.equal(full.get(KEY).taps[0], encoded.taps[0][0])
+    assert len(list(files(full.folder))) == 3
 
 
 def test_without_taps_only_the_embedding_is_written_and_read(tmp_path) -> None:

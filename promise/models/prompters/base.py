@@ -16,10 +16,12 @@ class Prompter(nn.Module):
     """The Auto-Prompting Module of a net: a module that predicts prompts.
 
     Checkpoints contain its weights under ``apm.``. Subclasses implement :meth:`forward` and may read the embedding and
-    the taps. A class that does not read the taps sets ``needs_taps = False``; then none are computed.
+    the taps. A class that does not read the taps sets ``needs_taps = False``; then none are computed. A class that
+    reads them at a lower resolution sets ``tap_pooling``, which makes its cached features smaller.
     """
 
     needs_taps = True
+    tap_pooling = 1  # taps are averaged over squares of so many pixels before they reach the prompter
     lesions: LesionSettings | None = None  # how lesions are found and decoded, if the prompter predicts a map of them
     # Whether it predicts points whose positions have a gradient, so that a loss of the positions can train it.
     regresses_points = False

@@ -39,8 +39,10 @@ class ResidualBlock(nn.Module):
 class DenseHead(nn.Module):
     """A U-Net on embedding and taps that predicts logits of lesions at twice the resolution of the embedding.
 
-    The taps are read at half resolution, where most of the computation takes place.
+    The taps are read at half the resolution of the embedding, where most of the computation takes place.
     """
+
+    tap_pooling = 2
 
     def __init__(
         self,
@@ -61,7 +63,9 @@ class DenseHead(nn.Module):
         super().__init__()
         full, half, quarter, eighth = widths
         self.dropout = dropout
-        self.norms = nn.ModuleList(nn.GroupNorm(1, channels) for channels in (embedding_channels, *tap_channels))
+        # Without weights: the convolutions behind them have their own.
+        inputs = (embedding_channels, *tap_channels)
+        self.norms = nn.ModuleList(nn.GroupNorm(1, channels, affine=False) for channels in inputs)
         self.stem_full = nn.Conv2d(embedding_channels, full, 1)
         self.stem_half = nn.Conv2d(embedding_channels + sum(tap_channels), half, 1)
         self.encode_half = nn.Sequential(ResidualBlock(half), ResidualBlock(half))
@@ -78,10 +82,10 @@ class DenseHead(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, full), nn.GELU(), nn.Conv2d(full, 4, 3, padding=1))
 
     def forward(self, embedding: Tensor, taps: Sequence[Tensor]) -> Tensor:
-        """Map an embedding (B, C, E, E) and taps (B, C_i, E, E) to logits (B, 1, 2E, 2E) float32."""
+        """Map an embedding (B, C, E, E) and taps (B, C_i, E / 2, E / 2) to logits (B, 1, 2E, 2E) float32."""
         norm, *tap_norms = self.norms
         x = self._drop(norm(embedding))
-        maps = [self._drop(one(_pool(tap))) for one, tap in zip(tap_norms, taps, strict=True)]
+        maps = [self._drop(one(tap)) for one, tap in zip(tap_norms, taps, strict=True)]
         full = self.stem_full(x)
         half = self.encode_half(self.stem_half(torch.cat((_pool(x), *maps), dim=1)))
         quarter = self.encode_quarter(self.down_quarter(_pool(half)))
@@ -106,6 +110,8 @@ def _resize_like(x: Tensor, like: Tensor) -> Tensor:
 
 class DensePrompter(Prompter):
     """Predicts a map of lesions, and places a box and points on each lesion."""
+
+    tap_pooling = DenseHead.tap_pooling
 
     def __init__(
         self, head: nn.Module, *, num_points: int, image_size: int, settings: LesionSettings | None = None

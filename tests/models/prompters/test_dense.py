@@ -12,7 +12,8 @@ from torch import Tensor
 from promise.models.promise import NO_LESION
 from promise.models.prompters.dense import DenseHead, DensePrompter
 from promise.models.prompters.lesions import LesionSettings, find_lesions
-from promise.models.registry import NETS, build_net
+from promise.models.registry import NETS, build_parts, parse_net_name
+from promise.models.sam.backbones import get_backbone
 from promise.types import Encoded, Prompts
 
 DENSE = [name for name, spec in NETS.items() if spec.trains_map]
@@ -194,11 +195,20 @@ def test_training_the_map_decodes_nothing_and_reaches_every_weight_of_the_head(n
     assert silent == []
 
 
+def test_taps_reach_the_prompter_at_half_the_resolution(build) -> None:
+    net = build("APM_dense")
+    pixels = images(2, net)
+    full, pooled = net.sam.encode(pixels), net.encode(pixels)
+    assert torch.equal(pooled.embedding, full.embedding)
+    means = [tap.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).mean((-1, -3)) for tap in full.taps]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(pooled.taps, means, strict=True))
+
+
 @pytest.mark.parametrize("side", [4, 5, 7, 16])
 def test_the_map_has_twice_the_side_of_the_embedding(side) -> None:
     head = DenseHead(embedding_channels=16, tap_channels=(8, 8), widths=(8, 8, 8, 8)).eval()
     with torch.no_grad():
-        logits = head(torch.rand(2, 16, side, side), [torch.rand(2, 8, side, side)] * 2)
+        logits = head(torch.rand(2, 16, side, side), [torch.rand(2, 8, -(-side // 2), -(-side // 2))] * 2)
     assert logits.shape == (2, 1, 2 * side, 2 * side)
 
 
@@ -209,6 +219,7 @@ def test_nets_without_a_map_say_so(build, user_error) -> None:
     assert net.lesions is None
 
 
-def test_the_net_on_lite_medsam_has_at_most_two_million_weights() -> None:
-    net = build_net("APM_dense", sam="lite_medsam", sam_checkpoint=None, seed=0)
-    assert sum(p.numel() for p in net.parameters() if p.requires_grad) <= 2_000_000
+@pytest.mark.parametrize("sam", ["lite_medsam", "vit_b"])
+def test_the_prompter_has_at_most_two_million_weights(sam) -> None:
+    prompter, _ = build_parts(parse_net_name("APM_dense")[0], get_backbone(sam), num_points=16)
+    assert sum(p.numel() for p in prompter.parameters()) <= 2_000_000
