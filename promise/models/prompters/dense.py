@@ -63,9 +63,10 @@ class DenseHead(nn.Module):
         super().__init__()
         full, half, quarter, eighth = widths
         self.dropout = dropout
-        # Without weights: the convolutions behind them have their own.
+        # Each channel of an image is normalised by itself, which removes the look of a camera or a clinic: trained on
+        # one data set, the head finds more in another. Without weights: the convolutions behind have their own.
         inputs = (embedding_channels, *tap_channels)
-        self.norms = nn.ModuleList(nn.GroupNorm(1, channels, affine=False) for channels in inputs)
+        self.norms = nn.ModuleList(nn.GroupNorm(channels, channels, affine=False) for channels in inputs)
         self.stem_full = nn.Conv2d(embedding_channels, full, 1)
         self.stem_half = nn.Conv2d(embedding_channels + sum(tap_channels), half, 1)
         self.encode_half = nn.Sequential(ResidualBlock(half), ResidualBlock(half))
