@@ -212,6 +212,23 @@ def test_the_map_has_twice_the_side_of_the_embedding(side) -> None:
     assert logits.shape == (2, 1, 2 * side, 2 * side)
 
 
+def test_the_map_ignores_the_mean_and_the_scale_of_each_channel() -> None:
+    torch.manual_seed(0)
+    head = DenseHead(embedding_channels=16, tap_channels=(8, 8), widths=(8, 8, 8, 8)).eval()
+    embedding, taps = torch.randn(2, 16, 8, 8), [torch.randn(2, 8, 4, 4) for _ in range(2)]
+
+    def change(x: Tensor) -> Tensor:
+        scale, shift = torch.rand(2, *x.shape[:2], 1, 1).unbind()
+        return x * (0.5 + scale) + shift
+
+    with torch.no_grad():
+        logits = head(embedding, taps)
+        other_look = head(change(embedding), [change(tap) for tap in taps])
+        other_image = head(embedding.roll(1, -1), taps)
+    assert torch.allclose(logits, other_look, atol=1e-3)
+    assert not torch.allclose(logits, other_image, atol=1e-2)
+
+
 def test_nets_without_a_map_say_so(build, user_error) -> None:
     net = build("APM_resnet")
     with user_error("no-lesion-map"):
