@@ -313,8 +313,8 @@ class _Work:
                     read_input(one.path),
                     np.zeros_like(found.mask),
                     found.mask,
-                    xy=prompts.xy,
-                    label=prompts.label,
+                    xy=prompts.placed_xy,
+                    label=prompts.placed_label,
                     boxes=prompts.boxes,
                 )
                 write_png(folder.image_path(kind, one.name), overlay)

@@ -67,6 +67,7 @@ def test_a_net_finds_several_lesions_or_none(found: list[Segmentation]) -> None:
     for one in found:
         assert one.boxes.shape == (one.lesions, 4)
         assert one.points.shape == (0, 2)
+        assert one.prompts.placed_label.tolist() == [1, 1, 0, 0] * one.lesions
         assert (one.box is None) == (one.lesions != 1)
         assert one.mask.any() == (one.lesions > 0)
         assert one.mask_index is one.choice is None  # SAM's single mask
@@ -292,8 +293,8 @@ def test_an_evaluation_repeats_the_scores_from_its_prompts(ckpt: Path, phantoms:
     assert scores("file") == scores("auto")
     assert len(scores("auto")) == 7
     assert summary["lesions"] == {
-        "max_lesions": 4, "threshold": 0.99, "min_score": 0.013, "min_share": 0.0, "prompts": "box",
-        "mask_prompt": False, "output": "single", "fuse": 0.5,
+        "max_lesions": 4, "threshold": 0.99, "min_score": 0.013, "min_probability": 0.6, "min_share": 0.0,
+        "prompts": "box", "mask_prompt": False, "output": "single", "fuse": 0.5, "flips": False,
     }  # fmt: skip
 
 
