@@ -80,6 +80,17 @@ def parse_settings(text: str) -> dict[str, Any]:
     return {name.strip(): _convert(value.strip(), defaults.get(name.strip())) for name, _, value in pairs}
 
 
+def check_settings(values: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings in a text, see :func:`parse_settings`, or a mapping.
+
+    Raises:
+        UserError: as :func:`change_settings`.
+    """
+    found = parse_settings(values) if isinstance(values, str) else dict(values or {})
+    change_settings(LesionSettings(), found)
+    return found
+
+
 def _convert(text: str, default: Any) -> Any:
     if isinstance(default, bool):
         return {"true": True, "false": False}.get(text.lower(), text)
