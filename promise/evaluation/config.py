@@ -109,7 +109,8 @@ class EvalConfig:
     )
     tune_postprocess: bool = option(
         False,
-        "do not score: choose the postprocessing on the val rows and store it in the checkpoint",
+        "do not score: choose the postprocessing on the val rows and store it in the checkpoint; of nets that find "
+        "lesions also threshold, fuse, min_probability, min_score and min_share",
         group="scoring",
     )
     empty_masks: str = option(

@@ -21,7 +21,6 @@ from promise.models.prompters.lesions import check_settings
 from promise.models.registry import DEFAULT_POINTS, build_net, change_lesions, parse_net_name, resolve_sam
 from promise.models.sam.weights import weights_setting
 from promise.runtime.device import resolve_device, resolve_precision
-from promise.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from promise.inference.overlay import draw_overlay
 from promise.inference.postprocess import Bools, Float32s, Postprocess
 from promise.inference.segmenter import Segmenter
 from promise.models import checkpoint
+from promise.models.prompters.lesions import check_settings
 from promise.models.sam.weights import file_sha256
 from promise.prompts.file import PromptFile
 from promise.prompts.sampling import AUTO, FILE

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     ImageLikes: TypeAlias = list[Any] | tuple[Any, ...]  # of ImageLike
 
 
-def load(
+def load(  # noqa: PLR0913 (one keyword for each setting that determines the masks of a net)
     ckpt: str | Path,
     *,
     net: str | None = None,

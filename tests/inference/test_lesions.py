@@ -346,6 +346,8 @@ def test_a_limit_below_one_is_an_error(ckpt: Path, phantoms: Path, tmp_path: Pat
 
 
 def test_lesion_settings_can_be_changed(ckpt: Path, phantoms: Path, paths: list[Path], tmp_path: Path) -> None:
+    from promise.cli.predict import main
+
     loaded = promise.load(ckpt, lesion_settings={"threshold": 0.9, "fuse": 0}, max_lesions=2, **CPU)
     before = promise.load(ckpt, **CPU).net.lesions
     assert loaded.net.lesions == dataclasses.replace(before, threshold=0.9, fuse=0, max_lesions=2)
