@@ -52,6 +52,7 @@ class Prompts:
     boxes: Tensor | None = None  # (N, 4) float x0, y0, x1, y1 in input pixels
     masks: Tensor | None = None  # (N, 1, 4E, 4E) float, mask prompt of SAM: logits of an earlier prediction
     image: Tensor | None = None  # (N,) int64, ascending: place of each set's image in the batch; None: N = B, in order
+    suggested: Points | None = None  # of N prompt sets: points that a prompter places but does not pass to the decoder
 
     def __post_init__(self) -> None:
         if self.points is None and self.boxes is None and self.masks is None:
@@ -88,9 +89,11 @@ class Prompts:
         return replace(self.sets(torch.cat(chosen)), image=image.to(self.image.device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Prompts:
-        points = None if self.points is None else Points(change(self.points.xy), change(self.points.label))
+        points, suggested = (
+            None if x is None else Points(change(x.xy), change(x.label)) for x in (self.points, self.suggested)
+        )
         rest = (None if x is None else change(x) for x in (self.boxes, self.masks, self.image))
-        return Prompts(points, *rest)
+        return Prompts(points, *rest, suggested)
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,8 @@ def save_lesion_net(build: Callable[..., Any]) -> Callable[..., Path]:
         net = build(name, num_points=4, seed=1)
         with torch.no_grad():
             net.apm.head.out[-1].weight.mul_(30)
-        net.apm.lesions = dataclasses.replace(net.apm.lesions, **{"threshold": 0.99, "min_score": 0.013, **settings})
+        found = {"threshold": 0.99, "min_score": 0.013, "flips": False, **settings}
+        net.apm.lesions = dataclasses.replace(net.apm.lesions, **found)
         save(net, path, Metadata(name, "tiny_vit", 4, net.sam.weights_sha256(), sam_checkpoint="random", seed=5))
         return path
 

@@ -7,6 +7,7 @@ import dataclasses
 from promise.runtime.settings import (
     DATA_ROOT_HELP,
     DEVICE_HELP,
+    LESION_SETTINGS_HELP,
     MAX_LESIONS_HELP,
     PRECISION_HELP,
     PRECISIONS,
@@ -54,6 +55,7 @@ class PredictConfig:
         group="masks",
     )
     max_lesions: int | None = option(None, MAX_LESIONS_HELP, group="masks")
+    lesion_settings: str | None = option(None, LESION_SETTINGS_HELP, metavar="NAME=VALUE,…", group="masks")
 
     output: str | None = option(None, "folder for masks and prompts.json", metavar="FOLDER", group="output")
     probability: bool = option(False, "also write probability maps (16-bit, 65535 is probability 1)", group="output")

@@ -138,10 +138,14 @@ def prompt_sets(prompts: Prompts, images: int) -> list[tuple[PromptSet, ...]]:
         return None if x is None else x.cpu().numpy()
 
     xy, label = (None, None) if prompts.points is None else (prompts.points.xy.float(), prompts.points.label)
+    hints = prompts.suggested
+    hint_xy, hint_label = (None, None) if hints is None else (hints.xy.float(), hints.label)
     boxes = None if prompts.boxes is None else prompts.boxes.float()
     masks = None if prompts.masks is None else prompts.masks[:, 0].float()
     owner = np.arange(len(prompts)) if prompts.image is None else prompts.image.cpu().numpy()
-    values = {name: array(x) for name, x in (("xy", xy), ("label", label), ("box", boxes), ("mask", masks))}
+    named = {"xy": xy, "label": label, "box": boxes, "mask": masks}
+    named |= {"suggested_xy": hint_xy, "suggested_label": hint_label}
+    values = {name: array(x) for name, x in named.items()}
     found: list[list[PromptSet]] = [[] for _ in range(images)]
     for number, image in enumerate(owner.tolist()):
         found[image].append(PromptSet(**{name: x[number] for name, x in values.items() if x is not None}))

@@ -28,6 +28,7 @@ from promise.inference.overlay import draw_overlay
 from promise.inference.postprocess import Bools, Float32s, Postprocess
 from promise.inference.segmenter import Segmenter
 from promise.models import checkpoint
+from promise.models.prompters.lesions import check_settings
 from promise.models.sam.weights import file_sha256
 from promise.prompts.file import PromptFile
 from promise.prompts.sampling import AUTO, FILE
@@ -141,14 +142,23 @@ def check_predict(config: PredictConfig) -> None:
         )
     if min(config.batch_size, config.workers, 1 if config.max_lesions is None else config.max_lesions) < 1:
         report("--batch-size, --workers and --max-lesions must be at least 1", "invalid-count")
-    if config.postprocess not in (None, "default"):
+    for check in (_check_postprocess, _check_lesions):
         try:
-            Postprocess.parse(config.postprocess or "")
+            check(config)
         except UserError as error:
             report(str(error).rstrip("."), error.code)
     if errors:
         message = "; ".join(str(error) for error in errors) + "."
         raise UserError(message, code="invalid-settings", errors=errors)
+
+
+def _check_postprocess(config: PredictConfig) -> None:
+    if config.postprocess not in (None, "default"):
+        Postprocess.parse(config.postprocess or "")
+
+
+def _check_lesions(config: PredictConfig) -> None:
+    check_settings(config.lesion_settings)
 
 
 def _kinds(config: PredictConfig) -> tuple[str, ...]:
@@ -177,8 +187,9 @@ def _settings(config: PredictConfig, device: torch.device) -> dict[str, Any]:
         "precision": resolve_precision(config.precision, device),
         "prompts": file_sha256(Path(config.prompts_from)) if config.prompts_from else "auto",
         "pixels_version": PIXELS_VERSION,
-        # Not in folders of earlier versions, so it is recorded only if it is set.
+        # Not in folders of earlier versions, so they are recorded only if they are set.
         **({} if config.max_lesions is None else {"max_lesions": config.max_lesions}),
+        **({} if config.lesion_settings is None else {"lesion_settings": config.lesion_settings}),
     }
 
 
@@ -230,6 +241,7 @@ class _Work:
                 sam_checkpoint=config.sam_checkpoint,
                 postprocess=config.postprocess,
                 max_lesions=config.max_lesions,
+                lesion_settings=config.lesion_settings,
                 precision=config.precision,
                 device=str(device),
             )
@@ -313,8 +325,8 @@ class _Work:
                     read_input(one.path),
                     np.zeros_like(found.mask),
                     found.mask,
-                    xy=prompts.xy,
-                    label=prompts.label,
+                    xy=prompts.placed_xy,
+                    label=prompts.placed_label,
                     boxes=prompts.boxes,
                 )
                 write_png(folder.image_path(kind, one.name), overlay)

@@ -10,7 +10,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from promise.models.promise import Promise
-from promise.models.prompters.lesions import LesionSettings
+from promise.models.prompters.lesions import LesionSettings, change_settings
 from promise.models.reference_names import is_reference_name, own_name, reference_name
 from promise.models.registry import DEFAULT_POINTS, NETS, NetSpec, build_net, parse_net_name
 from promise.models.sam.weights import read_state_dict, weights_setting
@@ -171,28 +171,11 @@ def load(
 
 def _lesion_settings(path: Path, values: Mapping[str, Any]) -> LesionSettings:
     """The settings in a checkpoint; those that it does not contain keep their defaults."""
-    known = {one.name: one for one in fields(LesionSettings)}
-    unknown = sorted(values.keys() - known)
-    if unknown:
-        raise UserError(
-            f"{path} contains unknown lesion settings: {', '.join(unknown)} (known: {', '.join(known)}). It may be of "
-            "a later version of this package.",
-            code="unknown-lesion-setting",
-        )
-    wrong = [name for name, value in values.items() if not _has_type_of(value, known[name].default)]
-    if wrong:
-        raise UserError(
-            f"{path} contains lesion settings of the wrong type: {', '.join(f'{n}: {values[n]!r}' for n in wrong)}.",
-            code="invalid-lesion-settings",
-        )
     try:
-        return LesionSettings(**values)
+        return change_settings(LesionSettings(), values)
     except UserError as error:
-        raise UserError(f"{path}: {error}", code=error.code) from error
-
-
-def _has_type_of(value: Any, default: Any) -> bool:
-    return type(value) is type(default) or (type(default) is float and type(value) is int)
+        text = f"{path}: {error} The checkpoint may be of a later version of this package."
+        raise UserError(text, code=error.code) from error
 
 
 def _select_net(path: Path, metadata: Metadata, net_name: str | None) -> NetSpec:

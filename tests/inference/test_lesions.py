@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -67,6 +68,7 @@ def test_a_net_finds_several_lesions_or_none(found: list[Segmentation]) -> None:
     for one in found:
         assert one.boxes.shape == (one.lesions, 4)
         assert one.points.shape == (0, 2)
+        assert one.prompts.placed_label.tolist() == [1, 1, 0, 0] * one.lesions
         assert (one.box is None) == (one.lesions != 1)
         assert one.mask.any() == (one.lesions > 0)
         assert one.mask_index is one.choice is None  # SAM's single mask
@@ -292,8 +294,8 @@ def test_an_evaluation_repeats_the_scores_from_its_prompts(ckpt: Path, phantoms:
     assert scores("file") == scores("auto")
     assert len(scores("auto")) == 7
     assert summary["lesions"] == {
-        "max_lesions": 4, "threshold": 0.99, "min_score": 0.013, "min_share": 0.0, "prompts": "box",
-        "mask_prompt": False, "output": "single", "fuse": 0.5,
+        "max_lesions": 4, "threshold": 0.99, "min_score": 0.013, "min_probability": 0.6, "min_share": 0.0,
+        "prompts": "box", "mask_prompt": False, "output": "single", "fuse": 0.5, "flips": False,
     }  # fmt: skip
 
 
@@ -341,3 +343,33 @@ def test_a_limit_below_one_is_an_error(ckpt: Path, phantoms: Path, tmp_path: Pat
         evaluate_phantoms(ckpt, phantoms, tmp_path / "eval", max_lesions=0)
     with user_error("invalid-count"):
         predict(PredictConfig(ckpt=str(ckpt), images=("a.png",), output=str(tmp_path / "out"), max_lesions=0))
+
+
+def test_lesion_settings_can_be_changed(ckpt: Path, phantoms: Path, paths: list[Path], tmp_path: Path) -> None:
+    from promise.cli.predict import main
+
+    loaded = promise.load(ckpt, lesion_settings={"threshold": 0.9, "fuse": 0}, max_lesions=2, **CPU)
+    before = promise.load(ckpt, **CPU).net.lesions
+    assert loaded.net.lesions == dataclasses.replace(before, threshold=0.9, fuse=0, max_lesions=2)
+    summary = evaluate_phantoms(ckpt, phantoms, tmp_path / "eval", lesion_settings="prompts=box+points, flips=true")
+    assert summary["lesions"] == {**dataclasses.asdict(before), "prompts": "box+points", "flips": True}
+    output = tmp_path / "out"
+    flags = ["--ckpt", str(ckpt), "--output", str(output), "--device", "cpu", "--precision", "fp32", "--quiet"]
+    assert main([*flags, "--lesion-settings", "min_score=1", *map(str, paths)]) == 0
+    entries = json.loads((output / "prompts.json").read_text())["draws"][0]["images"]["images"]
+    assert all(entry["lesions"] == [] for entry in entries.values())
+    assert main([*flags, "--lesion-settings", "min_score=0.5", *map(str, paths)]) == 1  # other settings
+
+
+def test_all_faults_of_lesion_settings_are_reported_together(
+    ckpt: Path, phantoms: Path, tmp_path: Path, user_error: Callable[..., Any]
+) -> None:
+    text = "treshold=0.4,fuse=1,flips=perhaps,max_lesions=0.5,min_score"
+    for call in (
+        lambda: evaluate_phantoms(ckpt, phantoms, tmp_path / "eval", lesion_settings=text),
+        lambda: promise.load(ckpt, lesion_settings=text, **CPU),
+    ):
+        with user_error("several") as caught:
+            call()
+        for fact in ("treshold", "fuse must be", "flips: 'perhaps'", "max_lesions: '0.5'", "min_score: ''"):
+            assert fact in str(caught.value)

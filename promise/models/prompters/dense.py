@@ -134,7 +134,17 @@ class DensePrompter(Prompter):
     def lesion_logits(self, encoded: Encoded) -> Tensor:
         """The map of lesions: logits (B, 1, h, w) float32."""
         logits: Tensor = self.head(encoded.embedding, encoded.taps)
-        return logits
+        if self.training or not self.lesions.flips:
+            return logits
+        across, down, both = (self._mirrored_logits(encoded, axes) for axes in ((3,), (2,), (2, 3)))
+        # In this order, the map of mirrored features is the mirrored map, bit for bit.
+        return ((logits + across) + (down + both)) / 4
+
+    def _mirrored_logits(self, encoded: Encoded, axes: tuple[int, ...]) -> Tensor:
+        """The logits of features that are mirrored along some axes, mirrored back."""
+        mirrored = encoded.map(lambda x: x.flip(axes))
+        logits: Tensor = self.head(mirrored.embedding, mirrored.taps)
+        return logits.flip(axes)
 
     def forward(self, encoded: Encoded) -> Prompted:
         """Predict prompts for the lesions of B images; an image may have none."""
@@ -148,7 +158,7 @@ class DensePrompter(Prompter):
         probability = torch.sigmoid(maps[:, 0]).cpu().numpy()
         settings = self.lesions
         parts = settings.prompts
-        count = self.num_points if "points" in parts else 0
+        count = self.num_points
         positive = (count + 1) // 2  # count is 1 or even
         found = [find_lesions(one, settings, positive=positive, negative=count - positive) for one in probability]
         image = np.repeat(np.arange(len(found)), [len(one) for one in found])
@@ -159,11 +169,13 @@ class DensePrompter(Prompter):
             mask_side = 2 * logits.shape[-1]
             masks = F.interpolate(logits.detach().float(), size=(mask_side, mask_side), mode="bilinear")
             masks = masks[torch.from_numpy(image).to(device)]
+        points = points.to(device)
         return Prompts(
-            points.to(device) if "points" in parts else None,
+            points if "points" in parts else None,
             boxes.to(device) if "box" in parts else None,
             masks,
             torch.from_numpy(image).to(device),
+            None if "points" in parts else points,
         )
 
     def compiled_part(self) -> nn.Module:
