@@ -242,11 +242,17 @@ def _coco(records: Sequence[Record]) -> dict[str, Any]:
         for i, r in enumerate(records, start=1)
     ]
     annotations = [
-        {"id": i, "image_id": i, "category_id": 1, "iscrowd": 0, "score": r["iou"], **r[CONTOUR]}
+        {"id": i, "image_id": i, "category_id": 1, "iscrowd": 0, "score": _score(r), **r[CONTOUR]}
         for i, r in enumerate(records, start=1)
         if r[CONTOUR] is not None
     ]
     return {"images": images, "categories": [{"id": 1, "name": "foreground"}], "annotations": annotations}
+
+
+def _score(record: Record) -> float:
+    """The estimated IoU, learned if there is one, else SAM's own."""
+    learned = record.get("estimated_iou")
+    return float(record["iou"] if learned is None else learned)
 
 
 def _short(value: Any) -> str:
