@@ -154,6 +154,8 @@ class Prediction:
     ious: Tensor | None = None  # (B, 3) float, estimated IoU of the three multimask masks
     lesion_logits: Tensor | None = None  # (B, 1, h, w) float, map of the lesion, if the prompter ran and predicts one
     fused: bool = False  # whether the map was added to the mask
+    sam_logits: Tensor | None = None  # (B, 1, 4E, 4E) float, the mask before the map was added, if it was
+    quality: Tensor | None = None  # (B,) float, learned estimate of the IoU of an automatic mask; NaN without a lesion
 
     def take(self, places: Sequence[int]) -> Prediction:
         """Return the predictions for the images at some positions of the batch."""
@@ -161,8 +163,16 @@ class Prediction:
         def some(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[list(places)]
 
-        mask, iou = self.mask_logits[list(places)], self.iou[list(places)]
-        return Prediction(mask, iou, self.prompts.take(places), some(self.ious), some(self.lesion_logits), self.fused)
+        return replace(
+            self,
+            mask_logits=self.mask_logits[list(places)],
+            iou=self.iou[list(places)],
+            prompts=self.prompts.take(places),
+            ious=some(self.ious),
+            lesion_logits=some(self.lesion_logits),
+            sam_logits=some(self.sam_logits),
+            quality=some(self.quality),
+        )
 
     @property
     def points(self) -> Points | None:

@@ -61,6 +61,12 @@ class PredictConfig:
     probability: bool = option(False, "also write probability maps (16-bit, 65535 is probability 1)", group="output")
     overlay: bool = option(False, "also write images with outlines and prompts", group="output")
     contour: bool = option(False, "also write contours.json, polygons in COCO format", group="output")
+    review_below: float | None = option(
+        None,
+        "write review.csv: images whose estimated IoU is lower, 0 to 1, and images without a lesion",
+        metavar="IOU",
+        group="output",
+    )
     overwrite: bool = option(False, "replace existing masks", group="output")
 
     precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS, group="run")

@@ -225,6 +225,7 @@ class Segmenter:
             logits=row.logits,
             mask_index=self.own_mask_index if row.mask_index is None else row.mask_index,
             seconds=row.seconds,
+            quality=row.quality,
         )
 
     def _predict(self, images: Sequence[ImageLike], batch_size: int) -> Iterable[Segmentation]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from promise.models.prompters.base import Prompter
 from promise.models.prompters.lesions import LesionSettings
+from promise.models.quality import QualityEstimate
 from promise.models.sam.frozen import MULTIMASK, FrozenSam
 from promise.runtime.device import PRECISIONS
 from promise.runtime.errors import UserError
@@ -44,6 +46,7 @@ class Promise(nn.Module):
         self.apm = apm
         self.ips = ips
         self.precision = precision
+        self.quality: QualityEstimate | None = None  # estimates the IoU of automatic masks; set by checkpoint.load
         if precision != "fp32":  # see promise.types.to_preferred_memory_format
             for part in (apm, sam.mask_decoder):
                 if part is not None:
@@ -141,12 +144,14 @@ class Promise(nn.Module):
             prompted = self.prompt(encoded) if prompts is None else Prompted(prompts)
             shift = None if self.ips is None else self.ips(encoded.embedding)
             logits, ious = self._decode_sets(encoded, prompted.prompts, shift, self._channel(mask_index))
-        lesion_logits = prompted.lesion_logits
-        fused = self.lesions is not None and (prompts is None if fuse is None else fuse)
-        if self.lesions is not None and fused:
-            lesion_logits = self.lesion_map(encoded) if lesion_logits is None else lesion_logits
-            logits = _fuse(logits, lesion_logits, self.lesions.fuse, prompted.prompts)
-        return Prediction(logits, ious[:, :1], prompted.prompts, ious[:, 1:], lesion_logits, fused)
+        found = Prediction(logits, ious[:, :1], prompted.prompts, ious[:, 1:], prompted.lesion_logits)
+        if self.lesions is None or not (prompts is None if fuse is None else fuse):
+            return found
+        maps = self.lesion_map(encoded) if found.lesion_logits is None else found.lesion_logits
+        fused = _fuse(logits, maps, self.lesions.fuse, found.prompts)
+        found = replace(found, mask_logits=fused, lesion_logits=maps, fused=True, sam_logits=logits)
+        automatic = prompts is None and mask_index is None
+        return replace(found, quality=self.quality(found)) if automatic and self.quality is not None else found
 
     def decode_single(self, encoded: Encoded, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """SAM's single mask of each of B prompt sets, without token shift and map of lesions.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from collections import Counter
@@ -21,6 +22,7 @@ from promise.inference.predict import predict
 from promise.inference.segmentation import Segmentation
 from promise.inference.segmenter import Segmenter
 from promise.inference.session import Session
+from promise.models.quality import FEATURES, QualityEstimate
 
 pytestmark = pytest.mark.filterwarnings("ignore:SAM .* has random weights")
 CPU = {"device": "cpu", "precision": "fp32"}
@@ -373,3 +375,89 @@ def test_all_faults_of_lesion_settings_are_reported_together(
             call()
         for fact in ("treshold", "fuse must be", "flips: 'perhaps'", "max_lesions: '0.5'", "min_score: ''"):
             assert fact in str(caught.value)
+
+
+# --- the learned estimate of the IoU -------------------------------------------------------------
+
+ESTIMATE = QualityEstimate({**dict.fromkeys(FEATURES, 0.0), "log_area": 0.3}, 1.4, 30, 0.5, 0.125)
+
+
+@pytest.fixture(scope="module")
+def estimating(save_lesion_net: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_lesion_net(tmp_path_factory.mktemp("estimating") / "best.safetensors", quality=ESTIMATE)
+
+
+def test_images_to_review_are_listed_lowest_first(
+    estimating: Path, paths: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from promise.cli.predict import main
+
+    found = dict(zip([path.stem for path in paths], promise.load(estimating, **CPU).predict(paths), strict=True))
+    assert {one.quality is None for one in found.values()} == {True, False}
+    assert all((one.quality is None) == (one.lesions == 0) for one in found.values())
+    estimates = sorted(one.quality for one in found.values() if one.quality is not None)
+    below = (estimates[1] + estimates[2]) / 2
+    assert estimates[1] < estimates[2]
+    flags = ["--ckpt", str(estimating), "--device", "cpu", "--precision", "fp32", "--quiet"]
+    files, out = [str(path) for path in paths], tmp_path / "out"
+    assert main([*flags, "--output", str(out), "--review-below", str(below), *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    with (out / "review.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    without = [name for name, one in found.items() if not one.lesions]
+    low = sorted((name for name, one in found.items() if one.lesions), key=lambda name: found[name].quality)[:2]
+    assert [row["name"] for row in rows] == [*without, *low]
+    assert [row["estimated_iou"] for row in rows] == [*[""] * len(without), *(str(found[name].quality) for name in low)]
+    assert {row["path"] for row in rows} <= set(files)
+    assert lines[1] == (
+        f"{len(rows)} images to review (estimated IoU below {below:g}, or no lesion found): {out / 'review.csv'}"
+    )
+    assert lines[2:] == [
+        *(f"  {name}: no lesion" for name in without),
+        *(f"  {n}: {found[n].quality:.3f}" for n in low),
+    ]
+    entries = json.loads((out / "prompts.json").read_text())["draws"][0]["images"]["images"]
+    assert {name: entry["estimated_iou"] for name, entry in entries.items()} == {n: f.quality for n, f in found.items()}
+    # All masks exist: the list needs no net. Without images to review, the file has only its header.
+    assert main([*flags, "--output", str(out), "--review-below", "0", *files]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith(f"{len(without)} images to review")
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({}, "no-quality-estimate"),
+        ({"review_below": 1.5}, "invalid-review-bound"),
+        ({"prompts_from": "prompts.json"}, "review-of-prompts-file"),
+    ],
+)
+def test_a_review_that_is_not_possible_is_refused(
+    settings: dict[str, Any], code: str, ckpt: Path, paths: list[Path], tmp_path: Path, user_error: Any
+) -> None:
+    values = {"review_below": 0.7, "images": (str(paths[0]),), "output": str(tmp_path / "out"), **settings}
+    with user_error(code):
+        predict(PredictConfig(ckpt=str(ckpt), **values))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_measures_the_estimates_where_there_is_a_lesion(
+    estimating: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    entry = evaluate_phantoms(estimating, phantoms, tmp_path / "eval")["datasets"]["split"]
+    with (tmp_path / "eval/per_image.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    with_lesion = [row for row in rows if row["estimated_iou"] != "nan"]
+    assert (
+        entry["without_lesion"]
+        == len(rows) - len(with_lesion)
+        == sum(row["predicted_iou"] == "0.0" for row in rows)
+        > 0
+    )
+    for key, column in (("calibration", "predicted_iou"), ("estimated_calibration", "estimated_iou")):
+        estimate, true = (np.array([float(row[name]) for row in with_lesion]) for name in (column, "native_iou"))
+        assert entry[key]["error"] == pytest.approx(np.abs(estimate - true).mean())
+        assert entry[key]["correlation"] == pytest.approx(np.corrcoef(estimate, true)[0, 1])
+    assert np.ptp([float(row["estimated_iou"]) for row in with_lesion]) > 0
+    path = tmp_path / "eval/prompts.json"
+    other = evaluate_phantoms(estimating, phantoms, tmp_path / "file", prompts=f"file:{path}")["datasets"]["split"]
+    assert "estimated_calibration" not in other  # only automatic masks are estimated
