@@ -92,8 +92,8 @@ class Prompts:
         points, suggested = (
             None if x is None else Points(change(x.xy), change(x.label)) for x in (self.points, self.suggested)
         )
-        rest = (None if x is None else change(x) for x in (self.boxes, self.masks, self.image))
-        return Prompts(points, *rest, suggested)
+        boxes, masks, image = (None if x is None else change(x) for x in (self.boxes, self.masks, self.image))
+        return Prompts(points, boxes, masks, image, suggested)
 
 
 @dataclass(frozen=True)

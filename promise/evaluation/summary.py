@@ -133,8 +133,9 @@ def _lesions(summary: Mapping[str, Any]) -> str:
     output = {"single": "SAM's single mask", "multimask": "the first of SAM's three masks"}[found["output"]]
     return (
         f"{_title(summary)}: {limit} (threshold {found['threshold']:g}, scores from {found['min_score']:g} and from "
-        f"{found['min_share']:g} of the best), prompts {found['prompts']}{mask_prompt}, {output}, weight of the map "
-        f"{found['fuse']:g}."
+        f"{found['min_share']:g} of the best, mean probability from {found.get('min_probability', 0):g}), prompts "
+        f"{found['prompts']}{mask_prompt}, {output}, weight of the map {found['fuse']:g}"
+        f"{', averaged over mirror images' if found.get('flips') else ''}."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from promise.evaluation.setup import EvaluationSetup, evaluation_loader
 from promise.evaluation.statistics import column_means
 from promise.inference.loop import encode_batch, predict_batch
 from promise.inference.postprocess import probability_at
-from promise.models.prompters.lesions import LesionSettings
+from promise.models.prompters.lesions import LesionSettings, change_settings
 from promise.prompts.source import PromptGroup
 from promise.runtime.memory import explain_out_of_memory
 from promise.runtime.progress import progress_bar
@@ -62,11 +61,11 @@ def tune_lesions(config: EvalConfig, setup: EvaluationSetup, datasets: Sequence[
         assert apm.lesions is not None
         start = apm.lesions
         values = tuple(sorted({*grid, getattr(start, name)}))
-        candidates = [dataclasses.replace(start, **{name: value}) for value in values]
+        candidates = [change_settings(start, {name: value}) for value in values]
         scores = np.concatenate([_dice(config, setup, dataset, candidates, name) for dataset in datasets])
         dice = tuple(map(float, column_means(scores)))
         step = Step(name, values, dice, choose(name, values, dice, current=getattr(start, name)))
-        apm.lesions = dataclasses.replace(start, **{name: step.chosen})
+        apm.lesions = change_settings(start, {name: step.chosen})
         yield step
 
 

@@ -310,7 +310,7 @@ def test_lesion_settings_are_tuned_and_stored(
     assert main([*flags, "--split", "val", "--postprocess", "none", "--gallery", "0", "--quiet"]) == 0
     (entry,) = json.loads((tmp_path / "eval/summary.json").read_text())["datasets"].values()
     last = next(line for line in lines if line["setting"] == "min_score" and line["chosen"] == "1")
-    assert float(last["dice"]) == pytest.approx(entry["scores"]["native"]["dice"]["mean"], abs=1e-6)
+    assert float(last["dice"]) == pytest.approx(entry["means"]["native"]["dice"], abs=1e-6)
     # Prompts of another source do not depend on the map.
     assert main([*flags, "--tune-postprocess", "--prompts", "gt-box", "--overwrite", "--quiet"]) == 0
     assert checkpoint.read_metadata(path).lesions == now.lesions

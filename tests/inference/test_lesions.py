@@ -371,7 +371,7 @@ def test_all_faults_of_lesion_settings_are_reported_together(
         lambda: evaluate_phantoms(ckpt, phantoms, tmp_path / "eval", lesion_settings=text),
         lambda: promise.load(ckpt, lesion_settings=text, **CPU),
     ):
-        with user_error("several") as caught:
+        with user_error("unknown-lesion-setting", "invalid-lesion-settings") as caught:
             call()
         for fact in ("treshold", "fuse must be", "flips: 'perhaps'", "max_lesions: '0.5'", "min_score: ''"):
             assert fact in str(caught.value)

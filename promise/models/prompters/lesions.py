@@ -108,7 +108,8 @@ def change_settings(settings: LesionSettings, values: Mapping[str, Any]) -> Lesi
             (``invalid-lesion-settings``), all in one error.
     """
     known = {one.name: one.default for one in fields(LesionSettings)}
-    errors, valid = [], {}
+    errors: list[UserError] = []
+    valid: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
             text = f"unknown lesion setting {name} (known: {', '.join(known)})"
