@@ -296,7 +296,7 @@ def test_an_evaluation_repeats_the_scores_from_its_prompts(ckpt: Path, phantoms:
     assert scores("file") == scores("auto")
     assert len(scores("auto")) == 7
     assert summary["lesions"] == {
-        "max_lesions": 4, "threshold": 0.99, "min_score": 0.013, "min_probability": 0.6, "min_share": 0.0,
+        "max_lesions": 4, "threshold": 0.5, "min_score": 0.003, "min_probability": 0.6, "min_share": 0.0,
         "prompts": "box", "mask_prompt": False, "output": "single", "fuse": 0.5, "flips": False,
     }  # fmt: skip
 
@@ -315,7 +315,7 @@ def test_the_number_of_lesions_can_be_limited(
     assert summary["lesions"]["max_lesions"] == 1
     from promise.evaluation.summary import results_text
 
-    assert "at most 1 lesion per image (threshold 0.99" in results_text([summary])
+    assert "at most 1 lesion per image (threshold 0.5" in results_text([summary])
 
 
 def test_a_net_without_lesions_cannot_be_limited(
