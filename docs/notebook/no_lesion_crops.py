@@ -1,17 +1,20 @@
-"""Cut crops without a lesion from annotated images, to measure how often a net finds nothing where nothing is.
+"""Cut crops without a lesion from annotated images: to train a net on, or to measure how often it finds nothing.
 
-    python docs/notebook/no_lesion_crops.py runs/pranet/kvasir.csv runs/no_lesion --count 100
+    python docs/notebook/no_lesion_crops.py pranet/train.csv runs/with_crops --split train --count 160 --seed 1 --append
+    python docs/notebook/no_lesion_crops.py pranet/kvasir.csv runs/no_lesion --count 100
 
 Not part of the package. In each image, the largest square without a pixel of the mask is cut at a random position. Its
 side is between ``--least`` and 80 % of the shorter side of the image; squares of which a quarter or more is nearly
 black, the frame of endoscopic images, are not used. Images without such a square are skipped.
 
-Writes images/, masks/ (empty) and split.csv to OUT; all rows are test rows. The same seed gives the same crops.
+Writes images/, masks/ (empty) and split.csv to OUT; the crops belong to the split of their images. With ``--append``,
+split.csv also has all rows of CSV, so that a net can be trained with it. The same seed gives the same crops.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -50,16 +53,20 @@ def _sums(region: np.ndarray) -> np.ndarray:
     return np.pad(region.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
 
 
-def write_samples(samples: Iterable[Sample], out: Path) -> int:
-    """Write images, masks and split.csv; returns their number."""
-    lines = []
+def write_samples(samples: Iterable[Sample], out: Path, *, split: str = "test", rows: Sequence[Row] = ()) -> int:
+    """Write images, masks and split.csv, which begins with ``rows``; returns the number of samples."""
+    lines = [{"image_name": _from(out, r.image), "train_type": r.split, "mask_name": _from(out, r.mask)} for r in rows]
     for name, image, mask in samples:
         for folder, pixels in (("images", image), ("masks", mask.astype(np.uint8) * 255)):
             (out / folder).mkdir(parents=True, exist_ok=True)
             write_png(out / folder / f"{name}.png", pixels)
-        lines.append({"image_name": f"images/{name}.png", "train_type": "test", "mask_name": f"masks/{name}.png"})
+        lines.append({"image_name": f"images/{name}.png", "train_type": split, "mask_name": f"masks/{name}.png"})
     write_lines(out / "split.csv", lines)
-    return len(lines)
+    return len(lines) - len(rows)
+
+
+def _from(folder: Path, path: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def crops(rows: Sequence[Row], args: argparse.Namespace) -> Iterable[Sample]:
@@ -85,8 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--least", type=float, default=0.4, help="smallest side, as a fraction of the shorter side")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--append", action="store_true", help="also write the rows of CSV to split.csv")
     args = parser.parse_args(arguments)
-    print(f"{args.out}: {write_samples(crops(read_table(args.csv).split(args.split), args), args.out)} crops")
+    table = read_table(args.csv)
+    found = crops(table.split(args.split), args)
+    count = write_samples(found, args.out, split=args.split, rows=table.rows if args.append else ())
+    print(f"{args.out}: {count} crops")
 
 
 if __name__ == "__main__":
