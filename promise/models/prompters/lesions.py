@@ -15,6 +15,7 @@ from promise.runtime.errors import UserError, raise_all
 Float32s: TypeAlias = npt.NDArray[np.float32]
 PROMPT_PARTS = ("box", "points", "box+points")
 OUTPUTS = ("single", "multimask")
+CORE = 0.9  # positive points are placed where the probability is at least this, if it is so anywhere in the lesion
 BACKGROUND = 0.1  # negative points are placed where the probability is lower
 NEAR, FAR = 0.03, 0.15  # distance of negative points from the lesion, as fractions of the side of the map
 
@@ -144,7 +145,7 @@ def find_lesions(probability: Float32s, settings: LesionSettings, *, positive: i
     Args:
         probability: (h, w) in [0, 1].
         settings: threshold, limits and scores; see :class:`LesionSettings`.
-        positive: number of positive points of a lesion, at the peaks of the distance to its border.
+        positive: number of positive points of a lesion, at the peaks of the distance to the border of its core.
         negative: number of negative points, near the lesion, outside of all lesions.
     """
     mask = (probability >= settings.threshold).astype(np.uint8)
@@ -162,7 +163,8 @@ def find_lesions(probability: Float32s, settings: LesionSettings, *, positive: i
         component = labels == index
         x, y, width, height = (int(v) for v in stats[index, :4])
         box = np.array([x, y, x + width - 1, y + height - 1], np.float32)
-        inside = positive_points(component, positive)
+        core = component & (probability >= CORE)
+        inside = positive_points(core if core.any() else component, positive)
         outside, found = negative_points(probability, component, mask > 0, negative)
         label = np.repeat(np.array([1, 0, -1], np.int64), [positive, found, negative - found])
         lesions.append(Lesion(float(scores[index]), box, np.concatenate([inside, outside]), label))

@@ -69,6 +69,17 @@ def test_box_and_points_of_a_lesion() -> None:
     assert len({tuple(point) for point in lesion.xy.tolist()}) == 7
 
 
+def test_positive_points_lie_in_the_core_of_a_lesion() -> None:
+    probability = np.zeros((40, 60), np.float32)
+    probability[10:30, 5:55] = 0.7
+    (lesion,) = find_lesions(probability, LesionSettings(), positive=4, negative=0)
+    assert np.ptp(lesion.xy[:, 0]) > 20  # no core: anywhere inside
+    probability[12:20, 40:50] = 0.95
+    (lesion,) = find_lesions(probability, LesionSettings(), positive=4, negative=0)
+    assert all(0.9 <= probability[int(y), int(x)] for x, y in lesion.xy)
+    assert lesion.box.tolist() == [5, 10, 54, 29]
+
+
 def test_negative_points_avoid_other_lesions() -> None:
     maps = blob((10, 10, 19, 19), (23, 10, 32, 19))
     for lesion in find_lesions(maps, LesionSettings(), positive=1, negative=8):
