@@ -28,6 +28,7 @@ from promise.data.phantom import make_phantoms
 from promise.evaluation.config import EvalConfig
 from promise.evaluation.evaluate import evaluate
 from promise.models import registry
+from promise.models.prompters.lesions import LesionSettings
 from promise.models.registry import NETS, register
 from promise.runtime.errors import ExistingRunError, MissingFileError, UserError
 from promise.training import Callback, TrainConfig, Trainer, TrainResult, train
@@ -923,8 +924,16 @@ def test_the_average_of_the_weights_is_saved_and_the_weights_are_kept(run: Train
         ({"ema": 1.0}, "out-of-range"),
         ({"feature_augment": "flips"}, "feature-augment-without-cache"),
         ({"net": "APM_dense", "point_labels": "1-1-1-0"}, "point-labels"),
+        ({"lesion_settings": "threshold=0.4"}, "net-without-lesions"),
+        ({"net": "APM_dense", "lesion_settings": "threshold=4"}, "invalid-lesion-settings"),
     ],
 )
 def test_settings_of_the_average_of_features_and_of_maps_are_checked(settings_, code, run: Train, user_error) -> None:
     with user_error(code):
         run(**settings_)
+
+
+def test_lesion_settings_are_stored_in_the_checkpoint(run: Train, tmp_path: Path) -> None:
+    run(net="APM_dense", epochs=1, lesion_settings="threshold=0.4,fuse=0,prompts=points")
+    stored = checkpoint.read_metadata(tmp_path / "run" / "best.safetensors").lesions
+    assert stored == dataclasses.asdict(LesionSettings(threshold=0.4, fuse=0.0, prompts="points"))
