@@ -76,7 +76,7 @@ def test_positive_points_lie_in_the_core_of_a_lesion() -> None:
     assert np.ptp(lesion.xy[:, 0]) > 20  # no core: anywhere inside
     probability[12:20, 40:50] = 0.95
     (lesion,) = find_lesions(probability, LesionSettings(), positive=4, negative=0)
-    assert all(0.9 <= probability[int(y), int(x)] for x, y in lesion.xy)
+    assert all(probability[int(y), int(x)] >= 0.9 for x, y in lesion.xy)
     assert lesion.box.tolist() == [5, 10, 54, 29]
 
 
