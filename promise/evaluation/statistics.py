@@ -169,8 +169,8 @@ def risk_coverage(certainty: npt.ArrayLike, dice: npt.ArrayLike, levels: int = L
     order, scores = np.nan_to_num(order[valid], nan=-np.inf), scores[valid]
     count = len(scores)
     risks = np.cumsum(1 - scores[np.argsort(-order, kind="stable")])
-    kept = np.unique(np.ceil(np.arange(1, levels + 1) * count / levels).astype(np.int64)) if count else []
-    return [(int(k) / count, float(risks[k - 1] / k)) for k in kept]
+    kept = np.unique(np.ceil(np.arange(1, levels + 1) * count / levels).astype(np.int64))
+    return [(int(k) / count, float(risks[k - 1] / k)) for k in kept if count]
 
 
 def deviation(means: npt.ArrayLike) -> Floats:
