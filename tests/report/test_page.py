@@ -113,7 +113,7 @@ def test_the_learned_estimate_replaces_that_of_sam(write_evaluation: Write, tmp_
     entry = summary["datasets"]["kvasir"]
     entry["estimated_calibration"] = {**entry["calibration"], "error": 0.0625, "correlation": 0.875}
     (folder / "summary.json").write_text(json.dumps(summary))
-    text = re.sub(r"\s+", " ", read(write_report(folder)).text)
+    text = re.sub(r"\s+", " ", read(write_report(folder, overwrite=True)).text)
     error = entry["calibration"]["error"]
     assert "Mean absolute error of the estimated IoU: 0.062 (bias" in text
     assert f"Mean absolute error of the IoU predicted by SAM: {error:.3f}" in text
@@ -308,7 +308,7 @@ def test_a_browser_renders_the_page(write_evaluation: Write, run: Path, tmp_path
     dom = browse(page, tmp_path / "profile")
     found = Page(dom)
     assert "<title>APM_IPS_resnet on lite_medsam – ProMISe report</title>" in dom
-    assert found.tags.count("svg") == 16
+    assert found.tags.count("svg") == 20
     assert found.tags.count("img") == 12
     assert "pooled Dice" in found.text
     worse = browse(bad, tmp_path / "profile2")
