@@ -166,8 +166,8 @@ def save_lesion_net(build: Callable[..., Any]) -> Callable[..., Path]:
         net.quality = quality
         with torch.no_grad():
             net.apm.head.out[-1].weight.mul_(30)
-            net.apm.head.out[-1].bias.fill_(-13.5)
-        found = {"min_score": 0.003, "flips": False, **settings}
+            net.apm.head.out[-1].bias.fill_(-5.0)
+        found = {"threshold": 0.9, "min_score": 0.025, "flips": False, **settings}
         net.apm.lesions = dataclasses.replace(net.apm.lesions, **found)
         save(net, path, Metadata(name, "tiny_vit", 4, net.sam.weights_sha256(), sam_checkpoint="random", seed=5))
         return path

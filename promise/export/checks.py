@@ -130,6 +130,8 @@ def difference(found: NDArray[Any], expected: Tensor) -> float:
     reference = expected.double().numpy()
     if found.shape != reference.shape or not np.isfinite(found).all():
         return float("inf")
+    if not found.size:
+        return 0.0
     return float(np.abs(found.astype(np.float64) - reference).max() / max(1.0, np.abs(reference).max()))
 
 

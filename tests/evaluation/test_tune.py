@@ -299,7 +299,8 @@ def test_lesion_settings_are_tuned_and_stored(
     with (tmp_path / "tune/tune_lesions.csv").open() as stream:
         lines = list(csv.DictReader(stream))
     assert [(line["setting"], float(line["value"])) for line in lines] == [
-        ("threshold", 0.5), ("threshold", 0.99), ("min_score", 0.0), ("min_score", 0.003), ("min_score", 0.01),
+        ("threshold", 0.5), ("threshold", 0.9), ("threshold", 0.99),
+        ("min_score", 0.0), ("min_score", 0.01), ("min_score", 0.025),
     ]  # fmt: skip
     chosen = {line["setting"]: float(line["value"]) for line in lines if line["chosen"] == "1"}
     now = checkpoint.read_metadata(path)

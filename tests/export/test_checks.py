@@ -38,7 +38,7 @@ def case(
 ) -> Any:
     if "dense" in request.param:
         path = tmp_path_factory.mktemp("net") / "net.safetensors"
-        settings = {"threshold": 0.9, "min_score": 0.001, "flips": True}
+        settings = {"threshold": 0.6, "min_score": 0.0, "min_probability": 0.0, "flips": True}
         if request.param == "APM_dense":
             settings |= {"mask_prompt": True, "output": "multimask"}
         with warnings.catch_warnings():

@@ -104,7 +104,7 @@ def test_lesion_settings_are_restored(save_lesion_net: Callable[..., Path], tmp_
     settings = {"max_lesions": 2, "threshold": 0.25, "prompts": "points", "output": "multimask", "fuse": 0.0}
     path = save_lesion_net(tmp_path / "a.safetensors", **settings)
     net, metadata = checkpoint.load(path)
-    expected = LesionSettings(**{"min_score": 0.003, "flips": False, **settings})
+    expected = LesionSettings(**{"min_score": 0.025, "flips": False, **settings})
     assert net.lesions == expected
     assert metadata.lesions == header(path)["lesions"] == dataclasses.asdict(expected)
     checkpoint.rewrite_metadata(path, dataclasses.replace(metadata, postprocess="fill"))

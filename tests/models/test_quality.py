@@ -116,7 +116,7 @@ def load(path: Path) -> tuple[Promise, Any]:
 def test_only_automatic_masks_with_a_lesion_have_an_estimate(
     save_lesion_net: Callable[..., Path], tmp_path: Path
 ) -> None:
-    net, encoded = load(save_lesion_net(tmp_path / "a.safetensors", quality=ESTIMATE, min_score=0.004))
+    net, encoded = load(save_lesion_net(tmp_path / "a.safetensors", quality=ESTIMATE))
     found = net.decode(encoded)
     counts = torch.bincount(found.prompts.image, minlength=8)
     assert 0 < (counts == 0).sum() < 8
