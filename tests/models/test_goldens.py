@@ -17,7 +17,7 @@ from torch import Tensor
 from promise.evaluation.scoring import score
 from promise.models.checkpoint import load_reference_state, to_reference_state
 from promise.models.cpu import optimize_for_cpu
-from promise.models.promise import Promise
+from promise.models.promise import Promise, pool_taps
 from promise.models.reference_names import reference_name
 from promise.models.registry import NETS, build_net, build_parts, parse_net_name
 from promise.models.sam.frozen import FrozenSam
@@ -176,7 +176,8 @@ def test_a_training_step_equals_that_of_the_reference_implementation(file: str, 
 @pytest.mark.parametrize("name", [name for name, spec in NETS.items() if spec.trainable])
 def test_every_net_trains_and_is_scored_at_full_size(name: str, full: Full) -> None:
     net = full.net(name)
-    encoded = Encoded(full.encoded.embedding[:1], tuple(tap[:1] for tap in full.encoded.taps))
+    taps = pool_taps([tap[:1] for tap in full.encoded.taps], net.tap_pooling)
+    encoded = Encoded(full.encoded.embedding[:1], taps)
     mask = full.mask[:1]
     prompts = Prompts(oracle_points(mask, 16, [generator_for(0, name)])) if net.needs_prompts else None
     sam = net.sam.weights_sha256()
