@@ -1,7 +1,7 @@
 """Noisy prompts, on which a token shift is trained for a net whose map of lesions is frozen.
 
-A net without its own mistakes in training would not learn to correct for them, and one that sees only its own boxes
-would no longer take the prompts of a user. Each image therefore has one of four kinds of prompts, see :data:`SHARES`.
+At inference the boxes come from the map, with its mistakes, or from a user. Each image therefore has one of four kinds of
+prompts, see :data:`SHARES`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class NoisyPromptNet(nn.Module):
         encoded = image if isinstance(image, Encoded) else self.net.encode(image)
         with torch.no_grad():
             completed = self._complete(encoded, prompts)
-        torch.clear_autocast_cache()  # weights that were cast without gradients would be used again
+        torch.clear_autocast_cache()  # in some versions of torch, it keeps weights without gradients
         return self._decode(encoded, completed)
 
     def _complete(self, encoded: Encoded, draw: NoisyDraw) -> list[Prompts]:
