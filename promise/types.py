@@ -52,6 +52,7 @@ class Prompts:
     boxes: Tensor | None = None  # (N, 4) float x0, y0, x1, y1 in input pixels
     masks: Tensor | None = None  # (N, 1, 4E, 4E) float, mask prompt of SAM: logits of an earlier prediction
     image: Tensor | None = None  # (N,) int64, ascending: place of each set's image in the batch; None: N = B, in order
+    suggested: Points | None = None  # of N prompt sets: points that a prompter places but does not pass to the decoder
 
     def __post_init__(self) -> None:
         if self.points is None and self.boxes is None and self.masks is None:
@@ -88,9 +89,11 @@ class Prompts:
         return replace(self.sets(torch.cat(chosen)), image=image.to(self.image.device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Prompts:
-        points = None if self.points is None else Points(change(self.points.xy), change(self.points.label))
-        rest = (None if x is None else change(x) for x in (self.boxes, self.masks, self.image))
-        return Prompts(points, *rest)
+        points, suggested = (
+            None if x is None else Points(change(x.xy), change(x.label)) for x in (self.points, self.suggested)
+        )
+        boxes, masks, image = (None if x is None else change(x) for x in (self.boxes, self.masks, self.image))
+        return Prompts(points, boxes, masks, image, suggested)
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,8 @@ class Prediction:
     ious: Tensor | None = None  # (B, 3) float, estimated IoU of the three multimask masks
     lesion_logits: Tensor | None = None  # (B, 1, h, w) float, map of the lesion, if the prompter ran and predicts one
     fused: bool = False  # whether the map was added to the mask
+    sam_logits: Tensor | None = None  # (B, 1, 4E, 4E) float, the mask before the map was added, if it was
+    quality: Tensor | None = None  # (B,) float, learned estimate of the IoU of an automatic mask; NaN without a lesion
 
     def take(self, places: Sequence[int]) -> Prediction:
         """Return the predictions for the images at some positions of the batch."""
@@ -158,8 +163,16 @@ class Prediction:
         def some(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[list(places)]
 
-        mask, iou = self.mask_logits[list(places)], self.iou[list(places)]
-        return Prediction(mask, iou, self.prompts.take(places), some(self.ious), some(self.lesion_logits), self.fused)
+        return replace(
+            self,
+            mask_logits=self.mask_logits[list(places)],
+            iou=self.iou[list(places)],
+            prompts=self.prompts.take(places),
+            ious=some(self.ious),
+            lesion_logits=some(self.lesion_logits),
+            sam_logits=some(self.sam_logits),
+            quality=some(self.quality),
+        )
 
     @property
     def points(self) -> Points | None:

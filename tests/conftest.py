@@ -153,7 +153,7 @@ def build(tiny_vit: str) -> Callable[..., Any]:
 def save_lesion_net(build: Callable[..., Any]) -> Callable[..., Path]:
     """A function that writes a checkpoint of a small net that finds 0 to 3 lesions in the images of ``phantoms``.
 
-    Keywords are lesion settings.
+    Keywords are lesion settings; ``quality`` is its estimate of the IoU.
     """
     import dataclasses
 
@@ -161,11 +161,14 @@ def save_lesion_net(build: Callable[..., Any]) -> Callable[..., Path]:
 
     from promise.models.checkpoint import Metadata, save
 
-    def save_lesion_net(path: Path, name: str = "APM_IPS_dense", **settings: Any) -> Path:
+    def save_lesion_net(path: Path, name: str = "APM_IPS_dense", quality: Any = None, **settings: Any) -> Path:
         net = build(name, num_points=4, seed=1)
+        net.quality = quality
         with torch.no_grad():
             net.apm.head.out[-1].weight.mul_(30)
-        net.apm.lesions = dataclasses.replace(net.apm.lesions, **{"threshold": 0.99, "min_score": 0.013, **settings})
+            net.apm.head.out[-1].bias.fill_(-5.0)
+        found = {"threshold": 0.9, "min_score": 0.025, "flips": False, **settings}
+        net.apm.lesions = dataclasses.replace(net.apm.lesions, **found)
         save(net, path, Metadata(name, "tiny_vit", 4, net.sam.weights_sha256(), sam_checkpoint="random", seed=5))
         return path
 

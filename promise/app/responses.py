@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from promise.app.open_images import OpenImage
 from promise.inference.overlay import NEGATIVE, POSITIVE, PREDICTED
 from promise.inference.segmentation import Segmentation
+from promise.models.quality import describe_quality
 from promise.prompts.file import Draw, prompts_text
 from promise.prompts.sets import ImagePrompts
 
@@ -52,6 +53,7 @@ def segmentation_to_dict(found: Segmentation) -> dict[str, Any]:
 
     The mask is a PNG with one bit per pixel in base64; an outline is a flat list x, y, x, y, … ``lesions`` has the
     prompts of each lesion; ``points`` and ``labels`` are those of all lesions, and ``box`` is the only box.
+    ``estimated_iou`` and ``estimate``, the same in words, are ``None`` without a learned estimate.
     """
     lesions = [
         {"points": one.xy.tolist(), "labels": one.label.tolist(), "box": None if one.box is None else one.box.tolist()}
@@ -61,6 +63,8 @@ def segmentation_to_dict(found: Segmentation) -> dict[str, Any]:
         "mask": base64.b64encode(encode_bits(found.mask)).decode("ascii"),
         "outlines": [outline.reshape(-1).tolist() for outline in found.contours()],
         "iou": float(found.iou),
+        "estimated_iou": found.quality,
+        "estimate": None if found.quality is None else describe_quality(found.quality),
         "ious": [float(iou) for iou in found.ious],
         "mask_index": found.mask_index,
         "area": found.area,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from promise.cli.common import Parser, prepare_process, run, start_logging
-from promise.runtime.settings import DEVICE_HELP, MAX_LESIONS_HELP, PRECISIONS
+from promise.runtime.settings import DEVICE_HELP, LESION_SETTINGS_HELP, MAX_LESIONS_HELP, PRECISIONS
 
 DESCRIPTION = """
 Serve a web page that segments uploaded images. The net places the prompts; the user can move, add and remove them.
@@ -39,6 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="postprocessing of masks, such as open:5; default: as stored in the checkpoint",
     )
     net.add_argument("--max-lesions", type=int, metavar="N", help=MAX_LESIONS_HELP)
+    net.add_argument("--lesion-settings", metavar="NAME=VALUE,…", help=LESION_SETTINGS_HELP)
     page = parser.add_argument_group("page")
     page.add_argument(
         "--host",
@@ -109,6 +110,7 @@ def _work(arguments: argparse.Namespace) -> int:
             precision=arguments.precision,
             postprocess=arguments.postprocess,
             max_lesions=arguments.max_lesions,
+            lesion_settings=arguments.lesion_settings,
         )
 
     serve(open_net, serving, lambda address: print(f"promise-app: {address}  (Ctrl+C stops)", flush=True))

@@ -56,6 +56,9 @@ def _tune(config: EvalConfig) -> int:
 
     result = tune(config)
     ranked = [(str(postprocess), dice) for postprocess, dice in result.ranked]
+    if result.lesions:
+        chosen = ", ".join(f"{step.name}={step.chosen:g} (Dice {step.chosen_dice:.4f})" for step in result.lesions)
+        print(f"lesion settings, tuned one after the other: {chosen}\n")
     print(tuning_text(ranked, images=result.images, ckpt=result.ckpt))
     print(f"\nall candidates: {result.folder / 'tune.csv'}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from promise.cli.common import build_parser, gather, prepare_process, run, start_logging
 from promise.inference.config import PredictConfig
@@ -50,7 +51,9 @@ def _work(arguments: argparse.Namespace) -> int:
     existing = result.images - result.made - len(result.failed)
     kept = f", {existing} already existed" if existing else ""
     print(f"{result.made} mask{'s' * (result.made != 1)} written{kept}: {result.folder / 'masks'}")
-    if result.without_lesion:
+    if result.review is not None:
+        print("\n".join(_review_lines(result.review, config.review_below, result.folder)))
+    elif result.without_lesion:
         several = len(result.without_lesion) > 1
         masks = "masks are" if several else "mask is"
         head = f"no lesion found in {len(result.without_lesion)} image{'s' * several}, whose {masks} empty:"
@@ -61,6 +64,15 @@ def _work(arguments: argparse.Namespace) -> int:
     lines = [f"  {reason if path in reason else f'{path}: {reason}'}" for path, reason in result.failed]
     print("\n".join([head, *shorten(lines)]), file=sys.stderr)
     return 3
+
+
+def _review_lines(review: Sequence[tuple[str, float | None]], below: float | None, folder: Path) -> list[str]:
+    """The images that a person should inspect, lowest estimated IoU first."""
+    from promise.inference.output_folder import REVIEW
+
+    images = f"{len(review)} image{'s' * (len(review) != 1)} to review"
+    head = f"{images} (estimated IoU below {below:g}, or no lesion found): {folder / REVIEW}"
+    return [head, *shorten([f"  {name}: {'no lesion' if iou is None else f'{iou:.3f}'}" for name, iou in review])]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from promise.runtime.settings import (
     CACHES,
     DATA_ROOT_HELP,
     DEVICE_HELP,
+    LESION_SETTINGS_HELP,
     MAX_LESIONS_HELP,
     PRECISION_HELP,
     PRECISIONS,
@@ -97,6 +98,7 @@ class EvalConfig:
     gt_box: bool = option(False, "add the box of the ground truth to the points", group="scoring")
     prompt_seeds: int = option(1, "number of draws of the points per image, with consecutive seeds", group="scoring")
     max_lesions: int | None = option(None, MAX_LESIONS_HELP, group="scoring")
+    lesion_settings: str | None = option(None, LESION_SETTINGS_HELP, metavar="NAME=VALUE,…", group="scoring")
     postprocess: str | None = option(
         None,
         "none, open:5 or close:7, optionally followed by threshold:0.45, fill, largest, separated by commas; or the "
@@ -107,7 +109,8 @@ class EvalConfig:
     )
     tune_postprocess: bool = option(
         False,
-        "do not score: choose the postprocessing on the val rows and store it in the checkpoint",
+        "do not score: choose the postprocessing on the val rows and store it in the checkpoint; of nets that find "
+        "lesions also threshold, fuse, min_probability, min_score and min_share",
         group="scoring",
     )
     empty_masks: str = option(

@@ -127,8 +127,9 @@ class _DataSetScorer:
         self.clicks = self._click_study() if config.clicks else None
         self.hashes = hash_images(dataset.rows)
         self.seen = count_seen(self.hashes, setup.loaded.metadata.seen)
-        # Images of the tuning matter only where the tuned postprocessing is used.
-        used = self.seen if setup.loaded.postprocess_source == "checkpoint" else {**self.seen, "tune": 0}
+        # Images of the tuning matter only where the tuned postprocessing or tuned lesion settings are used.
+        tuned = setup.loaded.postprocess_source == "checkpoint" or setup.loaded.net.lesions is not None
+        used = self.seen if tuned else {**self.seen, "tune": 0}
         self.notices = find_seen(dataset.name, used, len(dataset.rows))
         for notice in self.notices:
             log.warning(describe(notice))

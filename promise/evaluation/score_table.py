@@ -35,6 +35,8 @@ class ScoreTable:
         self.columns: list[tuple[str, str]] = []  # K pairs (protocol, metric), set by the first row
         self._values = np.zeros((images, draws, 0))
         self._predicted_iou = np.full((images, draws), np.nan)
+        self._estimated_iou = np.full((images, draws), np.nan)
+        self._has_lesion = np.ones((images, draws), bool)
         self._intersection = np.zeros((images, draws), np.int64)
         self._predicted = np.zeros((images, draws), np.int64)
         self._target = np.zeros(images, np.int64)
@@ -49,6 +51,8 @@ class ScoreTable:
         self.names[row.index] = row.name
         self._values[at] = [scored.scores[protocol][name] for protocol, name in self.columns]
         self._predicted_iou[at] = row.iou
+        self._estimated_iou[at] = np.nan if row.quality is None else row.quality
+        self._has_lesion[at] = len(row.sets) > 0
         self._intersection[at], self._predicted[at] = scored.intersection, scored.predicted_pixels
         self._target[row.index], self._pixels[row.index] = scored.target_pixels, scored.mask.size
 
@@ -78,6 +82,7 @@ class ScoreTable:
                     "native_intersection": int(self._intersection[i, draw]),
                     "native_predicted_pixels": int(self._predicted[i, draw]),
                     "predicted_iou": float(self._predicted_iou[i, draw]),
+                    "estimated_iou": float(self._estimated_iou[i, draw]),
                     **{f"{p}_{n}": float(v) for (p, n), v in zip(self.columns, self._values[i, draw], strict=True)},
                 }
 
@@ -101,12 +106,22 @@ class ScoreTable:
             "pooled": pooled_overlap(self._intersection[:, 0], self._predicted[:, 0], self._target),
             "misses": count_misses(dice),
             "by_size": stratify(self._target / self._pixels, dice, iou),
-            "calibration": calibration(self._predicted_iou[:, 0], self.column("native", "iou")[:, 0]),
+            **self._calibrations(),
             "draws": {
                 "count": len(seeds),
                 "seeds": list(seeds),
                 "deviation": self._nested(deviation(between).tolist()) if len(seeds) > 1 else None,
             },
+        }
+
+    def _calibrations(self) -> dict[str, Any]:
+        """Calibration of SAM's estimate and of the learned one, over the images with a lesion in the first draw."""
+        true = np.where(self._has_lesion[:, 0], self.column("native", "iou")[:, 0], np.nan)
+        learned = self._estimated_iou[:, 0]
+        return {
+            "calibration": calibration(self._predicted_iou[:, 0], true),
+            **({} if np.isnan(learned).all() else {"estimated_calibration": calibration(learned, true)}),
+            "without_lesion": int((~self._has_lesion[:, 0]).sum()),
         }
 
     def _nested(self, values: Sequence[Any]) -> Nested:

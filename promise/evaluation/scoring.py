@@ -82,7 +82,7 @@ def _score_prompts(prompts: ImagePrompts | None, target: np.ndarray) -> dict[str
     """The metrics of the prompts; all NaN without prompts."""
     if prompts is None:
         return prompt_metrics(np.zeros((0, 2)), np.zeros(0, np.int64), np.zeros((0, 4)), target)
-    return prompt_metrics(prompts.xy, prompts.label, prompts.boxes, target)
+    return prompt_metrics(prompts.placed_xy, prompts.placed_label, prompts.boxes, target)
 
 
 def native_dice(mask: np.ndarray, target: np.ndarray, empty_rule: str = "one") -> float:

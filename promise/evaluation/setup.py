@@ -19,6 +19,7 @@ from promise.features.store import cache_folder
 from promise.inference.loading import LoadedNet, load_net
 from promise.inference.postprocess import Postprocess
 from promise.models.prompters.base import fixed_labels
+from promise.models.prompters.lesions import check_settings
 from promise.models.registry import parse_net_name
 from promise.prompts.file import Draw
 from promise.prompts.source import Prompting, PromptSettings, PromptSource, find_prompting_errors, resolve_prompting
@@ -99,7 +100,7 @@ def check_eval(config: EvalConfig) -> None:
         UserError: invalid settings; all faults are reported together.
     """
     errors = [*_check_required(config), *_check_numbers(config)]
-    for check in (_check_net, _check_points, _check_postprocess, _check_recipe):
+    for check in (_check_net, _check_points, _check_postprocess, _check_lesions, _check_recipe):
         try:
             check(config)
         except UserError as error:
@@ -142,6 +143,10 @@ def _check_postprocess(config: EvalConfig) -> None:
         Postprocess.parse(config.postprocess or "")
 
 
+def _check_lesions(config: EvalConfig) -> None:
+    check_settings(config.lesion_settings)
+
+
 def _check_recipe(config: EvalConfig) -> None:
     if config.recipe and not build_transform(config.recipe, image_size=64, pixels="imagenet").deterministic:
         raise UserError(
@@ -166,6 +171,7 @@ def load_setup(config: EvalConfig) -> EvaluationSetup:
         recipe=config.recipe,
         postprocess=config.postprocess,
         max_lesions=config.max_lesions,
+        lesion_settings=config.lesion_settings,
         device=config.device,
         precision=config.precision,
         compile=config.compile,

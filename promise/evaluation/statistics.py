@@ -18,6 +18,7 @@ SEED = 0  # of the bootstrap, so that intervals are reproducible
 MISS = 0.1  # an image with a Dice below it is a miss
 SIZES = {"small": 0.02, "medium": 0.10, "large": 1.0}  # size class: foreground below this fraction of the pixels
 BINS = 10  # of the calibration plot
+LEVELS = 40  # of coverage
 _BLOCK = 2**22  # indices drawn per block: 32 MiB
 
 
@@ -150,6 +151,26 @@ def calibration(predicted: npt.ArrayLike, true: npt.ArrayLike, bins: int = BINS)
             for i in range(bins)
         ],
     }
+
+
+def risk_coverage(certainty: npt.ArrayLike, dice: npt.ArrayLike, levels: int = LEVELS) -> list[tuple[float, float]]:
+    """Mean 1 − Dice of the most certain images, as a function of the fraction of images that are kept.
+
+    Args:
+        certainty: (N,) higher is more certain; images with NaN are dropped first.
+        dice: (N,) scores; images with NaN are excluded.
+        levels: largest number of fractions.
+
+    Returns:
+        (coverage, risk), coverage ascending to 1.
+    """
+    order, scores = np.asarray(certainty, np.float64), np.asarray(dice, np.float64)
+    valid = ~np.isnan(scores)
+    order, scores = np.nan_to_num(order[valid], nan=-np.inf), scores[valid]
+    count = len(scores)
+    risks = np.cumsum(1 - scores[np.argsort(-order, kind="stable")])
+    ends = np.unique(np.ceil(np.arange(1, levels + 1) * count / levels).astype(np.int64))[: levels * count]
+    return [(int(k) / count, float(risks[k - 1] / k)) for k in ends]
 
 
 def deviation(means: npt.ArrayLike) -> Floats:

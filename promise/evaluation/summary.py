@@ -20,7 +20,8 @@ CERTAINTY = (
     "pooled",
     "Dice < 0.1",
     "Dice small / medium / large",
-    "IoU est. error",
+    "SAM's IoU error (r)",
+    "est. IoU error (r)",
 )
 
 
@@ -132,8 +133,9 @@ def _lesions(summary: Mapping[str, Any]) -> str:
     output = {"single": "SAM's single mask", "multimask": "the first of SAM's three masks"}[found["output"]]
     return (
         f"{_title(summary)}: {limit} (threshold {found['threshold']:g}, scores from {found['min_score']:g} and from "
-        f"{found['min_share']:g} of the best), prompts {found['prompts']}{mask_prompt}, {output}, weight of the map "
-        f"{found['fuse']:g}."
+        f"{found['min_share']:g} of the best, mean probability from {found.get('min_probability', 0):g}), prompts "
+        f"{found['prompts']}{mask_prompt}, {output}, weight of the map {found['fuse']:g}"
+        f"{', averaged over mirror images' if found.get('flips') else ''}."
     )
 
 
@@ -153,8 +155,16 @@ def _certainty(table: Mapping[str, Any]) -> list[str]:
         _number(table["pooled"]["dice"]),
         f"{misses['images']} of {table['images']}",
         " / ".join(f"{_number(size['dice'], 3) if size['images'] else '-'} ({size['images']})" for size in sizes),
-        _number(table["calibration"]["error"]),
+        _error(table["calibration"]),
+        _error(table.get("estimated_calibration")),
     ]
+
+
+def _error(calibration: Mapping[str, float | None] | None) -> str:
+    """Mean error and correlation of an estimated IoU."""
+    if calibration is None:
+        return "-"
+    return f"{_number(calibration['error'])} ({_number(calibration.get('correlation'), 2)})"
 
 
 def _number(value: float | None, digits: int = 4) -> str:

@@ -1,5 +1,7 @@
 """Tune the postprocessing of a net: a grid search on the val rows, whose winner is stored in the checkpoint.
 
+Of a net that finds lesions, the lesion settings are tuned first; see :mod:`promise.evaluation.tune_lesions`.
+
 Only files of val rows are opened.
 """
 
@@ -22,9 +24,11 @@ from promise.evaluation.config import EvalConfig
 from promise.evaluation.scoring import dice_of_empty
 from promise.evaluation.setup import Draws, EvaluationSetup, check_eval, evaluation_loader, load_setup
 from promise.evaluation.statistics import column_means
+from promise.evaluation.tune_lesions import Step, tune_lesions
 from promise.inference.loop import RowPrediction, predict_draws
 from promise.inference.postprocess import Postprocess, fill_holes, largest_component, open_or_close, probability_at
 from promise.models import checkpoint
+from promise.prompts.sampling import AUTO
 from promise.runtime.errors import UserError, all_of, raise_all
 from promise.runtime.files import check_output_dir, write_lines
 from promise.runtime.memory import explain_out_of_memory
@@ -34,6 +38,7 @@ from promise.runtime.workers import default_workers, ordered_map
 
 log = logging.getLogger(__name__)
 
+LESIONS = "tune_lesions.csv"
 FEW = 20  # images; a choice on fewer is reported as uncertain
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(2, 19))  # 0.1 … 0.9
@@ -63,6 +68,7 @@ class TuneResult:
     images: int
     winner: Postprocess
     ranked: tuple[tuple[Postprocess, float], ...]  # the grid with its mean Dice, the winner first
+    lesions: tuple[Step, ...] = ()  # the search for lesion settings, of a net that finds lesions
 
     @property
     def plain(self) -> float:
@@ -73,8 +79,8 @@ class TuneResult:
 def tune(config: EvalConfig) -> TuneResult:
     """Choose the postprocessing with the best mean native Dice on the val rows, and store it in the checkpoint.
 
-    Ties go to the simplest candidate. The net predicts each image once; every candidate is applied to the same
-    probability map.
+    The lesion settings of a net that finds lesions are tuned first, if the prompts are its own. Ties go to the simplest
+    candidate. The net predicts each image once; every postprocessing is applied to the same probability map.
 
     Raises:
         UserError: invalid settings, files or weights; nothing has been written.
@@ -82,7 +88,9 @@ def tune(config: EvalConfig) -> TuneResult:
     _check(config)
     ckpt = Path(config.ckpt or "")
     folder = check_output_dir(
-        Path(config.output) if config.output else ckpt.parent / "tune", ("tune.csv",), overwrite=config.overwrite
+        Path(config.output) if config.output else ckpt.parent / "tune",
+        ("tune.csv", LESIONS),
+        overwrite=config.overwrite,
     )
     stored = checkpoint.read_metadata(ckpt)
     datasets, notes = select_rows(
@@ -93,13 +101,17 @@ def tune(config: EvalConfig) -> TuneResult:
     setup = load_setup(dataclasses.replace(config, postprocess="default"))
     hashes = _hash(datasets, stored)
     draws = setup.read_draws(datasets)
+    automatic = setup.loaded.net.lesions is not None and setup.prompting.source == AUTO
+    steps = tuple(tune_lesions(config, setup, datasets)) if automatic else ()
     scores = np.concatenate([_dice(config, setup, dataset, draws) for dataset in datasets])
     if len(scores) < FEW:
         log.warning("only %d images to choose on: the best of %d candidates may win by chance.", len(scores), len(GRID))
     ranked = rank(column_means(scores))
     winner, dice = ranked[0]
-    result = TuneResult(folder, ckpt, len(scores), winner, tuple(ranked))
+    result = TuneResult(folder, ckpt, len(scores), winner, tuple(ranked), steps)
     write_lines(folder / "tune.csv", _lines(ranked, images=len(scores)))
+    if steps:
+        write_lines(folder / LESIONS, _lesion_lines(steps))
     tuning = {
         "dice": dice,
         "dice_without": result.plain,
@@ -114,7 +126,11 @@ def tune(config: EvalConfig) -> TuneResult:
     checkpoint.rewrite_metadata(
         ckpt,
         dataclasses.replace(
-            stored, postprocess=str(winner), tuning=tuning, seen={**stored.seen, "tune": sorted(set(hashes))}
+            stored,
+            postprocess=str(winner),
+            tuning=tuning,
+            seen={**stored.seen, "tune": sorted(set(hashes))},
+            lesions=setup.describe()["lesions"] if steps else stored.lesions,
         ),
     )
     return result
@@ -230,6 +246,12 @@ def _complexity(postprocess: Postprocess) -> tuple[float, ...]:
     acts = postprocess.operation != "none"
     steps = acts + postprocess.fill + postprocess.largest + (postprocess.threshold != 0.5)
     return steps, postprocess.kernel if acts else 0, abs(postprocess.threshold - 0.5), postprocess.threshold
+
+
+def _lesion_lines(steps: Sequence[Step]) -> Iterator[Mapping[str, Any]]:
+    for step in steps:
+        for value, dice in zip(step.values, step.dice, strict=True):
+            yield {"setting": step.name, "value": value, "dice": dice, "chosen": int(value == step.chosen)}
 
 
 def _lines(ranked: Sequence[tuple[Postprocess, float]], *, images: int) -> Iterator[Mapping[str, Any]]:

@@ -18,10 +18,10 @@ from promise.data.phantom import make_phantom
 from promise.data.transforms.recipes import Transform
 from promise.evaluation.metrics import binary_metrics
 from promise.export.formats import Arrays, Runner
-from promise.export.graphs import tap_names
+from promise.export.graphs import decoder_channels, prompter_inputs
 from promise.inference.postprocess import probability_at
 from promise.models.promise import Promise
-from promise.models.sam.frozen import MULTIMASK
+from promise.models.prompters.dense import DensePrompter
 from promise.types import Encoded, Points, Prompts
 
 # Largest accepted difference from PyTorch, relative to the largest absolute value, or to 1 if that is larger.
@@ -77,7 +77,8 @@ def make_images(net: Promise, transform: Transform, *, count: int, seed: int = 0
         corners = np.array([[columns.min(), rows.min()], [columns.max(), rows.max()]]) + 0.5
         box = torch.from_numpy(corners * side / (width, height) - 0.5).float().reshape(1, 4)
         with torch.no_grad():
-            images.append(CheckImage(pixels, image[None], box, net.sam.encode(image[None])))
+            encoded = net.encode(image[None]) if net.needs_taps else net.sam.encode(image[None])
+            images.append(CheckImage(pixels, image[None], box, encoded))
     return images
 
 
@@ -129,6 +130,8 @@ def difference(found: NDArray[Any], expected: Tensor) -> float:
     reference = expected.double().numpy()
     if found.shape != reference.shape or not np.isfinite(found).all():
         return float("inf")
+    if not found.size:
+        return 0.0
     return float(np.abs(found.astype(np.float64) - reference).max() / max(1.0, np.abs(reference).max()))
 
 
@@ -139,8 +142,15 @@ def _check_encoder(run: Runner, image: Tensor, encoded: Encoded) -> list[Check]:
 
 
 def _check_prompter(net: Promise, run: Runner, encoded: Encoded) -> list[Check]:
-    assert net.apm is not None
-    found = run(dict(zip(tap_names(net.sam.backbone), encoded.taps, strict=True)))
+    found = run(prompter_inputs(net, encoded))
+    if isinstance(net.apm, DensePrompter):
+        map_difference = difference(found["map"], net.lesion_map(encoded))
+        boxes = net.apm.place_prompts(torch.from_numpy(found["map"])).boxes
+        assert boxes is not None
+        return [
+            Check("prompter", "map", map_difference, ONE_GRAPH),
+            Check("prompter", "boxes", difference(found["boxes"][found["scores"] > 0], boxes), ONE_GRAPH),
+        ]
     expected = net.prompt(encoded).prompts.points
     assert expected is not None
     pairs = (("points", expected.xy), ("labels", expected.label))
@@ -156,8 +166,8 @@ def _prompts(net: Promise, image: CheckImage) -> list[tuple[Points | None, Tenso
 
 
 def _points(net: Promise, image: CheckImage) -> Points:
-    """Return the points of the prompter; without a prompter the centre of the box, and its corners as background."""
-    if net.apm is not None:
+    """Return the points of the prompter; without them the centre of the box, and its corners as background."""
+    if net.apm is not None and net.lesions is None:
         points = net.prompt(image.encoded).prompts.points
         assert points is not None
         return points
@@ -181,7 +191,7 @@ def _check_decoder(
     net: Promise, run: Runner, encoded: Encoded, points: Points | None, box: Tensor | None
 ) -> list[Check]:
     shift = None if net.ips is None else net.ips(encoded.embedding)
-    expected = net.sam.decode(encoded, Prompts(points, box), token_shift=shift, channels=MULTIMASK)
+    expected = net.sam.decode(encoded, Prompts(points, box), token_shift=shift, channels=decoder_channels(net))
     found = run({"embedding": encoded.embedding, **_tokens(points, box)})
     pairs = (("logits", expected[0]), ("iou", expected[1]))
     return [Check("decoder", name, difference(found[name], value), ONE_GRAPH) for name, value in pairs]
@@ -189,13 +199,19 @@ def _check_decoder(
 
 def _check_chain(net: Promise, runners: Mapping[str, Runner], image: CheckImage, *, threshold: float) -> list[Check]:
     encoded = runners["encoder"]({"image": image.image})
-    points = _points(net, image)
-    expected = net.decode(image.encoded, Prompts(points)).mask_logits
+    embedding, *taps = map(torch.from_numpy, encoded.values())
+    points, box = (_points(net, image), None) if net.lesions is None else (None, image.box)
+    expected = net.decode(image.encoded, Prompts(points, box)).mask_logits
     if "prompter" in runners:
-        placed = runners["prompter"]({name: torch.from_numpy(encoded[name]) for name in tap_names(net.sam.backbone)})
-        points = Points(torch.from_numpy(placed["points"]), torch.from_numpy(placed["labels"]))
-    found = runners["decoder"]({"embedding": torch.from_numpy(encoded["embedding"]), **_tokens(points, None)})
-    logits = found["logits"][:, :1]
+        placed = runners["prompter"](prompter_inputs(net, Encoded(embedding, tuple(taps))))
+        if net.lesions is None:
+            points = Points(torch.from_numpy(placed["points"]), torch.from_numpy(placed["labels"]))
+        elif placed["scores"][0, 0] > 0:
+            box = torch.from_numpy(placed["boxes"][:, 0])
+            expected = net.decode(image.encoded, Prompts(boxes=box)).mask_logits
+    found = runners["decoder"]({"embedding": embedding, **_tokens(points, box)})
+    channel = decoder_channels(net).index(net.channel())
+    logits = found["logits"][:, channel : channel + 1]
     mask = probability_at(logits[0, 0], *image.pixels.shape[:2]) >= threshold
     return [
         Check("all in turn", "logits", difference(logits, expected), ALL_GRAPHS),
@@ -204,9 +220,22 @@ def _check_chain(net: Promise, runners: Mapping[str, Runner], image: CheckImage,
 
 
 def _check_image(net: Promise, run: Runner, image: CheckImage, *, threshold: float) -> list[Check]:
-    expected = net.decode(image.encoded)
     found: Arrays = run({"picture": torch.from_numpy(image.pixels)})
+    checks, prompts = [], None
+    if isinstance(net.apm, DensePrompter):
+        # The lesions of the graph's own map: rounding may move a pixel of the map across the threshold.
+        lesion_logits = found["map"][None]
+        prompts = net.apm.place_prompts(torch.from_numpy(lesion_logits))
+        assert prompts.boxes is not None
+        ratio = np.array(image.pixels.shape[1::-1]) / net.sam.backbone.image_size
+        boxes = ((found["boxes"] + 0.5) / ratio - 0.5)[found["scores"] > 0].reshape(-1, 4)
+        checks = [
+            Check("image", "map", difference(lesion_logits, net.lesion_map(image.encoded)), ALL_GRAPHS),
+            Check("image", "boxes", difference(boxes, prompts.boxes), ALL_GRAPHS),
+        ]
+    expected = net.decode(image.encoded, prompts, fuse=True)
     return [
+        *checks,
         Check("image", "logits", difference(found["logits"][None, None], expected.mask_logits), ALL_GRAPHS),
         Check("image", "iou", difference(found["iou"][None], expected.iou), ALL_GRAPHS),
         Check(

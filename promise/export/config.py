@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from promise.runtime.settings import REQUIRED, option
+from promise.runtime.settings import LESION_SETTINGS_HELP, MAX_LESIONS_HELP, REQUIRED, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,8 @@ class ExportConfig:
         metavar="STEPS",
         group="net",
     )
+    max_lesions: int | None = option(None, MAX_LESIONS_HELP, group="net")
+    lesion_settings: str | None = option(None, LESION_SETTINGS_HELP, metavar="NAME=VALUE,…", group="net")
     images: int = option(3, "number of synthetic images on which the graphs are compared with PyTorch", group="run")
     overwrite: bool = option(False, "replace an earlier export in the output folder", group="output")
     quiet: bool = option(False, "hide messages and progress bar", group="run")

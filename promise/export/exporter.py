@@ -21,6 +21,8 @@ from promise.export.graphs import Graph, build_graphs
 from promise.inference.postprocess import Postprocess
 from promise.models import checkpoint
 from promise.models.promise import Promise
+from promise.models.prompters.lesions import check_settings
+from promise.models.registry import change_lesions
 from promise.models.sam.weights import file_sha256
 from promise.runtime.environment import describe_environment, package_version
 from promise.runtime.errors import UserError, unknown_name
@@ -63,16 +65,21 @@ def export(config: ExportConfig) -> Exported:
     if config.images < 1:
         raise UserError("--images must be at least 1: graphs are compared on these images.", code="images-out-of-range")
     explicit = None if config.postprocess in (None, "default") else Postprocess.parse(config.postprocess or "")
+    lesion_values = check_settings(config.lesion_settings)
+    if config.max_lesions is not None:
+        lesion_values["max_lesions"] = config.max_lesions
     folder = check_output_dir(Path(config.output).expanduser(), OUTPUTS, overwrite=config.overwrite)
     check_packages(config.format)
     net, metadata = checkpoint.load(
         config.ckpt, net_name=config.net, sam=config.sam, sam_checkpoint=config.sam_checkpoint
     )
-    if net.lesions is not None:
+    if lesion_values:
+        change_lesions(net, lesion_values, net_name=metadata.net)
+    if net.lesions is not None and net.lesions.prompts != "box":
         raise UserError(
-            f"{metadata.net} cannot be exported yet: it places its prompts on a map of lesions outside the graphs. Use "
-            "promise.load or promise-predict.",
-            code="export-of-lesion-map",
+            f"{metadata.net} prompts its lesions with prompts={net.lesions.prompts}, and graphs place boxes only. Add "
+            "prompts=box to --lesion-settings, or use promise-predict.",
+            code="export-of-lesion-points",
         )
     postprocess = explicit or Postprocess.parse(metadata.postprocess or "none")
     backbone = net.sam.backbone
@@ -86,6 +93,10 @@ def export(config: ExportConfig) -> Exported:
         runners = _write(graphs, kind, stage, quiet=config.quiet)
         log.info("comparing with PyTorch on %d synthetic images", config.images)
         images = make_images(net, transform, count=config.images)
+        if net.lesions is not None and not any(len(net.prompt(image.encoded).prompts) for image in images):
+            log.warning(
+                "the net finds no lesion in these images: decoding of lesions in image%s is unchecked", kind.suffix
+            )
         checks = check_graphs(net, runners, images, threshold=postprocess.threshold)
         _require_equal(checks, kind)
         manifest = {
@@ -162,6 +173,7 @@ def _describe(
         "epoch": metadata.epoch,
         "num_points": metadata.num_points,
         "point_labels": None if label is None else label.tolist(),
+        "lesions": None if net.lesions is None else asdict(net.lesions),
         "image_size": backbone.image_size,
         "embedding": [backbone.embedding_channels, backbone.embedding_side, backbone.embedding_side],
         "normalisation": {"pixels": transform.pixels, "mean": mean, "std": std},

@@ -72,10 +72,11 @@ def check_packages(name: str) -> None:
 def _shapes(graph: Graph) -> tuple[Any, ...]:
     sizes = {name: torch.export.Dim(name, min=1, max=most) for name, most in MAX_SIZES.items()}
     free = tuple({axis: sizes[size] for axis, size in graph.free.get(name, {}).items()} for name in graph.inputs)
-    parameters = inspect.signature(graph.module.forward).parameters.values()
-    return (
-        (free,) if any(p.kind is p.VAR_POSITIONAL for p in parameters) else free
-    )  # as the exporter requires for *taps
+    parameters = list(inspect.signature(graph.module.forward).parameters.values())
+    if parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:  # *taps is one input of the exporter
+        first = len(parameters) - 1
+        return (*free[:first], free[first:]) if len(free) > first else free
+    return free
 
 
 def _write_onnx(graph: Graph, path: Path) -> None:

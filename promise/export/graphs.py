@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from promise.export.components import find_boxes
 from promise.export.pixels import Pixels
-from promise.models.promise import Promise
+from promise.models.promise import NO_LESION, Promise, fuse_map, pool_taps
+from promise.models.prompters.dense import DensePrompter, box_corners
 from promise.models.sam.backbones import Backbone, run_block
 from promise.models.sam.frozen import MULTIMASK, FrozenSam
 from promise.types import Encoded, Points, Prompts
@@ -35,24 +37,28 @@ class Graph:
 
 
 class Encoder(nn.Module):
-    """Normalised image (1, 3, S, S) → embedding (1, C, E, E), then taps, each (1, C_i, E, E), shallow to deep.
+    """Normalised image (1, 3, S, S) → embedding (1, C, E, E), then taps, each (1, C_i, E / p, E / p), shallow to deep.
 
-    The batch size is fixed, because not every SAM package can be traced with a dynamic one.
+    The taps are pooled as the prompter requires, else p = 1. The batch size is fixed, because not every SAM package can
+    be traced with a dynamic one.
     """
 
-    def __init__(self, image_encoder: nn.Module, backbone: Backbone) -> None:
+    def __init__(self, net: Promise) -> None:
         super().__init__()
-        self.image_encoder = image_encoder
-        self.backbone = backbone
+        self.image_encoder = net.sam.image_encoder
+        self.backbone = net.sam.backbone
+        self.tap_pooling = net.tap_pooling
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return the embedding, followed by the taps."""
         embedding, taps = self.backbone.encode(self.image_encoder, image, self.backbone.tap_blocks, run_block)
-        return (embedding, *taps)
+        return (embedding, *(taps if self.tap_pooling == 1 else pool_taps(taps, self.tap_pooling)))
 
 
 class Prompter(nn.Module):
     """Taps, shallow to deep → points (B, P, 2) in input pixels, labels (B, P)."""
+
+    outputs: tuple[str, ...] = ("points", "labels")
 
     def __init__(self, apm: nn.Module) -> None:
         super().__init__()
@@ -65,14 +71,35 @@ class Prompter(nn.Module):
         return points.xy, points.label
 
 
-class Decoder(nn.Module):
-    """Embedding (B, C, E, E), points (B, P, 2) and labels (B, P) → logits (B, 3, 4E, 4E) and estimated IoU (B, 3).
+class LesionPrompter(nn.Module):
+    """Embedding (B, C, E, E), taps → map (B, 1, 2E, 2E) of logits, boxes (B, K, 4) in input pixels, scores (B, K).
 
-    The outputs are those of the three multimask masks. Labels are those of SAM: 1 foreground, 0 background, 2 and 3
-    corners of a box, -1 padding. Without a box, SAM requires one padding point at (0, 0).
+    K is ``max_lesions``. Lesions are in descending order of their scores; absent ones have score 0.
     """
 
-    def __init__(self, net: Promise, channels: tuple[int, ...] = MULTIMASK) -> None:
+    outputs: tuple[str, ...] = ("map", "boxes", "scores")
+
+    def __init__(self, apm: DensePrompter) -> None:
+        super().__init__()
+        self.apm = apm
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the map, boxes and scores."""
+        embedding, *taps = features
+        logits = self.apm.lesion_logits(Encoded(embedding, tuple(taps)))
+        probability = self.apm.probability(logits)
+        scores, boxes = find_boxes(probability, self.apm.lesions)
+        return logits, box_corners(boxes, self.apm.image_size / probability.shape[-1]), scores.float()
+
+
+class Decoder(nn.Module):
+    """Embedding (B, C, E, E), points (B, P, 2) and labels (B, P) → logits (B, M, 4E, 4E) and estimated IoU (B, M).
+
+    The outputs are those of the masks of :func:`decoder_channels`. Labels are those of SAM: 1 foreground, 0 background,
+    2 and 3 corners of a box, -1 padding. Without a box, SAM requires one padding point at (0, 0).
+    """
+
+    def __init__(self, net: Promise, channels: tuple[int, ...]) -> None:
         super().__init__()
         self.sam = without_encoder(net.sam)
         self.ips = net.ips
@@ -86,39 +113,103 @@ class Decoder(nn.Module):
         )
 
 
+class PointsToMask(nn.Module):
+    """Features of an image → logits (1, 1, 4E, 4E), estimated IoU (1, 1), points (1, P, 2), labels (1, P)."""
+
+    outputs: tuple[str, ...] = Prompter.outputs
+
+    def __init__(self, net: Promise) -> None:
+        super().__init__()
+        assert net.apm is not None
+        self.prompter = Prompter(net.apm)
+        self.decoder = Decoder(net, MULTIMASK[:1])
+
+    def forward(self, embedding: Tensor, *taps: Tensor) -> tuple[Tensor, ...]:
+        """Decode the mask of the prompter's points."""
+        points, labels = self.prompter(*taps)
+        return (*self.decoder(embedding, points, labels, pad=True), points, labels)
+
+
+class LesionsToMask(nn.Module):
+    """Features of an image → logits (1, 1, 4E, 4E), estimated IoU (1, 1), corners (1, K, 2, 2), scores (1, K), map."""
+
+    outputs: tuple[str, ...] = ("boxes", "scores", "map")
+
+    def __init__(self, net: Promise) -> None:
+        super().__init__()
+        assert isinstance(net.apm, DensePrompter)
+        self.apm = net.apm
+        self.prompter = LesionPrompter(net.apm)
+        self.sam = without_encoder(net.sam)
+        self.ips = net.ips
+        self.channel = net.channel()
+
+    def forward(self, embedding: Tensor, *taps: Tensor) -> tuple[Tensor, ...]:
+        """Decode the boxes of K lesions in one batch; the union of the present ones is fused with the map."""
+        settings = self.apm.lesions
+        lesion_logits, boxes, scores = self.prompter(embedding, *taps)
+        each = (settings.max_lesions, -1, -1, -1)
+        masks = self.apm.mask_prompts(lesion_logits).expand(each) if settings.mask_prompt else None
+        shift = None if self.ips is None else self.ips(embedding).expand(each[:3])
+        logits, iou = self.sam.decode(
+            Encoded(embedding.expand(each)),
+            Prompts(boxes=boxes[0], masks=masks),
+            token_shift=shift,
+            channels=(self.channel,),
+        )
+        found = scores > 0
+        count = found.sum(dim=1, keepdim=True)
+        united = torch.where(found[0, :, None, None, None], logits, -torch.inf).amax(dim=0, keepdim=True)
+        united = torch.where(count[:, :, None, None] > 0, united, NO_LESION)
+        fused = fuse_map(united, lesion_logits, settings.fuse, found.any(dim=1))
+        mean_iou = torch.where(found.T, iou, 0.0).sum(dim=0, keepdim=True) / count.clamp(min=1)
+        return fused, mean_iou, boxes.unflatten(2, (2, 2)), scores, lesion_logits
+
+
 class ImageToMask(nn.Module):
     """Image (H, W, 3) uint8 RGB → its mask, with the intermediate results, at the size of the image.
 
-    Outputs: mask (H, W) uint8, 0 or 255, before any morphology; probability (H, W); points (P, 2) in pixels of the
-    image; labels (P,); estimated IoU (1,); logits (4E, 4E).
+    Outputs: mask (H, W) uint8, 0 or 255, before any morphology; probability (H, W); estimated IoU (1,); logits (4E,
+    4E). For a net that predicts points: points (P, 2) in pixels of the image; labels (P,). For a net that finds
+    lesions: boxes (K, 2, 2), x0, y0 and x1, y1 in pixels of the image; scores (K,), 0 for absent lesions; logits (1,
+    2E, 2E) of the map.
     """
 
     def __init__(self, net: Promise, *, pixels: str, threshold: float) -> None:
         super().__init__()
-        assert net.apm is not None
-        backbone = net.sam.backbone
-        self.pixels = Pixels(side=backbone.image_size, pixels=pixels)
-        self.encoder = Encoder(net.sam.image_encoder, backbone)
-        self.prompter = Prompter(net.apm)
-        self.decoder = Decoder(net, MULTIMASK[:1])
+        self.pixels = Pixels(side=net.sam.backbone.image_size, pixels=pixels)
+        self.encoder = Encoder(net)
+        self.automatic = PointsToMask(net) if net.lesions is None else LesionsToMask(net)
+        first, second, *rest = self.automatic.outputs
+        self.outputs = ("mask", "probability", first, second, "iou", "logits", *rest)
         self.threshold = threshold
 
     def forward(self, picture: Tensor) -> tuple[Tensor, ...]:  # the name of the ONNX input
-        """Return mask, probability, points, labels, estimated IoU and logits."""
-        embedding, *taps = self.encoder(self.pixels(picture))
-        points, labels = self.prompter(*taps)
-        logits, iou = self.decoder(embedding, points, labels, pad=True)
+        """Return what the class describes, in the order of ``outputs``."""
+        logits, iou, xy, values, *rest = self.automatic(*self.encoder(self.pixels(picture)))
         height, width = picture.shape[:2]
         resized = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
         probability = torch.sigmoid(resized[0, 0])
         mask = (probability >= self.threshold).to(torch.uint8) * 255
         ratio = torch.tensor(picture.shape[1::-1], dtype=torch.float32) / self.pixels.side  # of x, of y
-        return mask, probability, (points[0] + 0.5) * ratio - 0.5, labels[0], iou[0], logits[0, 0]
+        xy = (xy[0] + 0.5) * ratio - 0.5
+        return (mask, probability, xy, values[0], iou[0], logits[0, 0], *(one[0] for one in rest))
 
 
 def tap_names(backbone: Backbone) -> tuple[str, ...]:
     """Names of the taps as outputs of the encoder and inputs of the prompter, shallow to deep."""
     return tuple(f"tap_{block}" for block in backbone.tap_blocks)
+
+
+def decoder_channels(net: Promise) -> tuple[int, ...]:
+    """The masks of the decoder graph: SAM's three multimask masks, after the single mask if the net finds lesions."""
+    return MULTIMASK if net.lesions is None else (0, *MULTIMASK)
+
+
+def prompter_inputs(net: Promise, encoded: Encoded) -> dict[str, Tensor]:
+    """The inputs of the prompter graph: the taps, after the embedding if the net finds lesions."""
+    taps = dict(zip(tap_names(net.sam.backbone), encoded.taps, strict=True))
+    return taps if net.lesions is None else {"embedding": encoded.embedding, **taps}
 
 
 def without_encoder(sam: FrozenSam) -> FrozenSam:
@@ -138,30 +229,29 @@ def build_graphs(net: Promise, *, pixels: str, threshold: float) -> list[Graph]:
         threshold: minimum probability of foreground pixels.
     """
     backbone = net.sam.backbone
-    side = backbone.image_size
+    side, grid = backbone.image_size, backbone.embedding_side
     image = torch.rand(1, 3, side, side)
-    encoder = Encoder(net.sam.image_encoder, backbone)
-    taps = {
-        name: torch.rand(2, channels, backbone.embedding_side, backbone.embedding_side)
-        for name, channels in zip(tap_names(backbone), backbone.tap_channels, strict=True)
-    }
+    embedding = torch.rand(2, backbone.embedding_channels, grid, grid)
+    taps = tuple(torch.rand(2, channels, grid, grid) for channels in backbone.tap_channels)
     prompts = {
-        "embedding": torch.rand(2, backbone.embedding_channels, backbone.embedding_side, backbone.embedding_side),
+        "embedding": embedding,
         "points": torch.rand(2, 5, 2) * side,
         "labels": torch.tensor([[1, 0, 2, 3, -1]] * 2),
     }
     batch = {0: "batch"}
     batch_and_points = {0: "batch", 1: "points"}
-    graphs = [Graph("encoder", encoder, {"image": image}, {}, ("embedding", *taps))]
+    graphs = [Graph("encoder", Encoder(net), {"image": image}, {}, ("embedding", *tap_names(backbone)))]
     if net.apm is not None:
-        graphs.append(Graph("prompter", Prompter(net.apm), taps, dict.fromkeys(taps, batch), ("points", "labels")))
+        inputs = prompter_inputs(net, Encoded(embedding, pool_taps(taps, net.tap_pooling)))
+        prompter = LesionPrompter(net.apm) if isinstance(net.apm, DensePrompter) else Prompter(net.apm)
+        graphs.append(Graph("prompter", prompter, inputs, dict.fromkeys(inputs, batch), prompter.outputs))
     axes = {"embedding": batch, "points": batch_and_points, "labels": batch_and_points}
-    graphs.append(Graph("decoder", Decoder(net), prompts, axes, ("logits", "iou")))
+    graphs.append(Graph("decoder", Decoder(net, decoder_channels(net)), prompts, axes, ("logits", "iou")))
     if net.apm is not None:
         example = torch.randint(0, 256, (side + 10, side + 20, 3), dtype=torch.uint8)
-        module = ImageToMask(net, pixels=pixels, threshold=threshold)
-        outputs = ("mask", "probability", "points", "labels", "iou", "logits")
-        graphs.append(Graph("image", module, {"picture": example}, {"picture": {0: "height", 1: "width"}}, outputs))
+        whole = ImageToMask(net, pixels=pixels, threshold=threshold)
+        free = {"picture": {0: "height", 1: "width"}}
+        graphs.append(Graph("image", whole, {"picture": example}, free, whole.outputs))
     for graph in graphs:
         graph.module.eval().requires_grad_(False)
     return graphs

@@ -16,7 +16,7 @@ image = cv2.imread(sys.argv[1], cv2.IMREAD_COLOR)
 if image is None:
     sys.exit(f"{sys.argv[1]}: OpenCV cannot read this image.")
 rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # (H, W, 3) uint8 of any size
-mask, iou, points = session.run(["mask", "iou", "points"], {"picture": rgb})
+mask, iou = session.run(["mask", "iou"], {"picture": rgb})
 
 # The remaining postprocessing of the checkpoint. The threshold is part of the graph.
 after = manifest["postprocess"]
@@ -33,4 +33,4 @@ if after["largest"]:
 
 if not cv2.imwrite(sys.argv[2], mask):
     sys.exit(f"{sys.argv[2]}: cannot be written.")
-print(f"{sys.argv[2]}: {np.count_nonzero(mask)} pixels, predicted IoU {iou[0]:.3f}, {len(points)} points")
+print(f"{sys.argv[2]}: {np.count_nonzero(mask)} pixels, predicted IoU {iou[0]:.3f}")

@@ -7,6 +7,7 @@ import dataclasses
 from promise.runtime.settings import (
     DATA_ROOT_HELP,
     DEVICE_HELP,
+    LESION_SETTINGS_HELP,
     MAX_LESIONS_HELP,
     PRECISION_HELP,
     PRECISIONS,
@@ -54,11 +55,18 @@ class PredictConfig:
         group="masks",
     )
     max_lesions: int | None = option(None, MAX_LESIONS_HELP, group="masks")
+    lesion_settings: str | None = option(None, LESION_SETTINGS_HELP, metavar="NAME=VALUE,…", group="masks")
 
     output: str | None = option(None, "folder for masks and prompts.json", metavar="FOLDER", group="output")
     probability: bool = option(False, "also write probability maps (16-bit, 65535 is probability 1)", group="output")
     overlay: bool = option(False, "also write images with outlines and prompts", group="output")
     contour: bool = option(False, "also write contours.json, polygons in COCO format", group="output")
+    review_below: float | None = option(
+        None,
+        "write review.csv: images whose estimated IoU is lower, 0 to 1, and images without a lesion",
+        metavar="IOU",
+        group="output",
+    )
     overwrite: bool = option(False, "replace existing masks", group="output")
 
     precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS, group="run")

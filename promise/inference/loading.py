@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,10 +17,10 @@ from promise.inference.postprocess import Postprocess
 from promise.models import checkpoint
 from promise.models.cpu import optimize_for_cpu
 from promise.models.promise import Promise
-from promise.models.registry import DEFAULT_POINTS, NETS, build_net, parse_net_name, resolve_sam
+from promise.models.prompters.lesions import check_settings
+from promise.models.registry import DEFAULT_POINTS, build_net, change_lesions, parse_net_name, resolve_sam
 from promise.models.sam.weights import weights_setting
 from promise.runtime.device import resolve_device, resolve_precision
-from promise.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ def load_net(  # noqa: PLR0913 (one keyword for each setting that determines the
     recipe: str | None = None,
     postprocess: str | None = None,
     max_lesions: int | None = None,
+    lesion_settings: str | Mapping[str, Any] | None = None,
     device: str | torch.device = "auto",
     precision: str = "auto",
     compile: bool = False,
@@ -75,13 +78,19 @@ def load_net(  # noqa: PLR0913 (one keyword for each setting that determines the
         postprocess: as ``--postprocess`` takes it. ``None``: the one tuned into the checkpoint, else none;
             ``default``: none.
         max_lesions: largest number of lesions that the net prompts in an image; default: the checkpoint's.
+        lesion_settings: changes of the checkpoint's lesion settings, as ``--lesion-settings`` takes them or by name;
+            see :class:`promise.models.prompters.lesions.LesionSettings`.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16``.
         compile: compile the modules that run for every batch.
 
     Raises:
-        UserError: files, names or a device that cannot be used; ``max_lesions`` for a net that does not find lesions.
+        UserError: files, names or a device that cannot be used; lesion settings of a net that does not find
+            lesions.
     """
+    lesion_values = check_settings(lesion_settings)
+    if max_lesions is not None:
+        lesion_values["max_lesions"] = max_lesions
     target = resolve_device(str(device))
     number_format = resolve_precision(precision, target)
     if ckpt is not None:
@@ -93,8 +102,8 @@ def load_net(  # noqa: PLR0913 (one keyword for each setting that determines the
         loaded, metadata = _build(
             net or "", sam=sam, sam_checkpoint=sam_checkpoint, num_points=num_points, seed=seed, precision=number_format
         )
-    if max_lesions is not None:
-        limit_lesions(loaded, max_lesions, net_name=metadata.net)
+    if lesion_values:
+        change_lesions(loaded, lesion_values, net_name=metadata.net)
     optimize_for_cpu(loaded).to(target)
     if compile:
         loaded.compile_parts()
@@ -108,22 +117,6 @@ def load_net(  # noqa: PLR0913 (one keyword for each setting that determines the
         recipe_code(recipe) if recipe else plain_recipe(metadata.config.get("augment")),
         *_postprocess(postprocess, metadata),
     )
-
-
-def limit_lesions(net: Promise, max_lesions: int, *, net_name: str) -> None:
-    """Change the largest number of lesions that a net prompts in an image.
-
-    Raises:
-        UserError: the net does not find lesions (``net-without-lesions``), or the number is below 1
-            (``invalid-lesion-settings``).
-    """
-    if net.apm is None or net.apm.lesions is None:
-        known = ", ".join(spec.name for spec in NETS.values() if spec.trains_map)
-        raise UserError(
-            f"{net_name} does not find lesions: remove --max-lesions {max_lesions}. Nets that do: {known}.",
-            code="net-without-lesions",
-        )
-    net.apm.lesions = dataclasses.replace(net.apm.lesions, max_lesions=max_lesions)
 
 
 def _explicit_weights(sam_checkpoint: str | Path | None) -> str | Path | None:

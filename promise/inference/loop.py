@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,9 @@ class RowPrediction(SetArrays):
     seconds: float = 0.0  # time of prompting and decoding the batch, divided by its size
     mask_index: int | None = None  # which of the three multimask masks; None: the net's own output
     fuse: bool = False  # whether the net's map of lesions was added
+    quality: float | None = (
+        None  # learned estimate of the IoU; None: not of automatic prompts, no lesion, or none fitted
+    )
 
 
 @torch.inference_mode()
@@ -93,6 +97,8 @@ def predict_batch(
     logits, iou, ious = _unite(predictions)
     mask_logits = logits[:, 0].float().cpu().numpy()
     seconds = (time.perf_counter() - started) / len(batch)
+    quality = predictions[0].quality  # only of the net's own prompts, which are in one part
+    learned = [math.nan] * len(batch) if quality is None else quality.float().cpu().tolist()
     estimates, all_estimates = iou[:, 0].float().cpu().tolist(), None if ious is None else ious.float().cpu().numpy()
     sets = [prompt_sets(prediction.prompts, len(batch)) for prediction in predictions]
     return [
@@ -107,6 +113,7 @@ def predict_batch(
             seconds,
             group.mask_index,
             predictions[0].fused,
+            None if math.isnan(learned[i]) else learned[i],
         )
         for i, name in enumerate(batch.name)
     ]
@@ -138,10 +145,14 @@ def prompt_sets(prompts: Prompts, images: int) -> list[tuple[PromptSet, ...]]:
         return None if x is None else x.cpu().numpy()
 
     xy, label = (None, None) if prompts.points is None else (prompts.points.xy.float(), prompts.points.label)
+    hints = prompts.suggested
+    hint_xy, hint_label = (None, None) if hints is None else (hints.xy.float(), hints.label)
     boxes = None if prompts.boxes is None else prompts.boxes.float()
     masks = None if prompts.masks is None else prompts.masks[:, 0].float()
     owner = np.arange(len(prompts)) if prompts.image is None else prompts.image.cpu().numpy()
-    values = {name: array(x) for name, x in (("xy", xy), ("label", label), ("box", boxes), ("mask", masks))}
+    named = {"xy": xy, "label": label, "box": boxes, "mask": masks}
+    named |= {"suggested_xy": hint_xy, "suggested_label": hint_label}
+    values = {name: array(x) for name, x in named.items()}
     found: list[list[PromptSet]] = [[] for _ in range(images)]
     for number, image in enumerate(owner.tolist()):
         found[image].append(PromptSet(**{name: x[number] for name, x in values.items() if x is not None}))

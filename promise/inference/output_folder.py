@@ -6,6 +6,8 @@ interruption loses only the images that were being processed.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ from promise.runtime.errors import SHOWN, ExistingRunError
 from promise.runtime.files import remove_leftovers, write_json, write_text
 
 FORMAT = "promise-predict/1"
-RUN, PROMPTS, CONTOURS = "predict.json", "prompts.json", "contours.json"
+RUN, PROMPTS, CONTOURS, REVIEW = "predict.json", "prompts.json", "contours.json", "review.csv"
 RECORDS = "records"
 DATASET = "images"  # name of the only data set in the prompts file
 FOLDERS = {"mask": "masks", "probability": "probabilities", "overlay": "overlays"}
@@ -131,7 +133,7 @@ class PredictionFolder:
                 for kind in FOLDERS:
                     self.image_path(kind, record["name"]).unlink(missing_ok=True)
         if not same:
-            for name in (PROMPTS, CONTOURS):
+            for name in (PROMPTS, CONTOURS, REVIEW):
                 (self.path / name).unlink(missing_ok=True)
             write_json(
                 self.path / RUN, {"format": FORMAT, "settings": dict(settings), "environment": dict(environment)}
@@ -175,12 +177,32 @@ class PredictionFolder:
         if not records:
             return []
         images = {r["name"]: prompts_from_dict(r) for r in records}
-        extra = {r["name"]: {name: r[name] for name in ("iou", "seconds")} for r in records}
+        extra: dict[str, dict[str, Any]] = {
+            r["name"]: {name: r[name] for name in ("iou", "estimated_iou", "seconds") if name in r} for r in records
+        }
         write_prompts(self.path / PROMPTS, source, [Draw(None, {DATASET: images})], extra=extra)
         outlined = [r for r in records if CONTOUR in r["outputs"]]
         if outlined:
             write_text(self.path / CONTOURS, json.dumps(_coco(outlined)) + "\n")
         return [name for name, prompts in images.items() if not prompts.sets]
+
+    def review(self, below: float) -> list[tuple[str, float | None]]:
+        """Write review.csv: the finished images that a person should inspect.
+
+        Args:
+            below: images with a lower estimated IoU are included, and those without a lesion.
+
+        Returns:
+            Names and estimated IoU, lowest first; images without a lesion, whose IoU is ``None``, before all others.
+        """
+        records = [record for _, record in self._records()]
+        chosen = [r for r in records if r["estimated_iou"] is None or r["estimated_iou"] < below]
+        chosen.sort(key=lambda r: -1.0 if r["estimated_iou"] is None else r["estimated_iou"])
+        table = io.StringIO()
+        lines = [(r["name"], r["estimated_iou"], r["source"]["path"]) for r in chosen]
+        csv.writer(table, lineterminator="\n").writerows([("name", "estimated_iou", "path"), *lines])
+        write_text(self.path / REVIEW, table.getvalue())
+        return [(name, estimate) for name, estimate, _ in lines]
 
     def _records(self) -> list[tuple[Path, Record]]:
         """The valid records with their paths, sorted by image name."""
@@ -220,11 +242,17 @@ def _coco(records: Sequence[Record]) -> dict[str, Any]:
         for i, r in enumerate(records, start=1)
     ]
     annotations = [
-        {"id": i, "image_id": i, "category_id": 1, "iscrowd": 0, "score": r["iou"], **r[CONTOUR]}
+        {"id": i, "image_id": i, "category_id": 1, "iscrowd": 0, "score": _score(r), **r[CONTOUR]}
         for i, r in enumerate(records, start=1)
         if r[CONTOUR] is not None
     ]
     return {"images": images, "categories": [{"id": 1, "name": "foreground"}], "annotations": annotations}
+
+
+def _score(record: Record) -> float:
+    """The estimated IoU, learned if there is one, else SAM's own."""
+    learned = record.get("estimated_iou")
+    return float(record["iou"] if learned is None else learned)
 
 
 def _short(value: Any) -> str:

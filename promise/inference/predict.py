@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,8 @@ from promise.inference.overlay import draw_overlay
 from promise.inference.postprocess import Bools, Float32s, Postprocess
 from promise.inference.segmenter import Segmenter
 from promise.models import checkpoint
+from promise.models.prompters.lesions import check_settings
+from promise.models.quality import LEAST_ROWS
 from promise.models.sam.weights import file_sha256
 from promise.prompts.file import PromptFile
 from promise.prompts.sampling import AUTO, FILE
@@ -53,6 +55,9 @@ class PredictResult:
     made: int  # number of images segmented in this run, by all processes
     failed: tuple[tuple[str, str], ...]  # (path, message)
     without_lesion: tuple[str, ...] = ()  # names of all finished images without a lesion; their masks are empty
+    review: tuple[tuple[str, float | None], ...] | None = (
+        None  # images to review and estimated IoU; None: not requested
+    )
     is_main_process: bool = True  # whether this is the main process, which reports to the user
 
 
@@ -67,7 +72,7 @@ def predict(config: PredictConfig) -> PredictResult:
     check_predict(config)
     folder = PredictionFolder(Path(config.output or ""))
     _, inputs, file = all_of(
-        lambda: checkpoint.require(config.ckpt or ""), lambda: _inputs(config, folder), lambda: _prompt_file(config)
+        lambda: _require_checkpoint(config), lambda: _inputs(config, folder), lambda: _prompt_file(config)
     )
     if any(is_dicom(one.path) for one in inputs):
         require_pydicom()
@@ -88,12 +93,28 @@ def predict(config: PredictConfig) -> PredictResult:
         work.run(processes)
         made, failed = _gather(work, processes)
         empty = folder.join(file.source if file else "auto") if processes.index == 0 else []
+        review = None
+        if config.review_below is not None and processes.index == 0:
+            review = tuple(folder.review(config.review_below))
     except OSError as error:
         raise UserError(
             f"cannot write to {folder.path} ({error.strerror or error}).", code="output-not-writable"
         ) from error
     processes.wait()
-    return PredictResult(folder.path, len(inputs), made, tuple(failed), tuple(empty), processes.index == 0)
+    return PredictResult(folder.path, len(inputs), made, tuple(failed), tuple(empty), review, processes.index == 0)
+
+
+def _require_checkpoint(config: PredictConfig) -> None:
+    path = Path(config.ckpt or "")
+    checkpoint.require(path)
+    if config.review_below is None:
+        return
+    if path.suffix != ".safetensors" or checkpoint.read_metadata(path).quality is None:
+        raise UserError(
+            f"{path} has no learned estimate of the IoU: remove --review-below. promise-train fits one for APM_dense "
+            f"and APM_IPS_dense if they find lesions in at least {LEAST_ROWS} validation images.",
+            code="no-quality-estimate",
+        )
 
 
 def _inputs(config: PredictConfig, folder: PredictionFolder) -> list[Input]:
@@ -141,14 +162,36 @@ def check_predict(config: PredictConfig) -> None:
         )
     if min(config.batch_size, config.workers, 1 if config.max_lesions is None else config.max_lesions) < 1:
         report("--batch-size, --workers and --max-lesions must be at least 1", "invalid-count")
-    if config.postprocess not in (None, "default"):
+    _check_review(config.review_below, config.prompts_from, report)
+    for check in (_check_postprocess, _check_lesions):
         try:
-            Postprocess.parse(config.postprocess or "")
+            check(config)
         except UserError as error:
             report(str(error).rstrip("."), error.code)
     if errors:
         message = "; ".join(str(error) for error in errors) + "."
         raise UserError(message, code="invalid-settings", errors=errors)
+
+
+def _check_postprocess(config: PredictConfig) -> None:
+    if config.postprocess not in (None, "default"):
+        Postprocess.parse(config.postprocess or "")
+
+
+def _check_lesions(config: PredictConfig) -> None:
+    check_settings(config.lesion_settings)
+
+
+def _check_review(below: float | None, prompts_from: str | None, report: Callable[[str, str], None]) -> None:
+    if below is None:
+        return
+    if not 0 <= below <= 1:
+        report(f"--review-below must be between 0 and 1, got {below:g}", "invalid-review-bound")
+    if prompts_from:
+        report(
+            "--review-below needs the net's own prompts: the IoU of the masks of --prompts-from is not estimated",
+            "review-of-prompts-file",
+        )
 
 
 def _kinds(config: PredictConfig) -> tuple[str, ...]:
@@ -177,8 +220,9 @@ def _settings(config: PredictConfig, device: torch.device) -> dict[str, Any]:
         "precision": resolve_precision(config.precision, device),
         "prompts": file_sha256(Path(config.prompts_from)) if config.prompts_from else "auto",
         "pixels_version": PIXELS_VERSION,
-        # Not in folders of earlier versions, so it is recorded only if it is set.
+        # Not in folders of earlier versions, so they are recorded only if they are set.
         **({} if config.max_lesions is None else {"max_lesions": config.max_lesions}),
+        **({} if config.lesion_settings is None else {"lesion_settings": config.lesion_settings}),
     }
 
 
@@ -230,6 +274,7 @@ class _Work:
                 sam_checkpoint=config.sam_checkpoint,
                 postprocess=config.postprocess,
                 max_lesions=config.max_lesions,
+                lesion_settings=config.lesion_settings,
                 precision=config.precision,
                 device=str(device),
             )
@@ -305,6 +350,8 @@ class _Work:
         found = self.segmenter.finish(row, size)
         prompts = found.prompts
         values: dict[str, Any] = {"iou": found.iou, "seconds": round(found.seconds, 4), "area": found.area}
+        if self.segmenter.net.quality is not None and not self.config.prompts_from:
+            values["estimated_iou"] = found.quality
         for kind in self.kinds:
             if kind == CONTOUR:
                 values[CONTOUR] = coco_shape(found.mask)
@@ -313,8 +360,8 @@ class _Work:
                     read_input(one.path),
                     np.zeros_like(found.mask),
                     found.mask,
-                    xy=prompts.xy,
-                    label=prompts.label,
+                    xy=prompts.placed_xy,
+                    label=prompts.placed_label,
                     boxes=prompts.boxes,
                 )
                 write_png(folder.image_path(kind, one.name), overlay)

@@ -32,6 +32,8 @@ class Segmentation:
             the image embedding.
         mask_index: which of SAM's three multimask masks this is, 0 to 2; ``None``: SAM's single mask.
         seconds: duration of prompting and decoding.
+        quality: the net's learned estimate of the IoU of its automatic mask; ``None`` if the checkpoint has none, for
+            other prompts, or without a lesion. See ``docs/predict.md``.
         points: (P, 2) float64, the point prompts of all lesions.
         labels: (P,) int64, 1 foreground, 0 background, -1 a padding point, which is ignored.
         lesion: (P,) int64, the number of the lesion of each point, from 0.
@@ -52,6 +54,7 @@ class Segmentation:
     logits: npt.NDArray[np.float32]
     mask_index: int | None
     seconds: float
+    quality: float | None = None
 
     @property
     def points(self) -> npt.NDArray[np.float64]:

@@ -5,7 +5,7 @@ Image files are read; no file is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -24,6 +24,7 @@ from promise.inference.segmentation import Segmentation
 from promise.inference.session import Session
 from promise.models.checkpoint import Metadata
 from promise.models.promise import Promise
+from promise.models.prompters.lesions import check_settings
 from promise.models.sam.frozen import MULTIMASK
 from promise.prompts.sets import ImagePrompts, Size
 from promise.prompts.source import PromptGroup
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     ImageLikes: TypeAlias = list[Any] | tuple[Any, ...]  # of ImageLike
 
 
-def load(
+def load(  # noqa: PLR0913 (one keyword for each setting that determines the masks of a net)
     ckpt: str | Path,
     *,
     net: str | None = None,
@@ -49,6 +50,7 @@ def load(
     precision: str = "auto",
     postprocess: str | None = None,
     max_lesions: int | None = None,
+    lesion_settings: str | Mapping[str, Any] | None = None,
 ) -> Segmenter:
     """Load a checkpoint for inference.
 
@@ -63,14 +65,16 @@ def load(
         postprocess: postprocessing as ``promise-eval --postprocess`` takes it, such as ``open:5,fill``, or ``none``.
             Default: the one tuned into the checkpoint, else none.
         max_lesions: largest number of lesions that the net prompts in an image. Default: as stored in the checkpoint.
+        lesion_settings: changes of the stored lesion settings, such as ``{"threshold": 0.4}``, or the text of
+            ``promise-eval --lesion-settings``; see :class:`promise.models.prompters.lesions.LesionSettings`.
 
     Returns:
         The net on its device, in evaluation mode.
 
     Raises:
         MissingFileError: the checkpoint does not exist.
-        UserError: a file, a name, the postprocessing or the device cannot be used, or ``max_lesions`` is passed for a
-            net that does not find lesions (``net-without-lesions``).
+        UserError: a file, a name, the postprocessing or the device cannot be used, lesion settings are
+            unknown or invalid, or are passed for a net that does not find lesions (``net-without-lesions``).
 
     Examples:
         >>> segmenter = promise.load("runs/mine/best.safetensors")  # doctest: +SKIP
@@ -79,6 +83,7 @@ def load(
     """
     if postprocess not in (None, "default"):
         Postprocess.parse(postprocess or "")  # report mistakes before the weights are loaded
+    check_settings(lesion_settings)
     return Segmenter(
         load_net(
             ckpt,
@@ -89,6 +94,7 @@ def load(
             precision=precision,
             postprocess=postprocess,
             max_lesions=max_lesions,
+            lesion_settings=lesion_settings,
         )
     )
 
@@ -219,6 +225,7 @@ class Segmenter:
             logits=row.logits,
             mask_index=self.own_mask_index if row.mask_index is None else row.mask_index,
             seconds=row.seconds,
+            quality=row.quality,
         )
 
     def _predict(self, images: Sequence[ImageLike], batch_size: int) -> Iterable[Segmentation]:

@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from promise.models.promise import Promise
-from promise.models.prompters.lesions import LesionSettings
+from promise.models.prompters.lesions import LesionSettings, change_settings
+from promise.models.quality import FEATURES, QualityEstimate
 from promise.models.reference_names import is_reference_name, own_name, reference_name
 from promise.models.registry import DEFAULT_POINTS, NETS, NetSpec, build_net, parse_net_name
 from promise.models.sam.weights import read_state_dict, weights_setting
@@ -52,14 +53,16 @@ class Metadata:
     postprocess: str | None = None  # selected by promise-eval --tune-postprocess
     tuning: Mapping[str, Any] = field(default_factory=dict)  # how it was selected
     lesions: Mapping[str, Any] | None = None  # settings of a net that finds lesions; see LesionSettings
+    quality: Mapping[str, Any] | None = None  # estimate of the IoU of automatic masks; see QualityEstimate
 
 
 def save(net: Promise, path: Path, metadata: Metadata) -> None:
     """Write the learned parts atomically: if the process is interrupted, an existing file stays unchanged.
 
-    The net's lesion settings are stored in its metadata.
+    The net's lesion settings and its estimate of quality are stored in its metadata.
     """
-    metadata = replace(metadata, lesions=None if net.lesions is None else asdict(net.lesions))
+    lesions, quality = (None if one is None else asdict(one) for one in (net.lesions, net.quality))
+    metadata = replace(metadata, lesions=lesions, quality=quality)
     _write({name: value.detach().cpu().contiguous() for name, value in net.learned_state().items()}, path, metadata)
 
 
@@ -70,8 +73,9 @@ def rewrite_metadata(path: Path, metadata: Metadata) -> None:
 
 def _write(state: dict[str, Tensor], path: Path, metadata: Metadata) -> None:
     values = dict(vars(metadata))
-    if values["lesions"] is None:  # earlier versions, which do not know the key, can then read the file
-        del values["lesions"]
+    for name in ("lesions", "quality"):
+        if values[name] is None:  # earlier versions, which do not know the key, can then read the file
+            del values[name]
     header = {"format": FORMAT, "promise": json.dumps(values, sort_keys=True, default=str)}
     with atomic_path(path) as temporary:
         safetensors.torch.save_file(state, temporary, metadata=header)
@@ -162,8 +166,11 @@ def load(
             f"that of the loaded weights is {found[:12]}…. Pass the weights used in training with --sam-checkpoint.",
             code="another-sam",
         )
-    if net.apm is not None and net.apm.lesions is not None and metadata.lesions is not None:
-        net.apm.lesions = _lesion_settings(path, metadata.lesions)
+    if net.apm is not None and net.apm.lesions is not None:
+        if metadata.lesions is not None:
+            net.apm.lesions = _lesion_settings(path, metadata.lesions)
+        if metadata.quality is not None:
+            net.quality = _quality_estimate(path, metadata.quality)
     load_learned(net, safetensors.torch.load_file(path), origin=f"{path} (net {metadata.net})", target=spec.name)
     net.eval()
     return net, metadata
@@ -171,28 +178,23 @@ def load(
 
 def _lesion_settings(path: Path, values: Mapping[str, Any]) -> LesionSettings:
     """The settings in a checkpoint; those that it does not contain keep their defaults."""
-    known = {one.name: one for one in fields(LesionSettings)}
-    unknown = sorted(values.keys() - known)
-    if unknown:
-        raise UserError(
-            f"{path} contains unknown lesion settings: {', '.join(unknown)} (known: {', '.join(known)}). It may be of "
-            "a later version of this package.",
-            code="unknown-lesion-setting",
-        )
-    wrong = [name for name, value in values.items() if not _has_type_of(value, known[name].default)]
-    if wrong:
-        raise UserError(
-            f"{path} contains lesion settings of the wrong type: {', '.join(f'{n}: {values[n]!r}' for n in wrong)}.",
-            code="invalid-lesion-settings",
-        )
     try:
-        return LesionSettings(**values)
+        return change_settings(LesionSettings(), values)
     except UserError as error:
-        raise UserError(f"{path}: {error}", code=error.code) from error
+        text = f"{path}: {error} The checkpoint may be of a later version of this package."
+        raise UserError(text, code=error.code) from error
 
 
-def _has_type_of(value: Any, default: Any) -> bool:
-    return type(value) is type(default) or (type(default) is float and type(value) is int)
+def _quality_estimate(path: Path, values: Mapping[str, Any]) -> QualityEstimate:
+    known = {one.name for one in fields(QualityEstimate)}
+    weights = values.get("weights")
+    if values.keys() != known or not isinstance(weights, Mapping) or weights.keys() != set(FEATURES):
+        raise UserError(
+            f"{path} contains an estimate of quality that this version cannot compute. It may be of a later version of "
+            "this package.",
+            code="unknown-quality-estimate",
+        )
+    return QualityEstimate(**values)
 
 
 def _select_net(path: Path, metadata: Metadata, net_name: str | None) -> NetSpec:

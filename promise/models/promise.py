@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 
 from promise.models.prompters.base import Prompter
 from promise.models.prompters.lesions import LesionSettings
+from promise.models.quality import QualityEstimate
 from promise.models.sam.frozen import MULTIMASK, FrozenSam
 from promise.runtime.device import PRECISIONS
 from promise.runtime.errors import UserError
@@ -44,6 +47,7 @@ class Promise(nn.Module):
         self.apm = apm
         self.ips = ips
         self.precision = precision
+        self.quality: QualityEstimate | None = None  # estimates the IoU of automatic masks; set by checkpoint.load
         if precision != "fp32":  # see promise.types.to_preferred_memory_format
             for part in (apm, sam.mask_decoder):
                 if part is not None:
@@ -107,8 +111,8 @@ class Promise(nn.Module):
             encoded = self.sam.encode(image, taps=self.needs_taps)
         if self.tap_pooling == 1:
             return encoded
-        pooled = (F.avg_pool2d(tap, self.tap_pooling, ceil_mode=True) for tap in encoded.taps)
-        return Encoded(encoded.embedding, tuple(to_preferred_memory_format(tap) for tap in pooled))
+        pooled = pool_taps(encoded.taps, self.tap_pooling)
+        return Encoded(encoded.embedding, tuple(map(to_preferred_memory_format, pooled)))
 
     @property
     def lesions(self) -> LesionSettings | None:
@@ -140,13 +144,17 @@ class Promise(nn.Module):
         with self._autocast(encoded.embedding.device):
             prompted = self.prompt(encoded) if prompts is None else Prompted(prompts)
             shift = None if self.ips is None else self.ips(encoded.embedding)
-            logits, ious = self._decode_sets(encoded, prompted.prompts, shift, self._channel(mask_index))
-        lesion_logits = prompted.lesion_logits
-        fused = self.lesions is not None and (prompts is None if fuse is None else fuse)
-        if self.lesions is not None and fused:
-            lesion_logits = self.lesion_map(encoded) if lesion_logits is None else lesion_logits
-            logits = _fuse(logits, lesion_logits, self.lesions.fuse, prompted.prompts)
-        return Prediction(logits, ious[:, :1], prompted.prompts, ious[:, 1:], lesion_logits, fused)
+            logits, ious = self._decode_sets(encoded, prompted.prompts, shift, self.channel(mask_index))
+        found = Prediction(logits, ious[:, :1], prompted.prompts, ious[:, 1:], prompted.lesion_logits)
+        if self.lesions is None or not (prompts is None if fuse is None else fuse):
+            return found
+        maps = self.lesion_map(encoded) if found.lesion_logits is None else found.lesion_logits
+        owner = found.prompts.image
+        has_lesion = None if owner is None else torch.bincount(owner, minlength=len(logits)) > 0
+        fused = fuse_map(logits, maps, self.lesions.fuse, has_lesion)
+        found = replace(found, mask_logits=fused, lesion_logits=maps, fused=True, sam_logits=logits)
+        automatic = prompts is None and mask_index is None
+        return replace(found, quality=self.quality(found)) if automatic and self.quality is not None else found
 
     def decode_single(self, encoded: Encoded, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """SAM's single mask of each of B prompt sets, without token shift and map of lesions.
@@ -179,8 +187,8 @@ class Promise(nn.Module):
             return encoded.map(lambda x: to_preferred_memory_format(x.float()))
         return encoded
 
-    def _channel(self, mask_index: int | None) -> int:
-        """The channel of SAM's decoder: 0 for the single mask, 1 to 3 for the multimask."""
+    def channel(self, mask_index: int | None = None) -> int:
+        """The channel of SAM's decoder for a ``mask_index`` of :meth:`decode`: 0: single mask, 1 to 3: multimask."""
         if mask_index is not None:
             return MULTIMASK[mask_index]
         return 0 if self.lesions is not None and self.lesions.output == "single" else MULTIMASK[0]
@@ -265,11 +273,20 @@ def _unite(logits: Tensor, ious: Tensor, owner: Tensor, images: int) -> tuple[Te
     return united, sums / counts[:, None]
 
 
-def _fuse(logits: Tensor, lesion_logits: Tensor, weight: float, prompts: Prompts) -> Tensor:
-    """Masks (B, 1, h, w) fused with maps of lesions; the masks of images without prompt sets stay empty."""
+def fuse_map(logits: Tensor, lesion_logits: Tensor, weight: float, found: Tensor | None = None) -> Tensor:
+    """Masks (B, 1, h, w) fused with maps of lesions (B, 1, h', w').
+
+    Args:
+        logits: of the masks.
+        lesion_logits: of the maps.
+        weight: of the maps.
+        found: (B,) whether an image has a prompt set; the masks of the others stay empty. Default: all have one.
+    """
     maps = F.interpolate(lesion_logits, size=logits.shape[-2:], mode="bilinear", align_corners=False)
     fused = torch.lerp(logits, maps, weight)
-    if prompts.image is None:
-        return fused
-    counts = torch.bincount(prompts.image, minlength=logits.shape[0])
-    return torch.where((counts > 0)[:, None, None, None], fused, logits)
+    return fused if found is None else torch.where(found[:, None, None, None], fused, logits)
+
+
+def pool_taps(taps: Sequence[Tensor], side: int) -> tuple[Tensor, ...]:
+    """Average taps (B, C_i, E, E) over squares of ``side`` pixels."""
+    return tuple(F.avg_pool2d(tap, side, ceil_mode=True) for tap in taps)

@@ -7,10 +7,10 @@ its prompter.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from promise.models.promise import Promise
 from promise.models.prompters.base import PointPrompter, Prompter, fixed_labels
 from promise.models.prompters.cross import CrossHead
 from promise.models.prompters.dense import DenseHead, DensePrompter
+from promise.models.prompters.lesions import change_settings
 from promise.models.prompters.resnet import ResNetHead
 from promise.models.sam.backbones import Backbone, build_sam, get_backbone
 from promise.models.sam.frozen import FrozenSam
@@ -187,6 +188,28 @@ def build_net(
             torch.manual_seed(seed)
         apm, ips = build_parts(spec, backbone, num_points=num_points, point_labels=point_labels)
     return Promise(frozen, apm=apm, ips=ips, precision=precision)
+
+
+def change_lesions(net: Promise, values: Mapping[str, Any], *, net_name: str) -> None:
+    """Change settings of a net that finds lesions; see :class:`promise.models.prompters.lesions.LesionSettings`.
+
+    Raises:
+        UserError: the net does not find lesions (``net-without-lesions``), or as
+            :func:`promise.models.prompters.lesions.change_settings`.
+    """
+    if net.apm is None or net.apm.lesions is None:
+        raise net_without_lesions(net_name, values)
+    net.apm.lesions = change_settings(net.apm.lesions, values)
+
+
+def net_without_lesions(net_name: str, values: Mapping[str, Any]) -> UserError:
+    """The error for lesion settings of a net that does not find lesions."""
+    known = ", ".join(spec.name for spec in NETS.values() if spec.trains_map)
+    pairs = ",".join(f"{name}={value}" for name, value in values.items())
+    flag = f"--max-lesions {values['max_lesions']}" if list(values) == ["max_lesions"] else f"--lesion-settings {pairs}"
+    return UserError(
+        f"{net_name} does not find lesions: remove {flag}. Nets that do: {known}.", code="net-without-lesions"
+    )
 
 
 def list_nets(sam: str | None = None, num_points: int = DEFAULT_POINTS) -> str:

@@ -3,6 +3,7 @@
 An image with one prompt set is written as ``{"size", "points", "labels", "box"}``, optionally with ``mask`` and
 ``mask_index`` (version 2 of the file). Any other number of sets is written as ``{"size", "lesions": [{"points",
 "labels", "box"}, …]}``, optionally with ``mask_index`` and ``fuse`` (version 3); an empty list means no lesion.
+``suggested`` has the ``points`` and ``labels`` that a net placed on a lesion but does not decode.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ def _set_to_dict(one: PromptSet) -> dict[str, Any]:
         "labels": one.label.tolist(),
         "box": None if one.box is None else one.box.tolist(),
     }
+    if len(one.suggested_xy):
+        entry["suggested"] = {"points": one.suggested_xy.tolist(), "labels": one.suggested_label.tolist()}
     return entry if one.mask is None else {**entry, "mask": pack_mask(one.mask)}
 
 
@@ -57,11 +60,14 @@ def prompts_from_dict(entry: Mapping[str, Any]) -> ImagePrompts:
 
 
 def _set_from_dict(entry: Mapping[str, Any]) -> PromptSet:
+    suggested = entry.get("suggested", {"points": [], "labels": []})
     return PromptSet(
         np.array(entry["points"], np.float64).reshape(-1, 2),
         np.array(entry["labels"], np.int64),
         None if entry["box"] is None else np.array(entry["box"], np.float64),
         None if entry.get("mask") is None else unpack_mask(entry["mask"]),
+        np.array(suggested["points"], np.float64).reshape(-1, 2),
+        np.array(suggested["labels"], np.int64),
     )
 
 
@@ -139,7 +145,11 @@ def parse_set(
         mask = None if entry.get("mask") is None else unpack_mask(entry["mask"], mask_side)
     except UserError as error:
         errors.append(error)
-    return PromptSet(xy, label, box, mask), errors
+    suggested = entry.get("suggested", {"points": [], "labels": []})
+    if not isinstance(suggested, dict):
+        suggested = {}  # reported as invalid points
+    hints = _parse_points(suggested.get("points"), suggested.get("labels"), errors)
+    return PromptSet(xy, label, box, mask, *hints), errors
 
 
 def _parse_points(points: Any, labels: Any, errors: list[UserError]) -> tuple[np.ndarray, np.ndarray]:

@@ -31,11 +31,15 @@ class PromptSet:
     label: np.ndarray = field(default_factory=_no_labels)  # (P,) int64: 1 foreground, 0 background, -1 padding
     box: np.ndarray | None = None  # (4,) float x0, y0, x1, y1
     mask: np.ndarray | None = None  # (h, w) float32 logits: SAM's mask prompt, in the decoder's own frame
+    # Points that the net places on the lesion but does not decode, like xy and label: for display and scores.
+    suggested_xy: np.ndarray = field(default_factory=_no_points)
+    suggested_label: np.ndarray = field(default_factory=_no_labels)
 
     @property
     def shape(self) -> tuple[object, ...]:
         """Sets of the same shape can be decoded in one batch."""
-        return len(self.xy), self.box is not None, None if self.mask is None else self.mask.shape
+        mask = None if self.mask is None else self.mask.shape
+        return len(self.xy), self.box is not None, mask, len(self.suggested_xy)
 
     @property
     def is_empty(self) -> bool:
@@ -51,12 +55,22 @@ class SetArrays:
     @property
     def xy(self) -> npt.NDArray[np.float64]:
         """(P, 2), the points of all lesions."""
-        return np.concatenate([_no_points(), *(one.xy for one in self.sets)]) if self.sets else _no_points()
+        return np.concatenate([_no_points(), *(one.xy for one in self.sets)])
 
     @property
     def label(self) -> npt.NDArray[np.int64]:
         """(P,), their labels."""
-        return np.concatenate([_no_labels(), *(one.label for one in self.sets)]) if self.sets else _no_labels()
+        return np.concatenate([_no_labels(), *(one.label for one in self.sets)])
+
+    @property
+    def placed_xy(self) -> npt.NDArray[np.float64]:
+        """(Q, 2), the points of all lesions, then those that are only suggested."""
+        return np.concatenate([self.xy, *(one.suggested_xy for one in self.sets)])
+
+    @property
+    def placed_label(self) -> npt.NDArray[np.int64]:
+        """(Q,), their labels."""
+        return np.concatenate([self.label, *(one.suggested_label for one in self.sets)])
 
     @property
     def lesion(self) -> npt.NDArray[np.int64]:
@@ -93,9 +107,10 @@ class ImagePrompts(SetArrays):
         scale = np.asarray(size, np.float64) / side
 
         def convert(one: PromptSet) -> PromptSet:
-            xy = (np.asarray(one.xy, np.float64) + 0.5) * scale - 0.5
+            xy, suggested = ((np.asarray(x, np.float64) + 0.5) * scale - 0.5 for x in (one.xy, one.suggested_xy))
             box = None if one.box is None else (np.asarray(one.box, np.float64) + 0.5) * np.tile(scale, 2) - 0.5
-            return PromptSet(xy, np.asarray(one.label, np.int64), box, one.mask)
+            labels = (np.asarray(x, np.int64) for x in (one.label, one.suggested_label))
+            return PromptSet(xy, next(labels), box, one.mask, suggested, next(labels))
 
         return ImagePrompts(size, tuple(map(convert, sets)), mask_index, fuse)
 
@@ -111,6 +126,7 @@ class ImagePrompts(SetArrays):
             replace(
                 one,
                 xy=convert(one.xy),
+                suggested_xy=convert(one.suggested_xy),
                 box=None if one.box is None else convert(one.box.reshape(2, 2)).reshape(4),
             )
             for one in self.sets

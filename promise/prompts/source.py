@@ -158,7 +158,11 @@ def _stack(images: Sequence[ImagePrompts], side: int) -> Prompts:
         boxes = torch.tensor(np.array([one.box for one in sets]))
     if first.mask is not None:
         masks = torch.from_numpy(np.stack([one.mask for one in sets if one.mask is not None]))[:, None]
-    return Prompts(points, boxes, masks, owner)
+    suggested = None
+    if len(first.suggested_xy):
+        xy, label = np.stack([one.suggested_xy for one in sets]), np.stack([one.suggested_label for one in sets])
+        suggested = Points(torch.from_numpy(xy), torch.from_numpy(label))
+    return Prompts(points, boxes, masks, owner, suggested)
 
 
 def parse_source(text: str) -> tuple[Source, str]:

@@ -104,30 +104,39 @@ def _quantile(ordered: Sequence[float], q: float) -> float:
     return ordered[below] + (position - below) * (ordered[above] - ordered[below])
 
 
-def calibration(bins: Sequence[tuple[float, float, int]], *, title: str) -> Markup:
+def calibration(bins: Sequence[tuple[float, float, int]], *, title: str, x: str = "IoU predicted by SAM") -> Markup:
     """Calibration plot: dots at (predicted, true) with an area by the number of images, and the diagonal.
 
     Args:
         bins: (mean predicted IoU, mean true IoU, number of images) of each bin.
         title: for screen readers.
+        x: label of the x axis.
     """
     most = max((images for _, _, images in bins), default=1)
-    x = Axis(0, 1, 108, 108 + BOTTOM - TOP)  # square
+    axis = Axis(0, 1, 108, 108 + BOTTOM - TOP)  # square
     parts = [
-        _frame(x, UNIT_Y, x="IoU predicted by SAM", y_name="true IoU", left=108, right=108 + BOTTOM - TOP),
-        f'<line class="guide" x1="{x.at(0)}" y1="{BOTTOM}" x2="{x.at(1)}" y2="{TOP}"/>',
+        _frame(axis, UNIT_Y, x=x, y_name="true IoU", left=108, right=108 + BOTTOM - TOP),
+        f'<line class="guide" x1="{axis.at(0)}" y1="{BOTTOM}" x2="{axis.at(1)}" y2="{TOP}"/>',
     ]
     for predicted, true, images in bins:
         tooltip = f"predicted {predicted:.3f}, true {true:.3f}, {images} images"
         parts.append(
-            f'<circle class="s1 dot" cx="{x.at(predicted):.1f}" cy="{UNIT_Y.at(true):.1f}" '
+            f'<circle class="s1 dot" cx="{axis.at(predicted):.1f}" cy="{UNIT_Y.at(true):.1f}" '
             f'r="{3 + 8 * (images / most) ** 0.5:.1f}"><title>{tooltip}</title></circle>'
         )
     return _svg(title, parts)
 
 
-def lines(series: Sequence[Series], *, title: str, x: str, unit: bool = False, mark: float | None = None) -> Markup:
-    """Lines over epochs.
+def lines(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x: str,
+    unit: bool = False,
+    mark: float | None = None,
+    low: float | None = None,
+) -> Markup:
+    """Lines over epochs, clicks or fractions.
 
     Args:
         series: at least one, with at least one point.
@@ -135,11 +144,13 @@ def lines(series: Sequence[Series], *, title: str, x: str, unit: bool = False, m
         x: label of the x axis.
         unit: whether the y axis is [0, 1].
         mark: an epoch that is marked as the best.
+        low: start of the x axis; default: the first point.
     """
     xs = [point[0] for one in series for point in one.values]
     ys = [point[1] for one in series for point in one.values]
-    low, high = (0.0, 1.0) if unit else (min(0.0, *ys), _nice(max(ys)))
-    x_axis, y_axis = Axis(min(xs), max(xs), LEFT + 4, RIGHT - 4), Axis(low, high, BOTTOM, TOP)
+    bottom, top = (0.0, 1.0) if unit else (min(0.0, *ys), _nice(max(ys)))
+    x_axis = Axis(min(xs) if low is None else low, max(xs), LEFT + 4, RIGHT - 4)
+    y_axis = Axis(bottom, top, BOTTOM, TOP)
     parts = [_frame(x_axis, y_axis, x=x, y_name="")]
     if mark is not None and min(xs) <= mark <= max(xs):
         at = x_axis.at(mark)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from promise.evaluation.gallery import KINDS
 from promise.evaluation.reader import Evaluation
-from promise.evaluation.statistics import MISS, SIZES
+from promise.evaluation.statistics import MISS, SIZES, risk_coverage
 from promise.report import charts
 from promise.report.gallery_images import GalleryImage, embed
 from promise.report.tables import DASH, Cell, Table, interval, number
@@ -89,7 +89,7 @@ def describe_dataset(evaluation: Evaluation, name: str, galleries: Galleries) ->
         ],
         misses_more=max(0, len(missed) - MISSES_SHOWN),
         miss_below=below,
-        calibration=_calibration_text(entry.get("calibration") or {}),
+        calibration=_calibration_text(entry),
         clicks=_clicks(entry.get("clicks"), str(evaluation.summary["net"])),
         absent=[part for part, value in parts.items() if not value],
     )
@@ -128,13 +128,32 @@ def _charts(images: Any, entry: dict[str, Any]) -> Iterator[Markup]:
     if known:
         groups = [(size, COLOURS[size], dice[classes == size].dropna().tolist()) for size in SIZES]
         yield charts.boxes(groups, title="Dice by size of the lesion", x="native Dice by size of the lesion")
+    learned = entry.get("estimated_calibration")
     bins = [
         (b["predicted"], b["true"], b["images"])
-        for b in (entry.get("calibration") or {}).get("bins") or []
+        for b in (learned or entry.get("calibration") or {}).get("bins") or []
         if b.get("images") and None not in (b.get("predicted"), b.get("true"))
     ]
-    if bins:
-        yield charts.calibration(bins, title="IoU predicted by SAM and true IoU")
+    if not bins:
+        return
+    name = "estimated IoU" if learned else "IoU predicted by SAM"
+    yield charts.calibration(bins, title=f"{name} and true IoU", x=name)
+    column = "estimated_iou" if learned else "predicted_iou"
+    if column in images and not dice.isna().all():
+        yield _risk_coverage(images[column], dice, name)
+
+
+def _risk_coverage(estimate: Any, dice: Any, name: str) -> Markup:
+    """Mean 1 − Dice of the images that are kept when those with the lowest estimates are dropped."""
+    risk, ideal = risk_coverage(estimate, dice), risk_coverage(dice, dice)
+    mean = risk[-1][1]
+    series = [
+        charts.Series("random", [(0, mean), (1, mean)], "s2"),
+        charts.Series("ideal", ideal, "s3"),
+        charts.Series(name, risk, "s1"),
+    ]
+    title = "Mean 1 − Dice of the kept images by their fraction"
+    return charts.lines(series, title=title, x="fraction of images kept; mean 1 − Dice", low=0)
 
 
 def _sizes(entry: dict[str, Any]) -> Table | None:
@@ -189,13 +208,20 @@ def _clicks(entry: dict[str, Any] | None, net: str) -> Clicks | None:
     return Clicks(title, chart, Table(title, header, 2, tuple(rows)))
 
 
-def _calibration_text(calibration: dict[str, Any]) -> str:
-    if not calibration:
+def _calibration_text(entry: dict[str, Any]) -> str:
+    found = {"estimated IoU": entry.get("estimated_calibration"), "IoU predicted by SAM": entry.get("calibration")}
+    errors = [
+        f"Mean absolute error of the {name}: {number(one.get('error'))} (bias {number(one.get('bias'))}, correlation "
+        f"{number(one.get('correlation'))})."
+        for name, one in found.items()
+        if one
+    ]
+    if not errors:
         return ""
     return (
-        f"Mean absolute error of the IoU predicted by SAM: {number(calibration.get('error'))} (bias "
-        f"{number(calibration.get('bias'))}, correlation {number(calibration.get('correlation'))}). On the diagonal, "
-        "prediction and true IoU are equal; the area of a dot shows the number of images."
+        f"{' '.join(errors)} On the diagonal, estimate and true IoU are equal; the area of a dot shows the number of "
+        "images. Lines: images with the lowest estimates are dropped first, those without a lesion before all others; "
+        "ideal: those with the lowest Dice."
     )
 
 

@@ -66,6 +66,10 @@ MAX_LESIONS_HELP = (
     "largest number of lesions that the net prompts in an image, for nets that find lesions, such as APM_dense; "
     "default: as stored in the checkpoint"
 )
+LESION_SETTINGS_HELP = (
+    "how lesions are found and decoded by nets that find lesions, such as threshold=0.4,fuse=0,prompts=box+points; "
+    "the names are those of promise.models.prompters.lesions.LesionSettings; default: as stored in the checkpoint"
+)
 PRECISION_HELP = "auto: bf16 where the device supports it in hardware"
 
 

@@ -108,6 +108,13 @@ class TrainConfig:
         metavar="W",
         group="training",
     )
+    lesion_settings: str | None = option(
+        None,
+        "how lesions are found and decoded by nets that find lesions, such as max_lesions=1,threshold=0.4; stored in "
+        "the checkpoint; the names are those of promise.models.prompters.lesions.LesionSettings",
+        metavar="NAME=VALUE,…",
+        group="training",
+    )
     optimizer: str = option("adam", "adam, adamw or sgd", metavar="NAME", group="training")
     lr: float = option(3e-4, "initial learning rate", group="training")
     weight_decay: float = option(0.0, "weight decay", group="training")

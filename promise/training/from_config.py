@@ -17,7 +17,8 @@ from promise.features.store import cache_folder
 from promise.models.checkpoint import Metadata
 from promise.models.cpu import optimize_for_cpu
 from promise.models.promise import Promise
-from promise.models.registry import NETS, build_net
+from promise.models.prompters.lesions import check_settings
+from promise.models.registry import NETS, build_net, change_lesions
 from promise.models.sam.weights import weights_setting
 from promise.models.token_shift import IncrementalPatternShifting
 from promise.prompts.sampling import AUTO, GROUND_TRUTH, prompt_batch
@@ -46,6 +47,8 @@ def net_of(config: TrainConfig) -> Promise:
     )
     if NETS[config.net].two_stages and isinstance(net.ips, IncrementalPatternShifting):
         net.ips.zero_()  # the first stage trains and validates the map without a shift
+    if config.lesion_settings is not None:
+        change_lesions(net, check_settings(config.lesion_settings), net_name=config.net)
     net = optimize_for_cpu(net)
     net.sam.gradient_checkpointing = config.gradient_checkpointing
     return net

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from promise.models.quality import has_lesion, quality_features
 from promise.training.losses import Criterion, LossTerms
 from promise.training.noisy_prompts import NoisyDraw
 from promise.types import Batch, Prediction, Prompts
@@ -100,11 +102,36 @@ def validate(
         scores = {name: torch.stack([one[name] for one in losses]) for name in losses[0]} | {"dice": dice, "iou": iou}
         names = list(scores)
         rows.append(torch.stack((batch.index.to(accelerator.device), *scores.values()), dim=1).double())
-    table = accelerator.gather(torch.cat(rows)).cpu()
+    mean = _gather(rows, accelerator).mean(dim=0)
+    return dict(zip(names, mean.tolist(), strict=True))
+
+
+@torch.inference_mode()
+def measure_quality(
+    net: nn.Module, batches: Iterable[Batch], *, draw: DrawPrompts, accelerator: Accelerator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Features (R, F) and measured IoU (R,) of the automatic masks with a lesion; arguments as in :func:`validate`.
+
+    The rows are those of all processes, in the order of the table.
+    """
+    net.eval()
+    rows = []
+    for batch in batches:
+        prediction, moved = _predict(net, batch, draw, accelerator.device)
+        _, iou = overlap(prediction.mask_logits, moved.mask)
+        parts = (has_lesion(prediction)[:, None], iou[:, None], quality_features(prediction))
+        rows.append(torch.cat((batch.index.to(accelerator.device)[:, None], *parts), dim=1).double())
+    table = _gather(rows, accelerator)
+    found, iou, features = table[:, 0] > 0, table[:, 1], table[:, 2:]
+    return features[found].numpy(), iou[found].numpy()
+
+
+def _gather(rows: Sequence[Tensor], accelerator: Accelerator) -> Tensor:
+    """The rows (R, 1 + K) of all processes on the CPU, sorted by their first column, without that column."""
+    table: Tensor = accelerator.gather(torch.cat(tuple(rows))).cpu()
     # Several processes pad their last batch with rows of another process: count each row once.
     _, first = np.unique(table[:, 0].numpy(), return_index=True)
-    mean = table[torch.from_numpy(first), 1:].mean(dim=0)
-    return dict(zip(names, mean.tolist(), strict=True))
+    return table[torch.from_numpy(first), 1:]
 
 
 def has_finite_weights(net: nn.Module) -> bool:

@@ -12,7 +12,8 @@ import torch
 
 from promise.data.transforms.recipes import recipe_code
 from promise.models.prompters.base import fixed_labels
-from promise.models.registry import build_parts, parse_net_name, resolve_sam
+from promise.models.prompters.lesions import check_settings
+from promise.models.registry import build_parts, net_without_lesions, parse_net_name, resolve_sam
 from promise.models.sam.backbones import get_backbone
 from promise.runtime.device import resolve_device, resolve_precision
 from promise.runtime.errors import UserError, all_of
@@ -62,6 +63,7 @@ def resolve_config(
         partial(_check_points, config),
         partial(_check_prompt_loss, config),
         partial(_check_shift, config),
+        partial(_check_lesions, config),
         partial(_check_names, config),
         partial(_check_device, config),
         partial(_check_select, config, extra_scores),
@@ -134,6 +136,16 @@ def _check_shift(config: TrainConfig) -> None:
             "of lesions and a token shift, such as APM_IPS_dense.",
             code="no-second-stage",
         )
+
+
+def _check_lesions(config: TrainConfig) -> None:
+    values = check_settings(config.lesion_settings)
+    try:
+        spec, _ = parse_net_name(config.net)
+    except UserError:
+        return  # reported by _check_net
+    if values and not spec.trains_map:
+        raise net_without_lesions(spec.name, values)
 
 
 def _check_names(config: TrainConfig) -> None:

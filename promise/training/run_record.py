@@ -14,6 +14,7 @@ import torch
 
 from promise.models import checkpoint
 from promise.models.promise import Promise
+from promise.models.quality import LEAST_ROWS, QualityEstimate
 from promise.runtime.environment import describe_environment
 from promise.runtime.files import remove_leftovers
 from promise.runtime.memory import peak_memory
@@ -133,6 +134,30 @@ class RunRecord:
         unchanged = " (unchanged)" * (sam_sha256 == self.metadata.sam_sha256)
         log.info("SHA-256 of SAM's weights after training: %s%s", sam_sha256, unchanged)
         self.folder.write_environment(sam_sha256_after=sam_sha256, peak_memory_gib=peak_memory(device))
+
+    def save_quality(self, estimate: QualityEstimate | None, paths: Sequence[Path]) -> None:
+        """Store the estimate of the IoU of automatic masks in checkpoints; ``None``: too few validation rows."""
+        names = " and ".join(path.name for path in paths)
+        if estimate is None:
+            log.info(
+                "%s: lesions are found in fewer than %d validation rows, so no estimated IoU is fitted; SAM's own "
+                "estimate is reported.",
+                names,
+                LEAST_ROWS,
+            )
+            return
+        log.info(
+            "%s: the estimated IoU is fitted on %d validation rows; leave-one-out correlation %.3f, mean error %.3f",
+            names,
+            estimate.rows,
+            estimate.correlation,
+            estimate.error,
+        )
+        quality = dataclasses.asdict(estimate)
+        for path in paths:
+            metadata = checkpoint.read_metadata(path)
+            if metadata.quality != quality:  # resuming a finished run changes no file
+                checkpoint.rewrite_metadata(path, dataclasses.replace(metadata, quality=quality))
 
     def save_checkpoint(
         self, net: Promise, path: Path, progress: Progress, metrics: Mapping[str, float] | None = None

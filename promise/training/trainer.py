@@ -12,13 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import safetensors.torch
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from promise.data.leaks import find_shared, hash_images
 from promise.data.table import SplitTable
+from promise.models.checkpoint import load_learned
 from promise.models.promise import Promise
+from promise.models.quality import QualityEstimate, fit_quality
 from promise.runtime.device import resolve_device
 from promise.runtime.errors import UserError
 from promise.runtime.memory import explain_out_of_memory
@@ -144,6 +147,8 @@ class Trainer:
                 self.stage.name,
                 progress.best_epoch,
             )
+        if self.record is not None and self.net.lesions is not None:
+            self._fit_quality(self.record)
         self.callbacks.on_train_end(self)
         return progress
 
@@ -285,6 +290,30 @@ class Trainer:
             if self.average is not None:
                 state["average"] = self.average.state_dict()
             self.record.save_epoch(self.net, progress, state, applied=self._averaged)
+
+    def _fit_quality(self, record: RunRecord) -> None:
+        """Fit the estimate of the IoU of automatic masks on the validation rows, for the best and the last weights."""
+        training, folder = {name: value.clone() for name, value in self.net.learned_state().items()}, record.folder
+        # Equal weights need only one pass; the best epoch is the last one without validation rows.
+        same = self.progress.best_epoch in (None, self.progress.epoch)
+        for paths in [(folder.best, folder.last)] if same else [(folder.best,), (folder.last,)]:
+            state = safetensors.torch.load_file(paths[-1])
+            load_learned(self.net, state, origin=str(paths[-1]), target=record.metadata.net)
+            found = self._measure_quality()
+            if self.accelerator.is_main_process:
+                record.save_quality(found, paths)
+        self.net.load_state_dict(training, strict=False)
+
+    def _measure_quality(self) -> QualityEstimate | None:
+        if self.data.val is None:
+            return None
+        features, iou = loop.measure_quality(
+            self.model,
+            self._bar(self.data.val, "estimated IoU"),
+            draw=partial(self.data.draw_prompts, epoch=0),
+            accelerator=self.accelerator,
+        )
+        return fit_quality(features, iou)
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Inside, the net has the weights that are validated and saved: their moving average, if there is one."""

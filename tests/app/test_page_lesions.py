@@ -249,6 +249,26 @@ def test_requests_of_earlier_pages_prompt_one_lesion(request_json: Callable[...,
     assert (found["mask_index"], found["fuse"]) == (1, False)
 
 
+def test_the_answer_has_the_estimate_of_an_automatic_mask(
+    save_lesion_net: Callable[..., Path], paths: dict[int, Path], tmp_path: Path
+) -> None:
+    import promise
+    from promise.app.responses import segmentation_to_dict
+    from promise.models.quality import FEATURES, QualityEstimate
+
+    estimate = QualityEstimate(dict.fromkeys(FEATURES, 0.0), 0.75, 30, 0.5, 0.125)
+    with pytest.warns(RuntimeWarning, match="random weights"):
+        segmenter = promise.load(
+            save_lesion_net(tmp_path / "a.safetensors", quality=estimate), device="cpu", precision="fp32"
+        )
+    session = segmenter.session(paths[2])
+    automatic = segmentation_to_dict(session.automatic())
+    assert (automatic["estimated_iou"], automatic["estimate"]) == (0.75, "usable")
+    for other in (session.predict(box=[4, 6, 40, 50]), segmenter.predict(paths[0])):
+        answer = segmentation_to_dict(other)
+        assert answer["estimated_iou"] is answer["estimate"] is None
+
+
 def test_mask_prompts_of_the_net_are_in_the_prompts_file(
     save_lesion_net: Callable[..., Path], paths: dict[int, Path], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from promise.evaluation.statistics import (
     count_misses,
     deviation,
     pooled_overlap,
+    risk_coverage,
     size_class,
     stratify,
 )
@@ -120,3 +121,12 @@ def test_means_and_deviations() -> None:
     assert means[0] == 2
     assert np.isnan(means[1])
     assert deviation([[0.1], [0.3]]) == pytest.approx(np.std([0.1, 0.3], ddof=1))
+
+
+def test_the_risk_of_the_most_certain_images() -> None:
+    dice = [0.9, 0.5, 0.7, NAN, 0.1]
+    found = risk_coverage([0.8, 0.9, 0.4, 1.0, NAN], dice)  # the fourth image has no score, the fifth no estimate
+    np.testing.assert_allclose(found, [(0.25, 0.5), (0.5, 0.3), (0.75, 0.3), (1.0, 0.45)])
+    np.testing.assert_allclose(risk_coverage(dice, dice), [(0.25, 0.1), (0.5, 0.2), (0.75, 0.3), (1.0, 0.45)])
+    assert [at for at, _ in risk_coverage(range(7), np.ones(7), levels=2)] == [4 / 7, 1.0]
+    assert risk_coverage([], []) == []

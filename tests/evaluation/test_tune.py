@@ -21,10 +21,12 @@ from promise import checkpoint
 from promise.cli.eval import main
 from promise.data.images import content_hash
 from promise.data.table import read_table
+from promise.evaluation import tune_lesions
 from promise.evaluation.config import EvalConfig
 from promise.evaluation.evaluate import evaluate
 from promise.evaluation.metrics import binary_metrics
 from promise.evaluation.tune import GRID, TuneResult, dice_of_grid, rank, tune
+from promise.evaluation.tune_lesions import choose
 from promise.inference.postprocess import Postprocess
 from promise.runtime.errors import ExistingRunError, UserError
 
@@ -261,3 +263,55 @@ def test_the_command_prints_the_best_candidates_and_none(ckpt: Path, phantoms: P
     assert f"{stored.postprocess} is stored in {ckpt}" in printed
     assert any(line.split()[:1] == ["none"] for line in printed.splitlines())
     assert f"{stored.tuning['dice']:.4f}" in printed
+
+
+# --- nets that find lesions ----------------------------------------------------------------------
+
+
+def test_lesion_settings_are_chosen_by_dice_and_the_strict_ones_with_a_loss() -> None:
+    values = (0.0, 0.5, 0.9)
+    assert choose("fuse", values, (0.8, 0.80004, 0.7), current=0.0) == 0.0  # a tie changes nothing
+    assert choose("fuse", values, (0.8, 0.8002, 0.7), current=0.0) == 0.5
+    assert choose("min_score", values, (0.8002, 0.8, 0.7), current=0.0) == 0.5  # the largest within 0.0005
+    assert choose("min_score", values, (0.8006, 0.8, 0.7), current=0.9) == 0.0
+
+
+def test_lesion_settings_are_tuned_and_stored(
+    save_lesion_net, phantoms: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    steps = (("threshold", (0.5, 0.99)), ("min_score", (0.0, 0.01)))
+    monkeypatch.setattr(tune_lesions, "STEPS", steps)
+    path = save_lesion_net(tmp_path / "best.safetensors", max_lesions=2)
+    before, weights = checkpoint.read_metadata(path).lesions, payload(path)
+    flags = [
+        "--ckpt",
+        str(path),
+        "--split-csv",
+        str(phantoms),
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--workers",
+        "0",
+    ]
+    assert main([*flags, "--tune-postprocess", "--quiet"]) == 0
+    with (tmp_path / "tune/tune_lesions.csv").open() as stream:
+        lines = list(csv.DictReader(stream))
+    assert [(line["setting"], float(line["value"])) for line in lines] == [
+        ("threshold", 0.5), ("threshold", 0.9), ("threshold", 0.99),
+        ("min_score", 0.0), ("min_score", 0.01), ("min_score", 0.025),
+    ]  # fmt: skip
+    chosen = {line["setting"]: float(line["value"]) for line in lines if line["chosen"] == "1"}
+    now = checkpoint.read_metadata(path)
+    assert now.lesions == {**before, **chosen}
+    assert payload(path) == weights
+    assert f"threshold={chosen['threshold']:g} (Dice" in capsys.readouterr().out
+    # The Dice of the last step is that of an evaluation of the rows, without postprocessing.
+    assert main([*flags, "--split", "val", "--postprocess", "none", "--gallery", "0", "--quiet"]) == 0
+    (entry,) = json.loads((tmp_path / "eval/summary.json").read_text())["datasets"].values()
+    last = next(line for line in lines if line["setting"] == "min_score" and line["chosen"] == "1")
+    assert float(last["dice"]) == pytest.approx(entry["means"]["native"]["dice"], abs=1e-6)
+    # Prompts of another source do not depend on the map.
+    assert main([*flags, "--tune-postprocess", "--prompts", "gt-box", "--overwrite", "--quiet"]) == 0
+    assert checkpoint.read_metadata(path).lesions == now.lesions

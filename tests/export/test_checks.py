@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from promise import checkpoint
 from promise.data.transforms.recipes import build_transform
 from promise.export.checks import Check, check_graphs, difference, make_images, worst
 from promise.export.formats import Runner
@@ -26,9 +29,24 @@ def run_directly(graph: Graph, change: Callable[[str, Any], Any] = lambda _name,
     return run
 
 
-@pytest.fixture(scope="module", params=["APM_IPS_resnet", "IPS_GT"])
-def case(build: Callable[..., Any], request: pytest.FixtureRequest) -> Any:
-    net = build(request.param, num_points=4).eval()
+@pytest.fixture(scope="module", params=["APM_IPS_resnet", "IPS_GT", "APM_IPS_dense", "APM_dense"])
+def case(
+    build: Callable[..., Any],
+    save_lesion_net: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Any:
+    if "dense" in request.param:
+        path = tmp_path_factory.mktemp("net") / "net.safetensors"
+        settings = {"threshold": 0.6, "min_score": 0.0, "min_probability": 0.0, "flips": True}
+        if request.param == "APM_dense":
+            settings |= {"mask_prompt": True, "output": "multimask"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            net, _ = checkpoint.load(save_lesion_net(path, request.param, **settings))
+        net.eval()
+    else:
+        net = build(request.param, num_points=4).eval()
     graphs = build_graphs(net, pixels="imagenet", threshold=0.5)
     images = make_images(net, build_transform("basic_color", image_size=64, pixels="imagenet"), count=2)
     return net, graphs, images
@@ -39,14 +57,28 @@ def test_the_exported_modules_pass(case: Any) -> None:
     checks = check_graphs(net, {g.name: run_directly(g) for g in graphs}, images, threshold=0.5)
     assert {check.graph for check in checks} == {g.name for g in graphs} | {"all in turn"}
     assert all(check.passed for check in checks), [str(check) for check in checks]
+    if net.lesions is not None:
+        counts = {len(net.prompt(image.encoded).prompts) for image in images}
+        assert min(counts) < max(counts) <= net.lesions.max_lesions
     assert all(check.found < 1e-5 for check in checks if check.unit == "difference")
 
 
-@pytest.mark.parametrize(("name", "output"), [("encoder", "tap_2"), ("decoder", "logits"), ("image", "mask")])
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("encoder", "tap_2"),
+        ("prompter", "map"),
+        ("prompter", "boxes"),
+        ("decoder", "logits"),
+        ("image", "mask"),
+        ("image", "map"),
+        ("image", "boxes"),
+    ],
+)
 def test_a_wrong_output_is_found(case: Any, name: str, output: str) -> None:
     net, graphs, images = case
-    if name not in [g.name for g in graphs]:
-        pytest.skip("a net without a prompter has no such graph")
+    if not any(g.name == name and output in g.outputs for g in graphs):
+        pytest.skip("this net has no such graph or output")
 
     def change(found: str, value: Any) -> Any:
         if found != output:

@@ -23,7 +23,10 @@ from promise.evaluation.metrics import evaluate_pair
 from promise.export import ExportConfig, Settings, export
 from promise.export.exporter import MANIFEST
 from promise.export.formats import EXAMPLE, FORMATS, Format
+from promise.export.graphs import Graph, LesionsToMask
 from promise.inference.postprocess import Postprocess, probability_at
+from promise.models.prompters.dense import DensePrompter
+from promise.models.prompters.lesions import LesionSettings
 from promise.models.sam.weights import file_sha256
 from promise.runtime.errors import ExistingRunError
 from promise.types import Encoded, Points, Prompts
@@ -209,6 +212,8 @@ def test_existing_files_are_not_replaced(ckpt: Path, tmp_path: Path, user_error:
         ({"format": "onxx"}, "unknown-format", "Did you mean 'onnx'"),
         ({"images": 0}, "images-out-of-range", "--images"),
         ({"postprocess": "shut:5"}, None, "shut:5"),
+        ({"max_lesions": 2}, "net-without-lesions", "--max-lesions 2"),
+        ({"lesion_settings": "fuse=2"}, "invalid-lesion-settings", "fuse"),
         ({"ckpt": "absent.safetensors"}, None, "absent.safetensors"),
     ],
 )
@@ -222,12 +227,83 @@ def test_invalid_input_leaves_no_folder(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_net_with_a_map_of_lesions_is_refused_before_anything_is_written(
-    save_checkpoint: Callable[..., Path], tmp_path: Path, user_error: Expect
+class MapOfEmbedding(torch.nn.Module):
+    """The first channels of an embedding as map of lesions."""
+
+    def forward(self, embedding: torch.Tensor, _taps: object) -> torch.Tensor:
+        return torch.nn.functional.pixel_shuffle(embedding[:, :4], 2)
+
+
+def embedding_of(*lesions: tuple[int, int, int, int]) -> torch.Tensor:
+    """An embedding (1, 32, 4, 4) with rectangles x0, y0, x1, y1 in its map (8, 8), both ends included."""
+    embedding = torch.randn(1, 32, 4, 4, generator=torch.Generator().manual_seed(len(lesions)))
+    maps = torch.full((1, 1, 8, 8), -4.0)
+    for strength, (x0, y0, x1, y1) in enumerate(lesions, start=5):
+        maps[:, :, y0 : y1 + 1, x0 : x1 + 1] = strength
+    embedding[:, :4] = torch.nn.functional.pixel_unshuffle(maps, 2)
+    return embedding
+
+
+LESIONS = {
+    0: (),
+    1: ((2, 1, 5, 3),),
+    2: ((0, 0, 1, 2), (4, 4, 7, 5)),
+    5: ((0, 0, 0, 0), (3, 0, 4, 1), (7, 0, 7, 2), (0, 4, 1, 7), (4, 5, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_any_number_of_lesions_is_decoded_as_by_the_net(build: Callable[..., Any], tmp_path: Path, format: str) -> None:
+    if format == "onnx":
+        pytest.importorskip("onnxruntime", reason="needs the [export] extra")
+        pytest.importorskip("onnxscript", reason="needs the [export] extra")
+    net = build("APM_IPS_dense").eval()
+    settings = LesionSettings(max_lesions=4, min_score=0.0, fuse=0.3)
+    net.apm = DensePrompter(MapOfEmbedding(), num_points=2, image_size=64, settings=settings)
+    module = LesionsToMask(net).requires_grad_(False)
+    graph = Graph("lesions", module, {"embedding": embedding_of()}, {}, ("logits", "iou", *module.outputs))
+    path = tmp_path / f"lesions{FORMATS[format].suffix}"
+    FORMATS[format].write(graph, path)
+    run = FORMATS[format].open(graph, path)
+    for count, lesions in LESIONS.items():
+        embedding = embedding_of(*lesions)
+        with torch.no_grad():
+            expected = net.decode(Encoded(embedding))
+        found = run({"embedding": embedding})
+        assert len(expected.boxes) == min(count, 4)
+        np.testing.assert_allclose(found["logits"], expected.mask_logits.numpy(), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found["iou"], expected.iou.numpy(), rtol=0, atol=1e-4)
+        kept = found["scores"] > 0
+        np.testing.assert_allclose(found["boxes"][kept].reshape(-1, 4), expected.boxes.numpy(), rtol=0, atol=1e-4)
+
+
+def test_a_net_that_finds_lesions_is_exported(save_lesion_net: Callable[..., Path], tmp_path: Path) -> None:
+    ckpt = save_lesion_net(tmp_path / "net.safetensors", "APM_dense", prompts="box+points")
+    config = ExportConfig(
+        str(ckpt),
+        str(tmp_path / "out"),
+        format="torch",
+        max_lesions=2,
+        lesion_settings="prompts=box",
+        images=2,
+        quiet=True,
+    )
+    manifest = export(config).manifest
+    assert (manifest["lesions"]["max_lesions"], manifest["lesions"]["prompts"]) == (2, "box")
+    assert manifest["graphs"]["prompter"]["outputs"] == ["map", "boxes", "scores"]
+    assert manifest["graphs"]["decoder"]["outputs"] == ["logits", "iou"]
+    assert {"mask", "boxes", "scores", "map"} < set(manifest["graphs"]["image"]["outputs"])
+    assert all(check["passed"] for check in manifest["checks"]["found"])
+    assert {"map", "boxes"} < {check["what"] for check in manifest["checks"]["found"] if check["graph"] == "image"}
+
+
+def test_points_of_lesions_are_refused_before_anything_is_written(
+    save_lesion_net: Callable[..., Path], tmp_path: Path, user_error: Expect
 ) -> None:
-    ckpt = save_checkpoint("APM_dense")
-    with user_error("export-of-lesion-map"):
+    ckpt = save_lesion_net(tmp_path / "net.safetensors", "APM_dense", prompts="box+points")
+    with user_error("export-of-lesion-points") as caught:
         export(ExportConfig(str(ckpt), str(tmp_path / "out"), format="torch", quiet=True))
+    assert all(fact in str(caught.value) for fact in ("prompts=box+points", "--lesion-settings", "prompts=box "))
     assert not (tmp_path / "out").exists()
 
 

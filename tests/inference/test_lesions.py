@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from promise.inference.predict import predict
 from promise.inference.segmentation import Segmentation
 from promise.inference.segmenter import Segmenter
 from promise.inference.session import Session
+from promise.models.quality import FEATURES, QualityEstimate
 
 pytestmark = pytest.mark.filterwarnings("ignore:SAM .* has random weights")
 CPU = {"device": "cpu", "precision": "fp32"}
@@ -67,6 +70,7 @@ def test_a_net_finds_several_lesions_or_none(found: list[Segmentation]) -> None:
     for one in found:
         assert one.boxes.shape == (one.lesions, 4)
         assert one.points.shape == (0, 2)
+        assert one.prompts.placed_label.tolist() == [1, 1, 0, 0] * one.lesions
         assert (one.box is None) == (one.lesions != 1)
         assert one.mask.any() == (one.lesions > 0)
         assert one.mask_index is one.choice is None  # SAM's single mask
@@ -261,7 +265,9 @@ def test_images_without_a_lesion_are_named(
     without = [path for path, one in zip(paths, found, strict=True) if not one.lesions]
     assert main([*flags, "--overlay", "--contour", *map(str, paths)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1:] == ["no lesion found in 2 images, whose masks are empty:", *(f"  {path.stem}" for path in without)]
+    assert len(without) > 1
+    count = f"no lesion found in {len(without)} images, whose masks are empty:"
+    assert lines[1:] == [count, *(f"  {path.stem}" for path in without)]
     assert not any(read_mask(tmp_path / f"out/masks/{path.name}").any() for path in without)
     annotated = {one["image_id"] for one in json.loads((tmp_path / "out/contours.json").read_text())["annotations"]}
     assert len(annotated) == len(paths) - len(without)
@@ -292,8 +298,8 @@ def test_an_evaluation_repeats_the_scores_from_its_prompts(ckpt: Path, phantoms:
     assert scores("file") == scores("auto")
     assert len(scores("auto")) == 7
     assert summary["lesions"] == {
-        "max_lesions": 4, "threshold": 0.99, "min_score": 0.013, "min_share": 0.0, "prompts": "box",
-        "mask_prompt": False, "output": "single", "fuse": 0.5,
+        "max_lesions": 4, "threshold": 0.9, "min_score": 0.025, "min_probability": 0.6, "min_share": 0.0,
+        "prompts": "box", "mask_prompt": False, "output": "single", "fuse": 0.5, "flips": False,
     }  # fmt: skip
 
 
@@ -311,7 +317,7 @@ def test_the_number_of_lesions_can_be_limited(
     assert summary["lesions"]["max_lesions"] == 1
     from promise.evaluation.summary import results_text
 
-    assert "at most 1 lesion per image (threshold 0.99" in results_text([summary])
+    assert "at most 1 lesion per image (threshold 0.9" in results_text([summary])
 
 
 def test_a_net_without_lesions_cannot_be_limited(
@@ -341,3 +347,119 @@ def test_a_limit_below_one_is_an_error(ckpt: Path, phantoms: Path, tmp_path: Pat
         evaluate_phantoms(ckpt, phantoms, tmp_path / "eval", max_lesions=0)
     with user_error("invalid-count"):
         predict(PredictConfig(ckpt=str(ckpt), images=("a.png",), output=str(tmp_path / "out"), max_lesions=0))
+
+
+def test_lesion_settings_can_be_changed(ckpt: Path, phantoms: Path, paths: list[Path], tmp_path: Path) -> None:
+    from promise.cli.predict import main
+
+    loaded = promise.load(ckpt, lesion_settings={"threshold": 0.9, "fuse": 0}, max_lesions=2, **CPU)
+    before = promise.load(ckpt, **CPU).net.lesions
+    assert loaded.net.lesions == dataclasses.replace(before, threshold=0.9, fuse=0, max_lesions=2)
+    summary = evaluate_phantoms(ckpt, phantoms, tmp_path / "eval", lesion_settings="prompts=box+points, flips=true")
+    assert summary["lesions"] == {**dataclasses.asdict(before), "prompts": "box+points", "flips": True}
+    output = tmp_path / "out"
+    flags = ["--ckpt", str(ckpt), "--output", str(output), "--device", "cpu", "--precision", "fp32", "--quiet"]
+    assert main([*flags, "--lesion-settings", "min_score=1", *map(str, paths)]) == 0
+    entries = json.loads((output / "prompts.json").read_text())["draws"][0]["images"]["images"]
+    assert all(entry["lesions"] == [] for entry in entries.values())
+    assert main([*flags, "--lesion-settings", "min_score=0.5", *map(str, paths)]) == 1  # other settings
+
+
+def test_all_faults_of_lesion_settings_are_reported_together(
+    ckpt: Path, phantoms: Path, tmp_path: Path, user_error: Callable[..., Any]
+) -> None:
+    text = "treshold=0.4,fuse=1,flips=perhaps,max_lesions=0.5,min_score"
+    for call in (
+        lambda: evaluate_phantoms(ckpt, phantoms, tmp_path / "eval", lesion_settings=text),
+        lambda: promise.load(ckpt, lesion_settings=text, **CPU),
+    ):
+        with user_error("unknown-lesion-setting", "invalid-lesion-settings") as caught:
+            call()
+        for fact in ("treshold", "fuse must be", "flips: 'perhaps'", "max_lesions: '0.5'", "min_score: ''"):
+            assert fact in str(caught.value)
+
+
+# --- the learned estimate of the IoU -------------------------------------------------------------
+
+ESTIMATE = QualityEstimate({**dict.fromkeys(FEATURES, 0.0), "log_area": 0.3}, 1.4, 30, 0.5, 0.125)
+
+
+@pytest.fixture(scope="module")
+def estimating(save_lesion_net: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_lesion_net(tmp_path_factory.mktemp("estimating") / "best.safetensors", quality=ESTIMATE)
+
+
+def test_images_to_review_are_listed_lowest_first(
+    estimating: Path, paths: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from promise.cli.predict import main
+
+    found = dict(zip([path.stem for path in paths], promise.load(estimating, **CPU).predict(paths), strict=True))
+    assert {one.quality is None for one in found.values()} == {True, False}
+    assert all((one.quality is None) == (one.lesions == 0) for one in found.values())
+    estimates = sorted(one.quality for one in found.values() if one.quality is not None)
+    below = (estimates[1] + estimates[2]) / 2
+    assert estimates[1] < estimates[2]
+    flags = ["--ckpt", str(estimating), "--device", "cpu", "--precision", "fp32", "--quiet"]
+    files, out = [str(path) for path in paths], tmp_path / "out"
+    assert main([*flags, "--output", str(out), "--review-below", str(below), *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    with (out / "review.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    without = [name for name, one in found.items() if not one.lesions]
+    low = sorted((name for name, one in found.items() if one.lesions), key=lambda name: found[name].quality)[:2]
+    assert [row["name"] for row in rows] == [*without, *low]
+    assert [row["estimated_iou"] for row in rows] == [*[""] * len(without), *(str(found[name].quality) for name in low)]
+    assert {row["path"] for row in rows} <= set(files)
+    assert lines[1] == (
+        f"{len(rows)} images to review (estimated IoU below {below:g}, or no lesion found): {out / 'review.csv'}"
+    )
+    assert lines[2:] == [
+        *(f"  {name}: no lesion" for name in without),
+        *(f"  {n}: {found[n].quality:.3f}" for n in low),
+    ]
+    entries = json.loads((out / "prompts.json").read_text())["draws"][0]["images"]["images"]
+    assert {name: entry["estimated_iou"] for name, entry in entries.items()} == {n: f.quality for n, f in found.items()}
+    # All masks exist: the list needs no net. Without images to review, the file has only its header.
+    assert main([*flags, "--output", str(out), "--review-below", "0", *files]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith(f"{len(without)} images to review")
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({}, "no-quality-estimate"),
+        ({"review_below": 1.5}, "invalid-review-bound"),
+        ({"prompts_from": "prompts.json"}, "review-of-prompts-file"),
+    ],
+)
+def test_a_review_that_is_not_possible_is_refused(
+    settings: dict[str, Any], code: str, ckpt: Path, paths: list[Path], tmp_path: Path, user_error: Any
+) -> None:
+    values = {"review_below": 0.7, "images": (str(paths[0]),), "output": str(tmp_path / "out"), **settings}
+    with user_error(code):
+        predict(PredictConfig(ckpt=str(ckpt), **values))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_measures_the_estimates_where_there_is_a_lesion(
+    estimating: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    entry = evaluate_phantoms(estimating, phantoms, tmp_path / "eval")["datasets"]["split"]
+    with (tmp_path / "eval/per_image.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    with_lesion = [row for row in rows if row["estimated_iou"] != "nan"]
+    assert (
+        entry["without_lesion"]
+        == len(rows) - len(with_lesion)
+        == sum(row["predicted_iou"] == "0.0" for row in rows)
+        > 0
+    )
+    for key, column in (("calibration", "predicted_iou"), ("estimated_calibration", "estimated_iou")):
+        estimate, true = (np.array([float(row[name]) for row in with_lesion]) for name in (column, "native_iou"))
+        assert entry[key]["error"] == pytest.approx(np.abs(estimate - true).mean())
+        assert entry[key]["correlation"] == pytest.approx(np.corrcoef(estimate, true)[0, 1])
+    assert np.ptp([float(row["estimated_iou"]) for row in with_lesion]) > 0
+    path = tmp_path / "eval/prompts.json"
+    other = evaluate_phantoms(estimating, phantoms, tmp_path / "file", prompts=f"file:{path}")["datasets"]["split"]
+    assert "estimated_calibration" not in other  # only automatic masks are estimated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -161,6 +162,9 @@ def test_points_depend_on_the_image_and_have_sub_pixel_precision(name, build) ->
 @pytest.mark.parametrize("name", NETS)
 def test_bfloat16_is_close_to_float32(name, build) -> None:
     net, net16 = build(name, num_points=4).eval(), build(name, num_points=4, precision="bf16").eval()
+    for one in (net, net16):
+        if one.lesions is not None:  # random weights: lesions of any strength
+            one.apm.lesions = dataclasses.replace(one.lesions, min_score=0.0, min_probability=0.0)
     image = images(2, net)
     prompts = some_points(2, net)
     with torch.no_grad():

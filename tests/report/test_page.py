@@ -97,10 +97,31 @@ def test_the_page_contains_the_numbers_of_the_files(run: Path) -> None:
         "net: APM_IPS_resnet",
     ):
         assert fact in text
-    # Two charts of intervals, of curves; histogram, boxes and calibration for each of four parts.
-    assert page.tags.count("svg") == 2 + 2 + 3 * 4
+    # Two charts of intervals, of curves; histogram, boxes, calibration and risk for each of four parts.
+    assert page.tags.count("svg") == 2 + 2 + 4 * 4
     assert page.tags.count("img") == len(summary["gallery"]) == 12
     assert sum(value.startswith("data:image/jpeg;base64,") for _, value in page.attributes) == 12
+
+
+def test_the_learned_estimate_replaces_that_of_sam(write_evaluation: Write, tmp_path: Path) -> None:
+    def change(rows: pd.DataFrame) -> pd.DataFrame:
+        return rows.assign(estimated_iou=rows["native_iou"])  # drops images in the ideal order
+
+    folder = write_evaluation(tmp_path / "a", images={"kvasir": 20}, change=change)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert "IoU predicted by SAM" in read(write_report(folder)).text
+    entry = summary["datasets"]["kvasir"]
+    entry["estimated_calibration"] = {**entry["calibration"], "error": 0.0625, "correlation": 0.875}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    text = re.sub(r"\s+", " ", read(write_report(folder, overwrite=True)).text)
+    error = entry["calibration"]["error"]
+    assert "Mean absolute error of the estimated IoU: 0.062 (bias" in text
+    assert f"Mean absolute error of the IoU predicted by SAM: {error:.3f}" in text
+    page = (folder / "report.html").read_text()
+    chart = next(part for part in page.split("<svg") if "of the kept images" in part)
+    random, ideal, ours = re.findall(r'<polyline class="s\d line" points="(.*?)"', chart)
+    assert ideal == ours != random
+    assert len({point.split(",")[1] for point in random.split()}) == 1
 
 
 @pytest.mark.parametrize("notices", [False, True], ids=["texts of an earlier version", "notices"])
@@ -287,7 +308,7 @@ def test_a_browser_renders_the_page(write_evaluation: Write, run: Path, tmp_path
     dom = browse(page, tmp_path / "profile")
     found = Page(dom)
     assert "<title>APM_IPS_resnet on lite_medsam – ProMISe report</title>" in dom
-    assert found.tags.count("svg") == 16
+    assert found.tags.count("svg") == 20
     assert found.tags.count("img") == 12
     assert "pooled Dice" in found.text
     worse = browse(bad, tmp_path / "profile2")

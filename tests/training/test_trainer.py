@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -23,7 +24,11 @@ import yaml
 from torch import Tensor
 
 from promise import checkpoint
+from promise.data.phantom import make_phantoms
+from promise.evaluation.config import EvalConfig
+from promise.evaluation.evaluate import evaluate
 from promise.models import registry
+from promise.models.prompters.lesions import LesionSettings
 from promise.models.registry import NETS, register
 from promise.runtime.errors import ExistingRunError, MissingFileError, UserError
 from promise.training import Callback, TrainConfig, Trainer, TrainResult, train
@@ -246,7 +251,7 @@ def assert_same_run(folder: Path, unbroken: Path) -> None:
     for name in ("last", "best"):
         assert same(weights(folder, name), weights(unbroken, name))
         ours, theirs = (checkpoint.read_metadata(f / f"{name}.safetensors") for f in (folder, unbroken))
-        assert (ours.epoch, ours.metrics) == (theirs.epoch, theirs.metrics)
+        assert (ours.epoch, ours.metrics, ours.quality) == (theirs.epoch, theirs.metrics, theirs.quality)
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3, 4])
@@ -802,7 +807,7 @@ DENSE: dict[str, Any] = {
 
 
 def test_a_map_of_lesions_is_trained_without_decoding_and_resumes_bit_for_bit(
-    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     dense = {**DENSE, "cache_dir": str(tmp_path / "features")}
@@ -815,8 +820,11 @@ def test_a_map_of_lesions_is_trained_without_decoding_and_resumes_bit_for_bit(
                 decodes.append(self.criterion.decodes)
                 return super().train_epoch(epoch)
 
+    caplog.set_level("INFO")
     run(**dense, output=str(whole), trainer_class=Counting)
     assert decodes == [False] * 4
+    assert checkpoint.read_metadata(whole / "best.safetensors").quality is None
+    assert "lesions are found in fewer than 20 validation rows" in caplog.text
     losses = [row["train_loss"] for row in rows(whole)]
     assert float(losses[-1]) < float(losses[0])
 
@@ -969,6 +977,74 @@ def test_epochs_of_a_second_stage_are_checked(settings_, code, run: Train, user_
         run(**settings_)
 
 
+def test_an_estimate_of_the_iou_is_fitted_to_the_validation_rows(
+    run: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    split = str(make_phantoms(tmp_path / "more", count=60, size=64, seed=3, splits=(0.5, 0.4, 0.1)))
+    dense = {
+        **DENSE,
+        "epochs": 3,
+        "lr": 1e-5,
+        "split_csv": split,
+        "cache_dir": str(tmp_path / "features"),
+        "sam_checkpoint": "random",
+    }
+
+    class SecondIsBest(Trainer):
+        def validate(self) -> dict[str, float]:
+            return {**super().validate(), "dice": [0.1, 0.9, 0.2][self.progress.epoch]}
+
+    class FindMuch(Callback):
+        weights: dict[str, Tensor] | None = None
+
+        def on_train_start(self, trainer: Trainer) -> None:
+            trainer.net.apm.lesions = dataclasses.replace(trainer.net.apm.lesions, fuse=0.9)
+            if trainer.progress.epoch == 0:
+                trainer.net.apm.head.out[-1].weight.data *= 10
+                trainer.net.apm.head.out[-1].bias.data += 1
+
+        def on_epoch_end(self, trainer: Trainer, row: Any) -> None:
+            self.weights = {name: value.clone() for name, value in trainer.net.learned_state().items()}
+
+        def on_train_end(self, trainer: Trainer) -> None:
+            assert self.weights is None or same(self.weights, trainer.net.learned_state())
+
+    class Stop(FindMuch):
+        def on_epoch_end(self, trainer: Trainer, row: Any) -> None:
+            if row["epoch"] == 3:
+                raise KeyboardInterrupt
+
+    caplog.set_level("INFO")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(**dense, output=str(whole), trainer_class=SecondIsBest, callbacks=[FindMuch()])
+    best, last = (checkpoint.read_metadata(whole / f"{name}.safetensors") for name in ("best", "last"))
+    assert (best.epoch, last.epoch) == (2, 3)
+    for metadata in (best, last):
+        assert metadata.quality["rows"] == 24
+        assert math.isfinite(metadata.quality["error"])
+    assert best.quality["weights"] != last.quality["weights"]
+    assert "best.safetensors: the estimated IoU is fitted on 24 validation rows" in caplog.text
+
+    # Each fit is that of the weights beside it: the mean of its estimates is that of the measured IoU.
+    for name in ("best", "last"):
+        config = EvalConfig(
+            ckpt=str(whole / f"{name}.safetensors"), split_csv=(split,), split="val", output=str(tmp_path / name),
+            device="cpu", precision="fp32", cache="off", workers=0, quiet=True,
+        )  # fmt: skip
+        calibration = evaluate(config).summary["datasets"]["split"]["estimated_calibration"]
+        assert abs(calibration["bias"]) < 1e-4
+        assert 0 < calibration["error"] < 0.2
+
+    with pytest.raises(KeyboardInterrupt):
+        run(**dense, output=str(parts), trainer_class=SecondIsBest, callbacks=[Stop()])
+    assert checkpoint.read_metadata(parts / "best.safetensors").quality is None
+    run(**dense, output=str(parts), resume=True, trainer_class=SecondIsBest, callbacks=[FindMuch()])
+    assert_same_run(parts, whole)
+    files = {name: (whole / f"{name}.safetensors").read_bytes() for name in ("best", "last")}
+    run(**dense, output=str(whole), resume=True, trainer_class=SecondIsBest, callbacks=[FindMuch()])
+    assert files == {name: (whole / f"{name}.safetensors").read_bytes() for name in files}
+
+
 def test_the_average_of_the_weights_is_saved_and_the_weights_are_kept(run: Train, tmp_path: Path) -> None:
     plain, averaged = tmp_path / "plain", tmp_path / "averaged"
     run(output=str(plain))
@@ -986,8 +1062,16 @@ def test_the_average_of_the_weights_is_saved_and_the_weights_are_kept(run: Train
         ({"ema": 1.0}, "out-of-range"),
         ({"feature_augment": "flips"}, "feature-augment-without-cache"),
         ({"net": "APM_dense", "point_labels": "1-1-1-0"}, "point-labels"),
+        ({"lesion_settings": "threshold=0.4"}, "net-without-lesions"),
+        ({"net": "APM_dense", "lesion_settings": "threshold=4"}, "invalid-lesion-settings"),
     ],
 )
 def test_settings_of_the_average_of_features_and_of_maps_are_checked(settings_, code, run: Train, user_error) -> None:
     with user_error(code):
         run(**settings_)
+
+
+def test_lesion_settings_are_stored_in_the_checkpoint(run: Train, tmp_path: Path) -> None:
+    run(net="APM_dense", epochs=1, lesion_settings="threshold=0.4,fuse=0,prompts=points")
+    stored = checkpoint.read_metadata(tmp_path / "run" / "best.safetensors").lesions
+    assert stored == dataclasses.asdict(LesionSettings(threshold=0.4, fuse=0.0, prompts="points"))

@@ -6,7 +6,13 @@ const number = new Intl.NumberFormat("en");
 
 export function drawNumbers(editor) {
   const { result, step } = editor;
-  get("iou").textContent = result && !editor.isEmpty ? result.iou.toFixed(3) : "–";
+  const estimated = result?.estimated_iou ?? null; // learned; else SAM's own
+  get("iou-name").textContent = estimated === null ? "Predicted IoU" : "Estimated IoU";
+  get("iou-name").title = estimated === null
+    ? "SAM's estimate of the overlap (IoU) of mask and object, without ground truth"
+    : "Estimate of the overlap (IoU) of mask and lesion, fitted to the validation images of the net";
+  get("iou").textContent = result && !editor.isEmpty ? (estimated ?? result.iou).toFixed(3) : "–";
+  get("iou-words").textContent = result?.estimate ?? "";
   get("area").textContent = result ? number.format(result.area) : "–";
   get("fraction").textContent = result ? `${(result.fraction * 100).toFixed(2)} %` : "–";
   const lesions = step?.lesions ?? [];

@@ -63,9 +63,10 @@ class DenseHead(nn.Module):
         super().__init__()
         full, half, quarter, eighth = widths
         self.dropout = dropout
-        # Without weights: the convolutions behind them have their own.
+        # Each channel of an image is normalised by itself, which removes the look of a camera or a clinic: trained on
+        # one data set, the head finds more in another. Without weights: the convolutions behind have their own.
         inputs = (embedding_channels, *tap_channels)
-        self.norms = nn.ModuleList(nn.GroupNorm(1, channels, affine=False) for channels in inputs)
+        self.norms = nn.ModuleList(nn.GroupNorm(channels, channels, affine=False) for channels in inputs)
         self.stem_full = nn.Conv2d(embedding_channels, full, 1)
         self.stem_half = nn.Conv2d(embedding_channels + sum(tap_channels), half, 1)
         self.encode_half = nn.Sequential(ResidualBlock(half), ResidualBlock(half))
@@ -133,7 +134,17 @@ class DensePrompter(Prompter):
     def lesion_logits(self, encoded: Encoded) -> Tensor:
         """The map of lesions: logits (B, 1, h, w) float32."""
         logits: Tensor = self.head(encoded.embedding, encoded.taps)
-        return logits
+        if self.training or not self.lesions.flips:
+            return logits
+        across, down, both = (self._mirrored_logits(encoded, axes) for axes in ((3,), (2,), (2, 3)))
+        # In this order, the map of mirrored features is the mirrored map, bit for bit.
+        return ((logits + across) + (down + both)) / 4
+
+    def _mirrored_logits(self, encoded: Encoded, axes: tuple[int, ...]) -> Tensor:
+        """The logits of features that are mirrored along some axes, mirrored back."""
+        mirrored = encoded.map(lambda x: x.flip(axes))
+        logits: Tensor = self.head(mirrored.embedding, mirrored.taps)
+        return logits.flip(axes)
 
     def forward(self, encoded: Encoded) -> Prompted:
         """Predict prompts for the lesions of B images; an image may have none."""
@@ -142,28 +153,37 @@ class DensePrompter(Prompter):
 
     def place_prompts(self, logits: Tensor) -> Prompts:
         """Place the prompts of the lesions of maps (B, 1, h, w), on the CPU; returned on the device of the maps."""
-        device, side = logits.device, min(self.image_size, 2 * logits.shape[-1])
-        maps = F.interpolate(logits.detach().float(), size=(side, side), mode="bilinear", align_corners=False)
-        probability = torch.sigmoid(maps[:, 0]).cpu().numpy()
-        settings = self.lesions
+        device, settings = logits.device, self.lesions
+        probability = self.probability(logits).cpu().numpy()
         parts = settings.prompts
-        count = self.num_points if "points" in parts else 0
+        count = self.num_points
         positive = (count + 1) // 2  # count is 1 or even
         found = [find_lesions(one, settings, positive=positive, negative=count - positive) for one in probability]
         image = np.repeat(np.arange(len(found)), [len(one) for one in found])
         lesions = [lesion for one in found for lesion in one]
-        points, boxes = _to_pixels(lesions, self.image_size / side, count)
+        points, boxes = _to_pixels(lesions, self.image_size / probability.shape[-1], count)
         masks = None
         if settings.mask_prompt:
-            mask_side = 2 * logits.shape[-1]
-            masks = F.interpolate(logits.detach().float(), size=(mask_side, mask_side), mode="bilinear")
-            masks = masks[torch.from_numpy(image).to(device)]
+            masks = self.mask_prompts(logits)[torch.from_numpy(image).to(device)]
+        points = points.to(device)
         return Prompts(
-            points.to(device) if "points" in parts else None,
+            points if "points" in parts else None,
             boxes.to(device) if "box" in parts else None,
             masks,
             torch.from_numpy(image).to(device),
+            None if "points" in parts else points,
         )
+
+    def probability(self, logits: Tensor) -> Tensor:
+        """Maps (B, h, w) as probabilities (B, s, s), on which lesions are found."""
+        side = min(self.image_size, 2 * logits.shape[-1])
+        maps = F.interpolate(logits.detach().float(), size=(side, side), mode="bilinear", align_corners=False)
+        return torch.sigmoid(maps[:, 0])
+
+    def mask_prompts(self, logits: Tensor) -> Tensor:
+        """Maps (B, 1, h, w) as SAM's mask prompts (B, 1, 4E, 4E)."""
+        side = 2 * logits.shape[-1]
+        return F.interpolate(logits.detach().float(), size=(side, side), mode="bilinear")
 
     def compiled_part(self) -> nn.Module:
         """The head, without the search for lesions."""
@@ -174,8 +194,15 @@ def _to_pixels(lesions: Sequence[Lesion], scale: float, num_points: int) -> tupl
     """Points and boxes (N, 4) of N lesions in input pixels, ``scale`` of which are one pixel of their map."""
     xy = np.stack([lesion.xy for lesion in lesions]) if lesions else np.zeros((0, num_points, 2))
     label = np.stack([lesion.label for lesion in lesions]) if lesions else np.zeros((0, num_points), np.int64)
-    boxes = np.stack([lesion.box for lesion in lesions]) if lesions else np.zeros((0, 4))
+    boxes = np.stack([lesion.box for lesion in lesions]) if lesions else np.zeros((0, 4), np.float32)
     points = ((xy + 0.5) * scale - 0.5).astype(np.float32)
-    # From the outer edges of the first pixels to those of the last: (0, 0) is the centre of a pixel.
-    corners = np.concatenate([boxes[:, :2] * scale, (boxes[:, 2:] + 1) * scale - 1], axis=1).astype(np.float32)
-    return Points(torch.from_numpy(points), torch.from_numpy(label)), torch.from_numpy(corners)
+    return Points(torch.from_numpy(points), torch.from_numpy(label)), box_corners(torch.from_numpy(boxes), scale)
+
+
+def box_corners(boxes: Tensor, scale: float) -> Tensor:
+    """Boxes (…, 4) in input pixels, from the first and last columns and rows in pixels of a map.
+
+    They reach from the outer edges of the first pixels to those of the last: (0, 0) is the centre of a pixel.
+    """
+    first, last = boxes.tensor_split(2, dim=-1)
+    return torch.cat((first * scale, (last + 1) * scale - 1), dim=-1)

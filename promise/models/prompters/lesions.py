@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from promise.runtime.errors import UserError, raise_all
 Float32s: TypeAlias = npt.NDArray[np.float32]
 PROMPT_PARTS = ("box", "points", "box+points")
 OUTPUTS = ("single", "multimask")
+CORE = 0.9  # positive points are placed where the probability is at least this, if it is so anywhere in the lesion
 BACKGROUND = 0.1  # negative points are placed where the probability is lower
 NEAR, FAR = 0.03, 0.15  # distance of negative points from the lesion, as fractions of the side of the map
 
@@ -27,12 +29,15 @@ class LesionSettings:
         threshold: pixels of the map with at least this probability belong to a lesion; in (0, 1).
         min_score: components with a lower score are dropped. The score is the mean probability of the component times
             its area as a fraction of the image. If all are dropped, the image has no lesion and its mask is empty.
+        min_probability: components with a lower mean probability are dropped; in [0, 1].
         min_share: components whose score is lower than this fraction of the best one are dropped; in [0, 1].
         prompts: prompts of a lesion: ``box``, ``points`` or ``box+points``.
         mask_prompt: whether the logits of the map are SAM's mask prompt, in addition.
         output: ``single``: SAM's single mask; ``multimask``: the first of its three multimask masks.
         fuse: weight of the map in the mask of automatic prompts, in [0, 1): the logits are
             ``(1 - fuse) · SAM + fuse · map``.
+        flips: whether the logits of the map are the mean over the four mirror images of the features, except in
+            training.
 
     Raises:
         UserError: values out of range or unknown, all in one error (``invalid-lesion-settings``).
@@ -40,24 +45,88 @@ class LesionSettings:
 
     max_lesions: int = 4
     threshold: float = 0.5
-    min_score: float = 0.0
+    min_score: float = 0.001
+    min_probability: float = 0.6
     min_share: float = 0.0
     prompts: str = "box"
     mask_prompt: bool = False
     output: str = "single"
     fuse: float = 0.5
+    flips: bool = True
 
     def __post_init__(self) -> None:
         checks = (
             (self.max_lesions >= 1, f"max_lesions must be at least 1, got {self.max_lesions}"),
             (0 < self.threshold < 1, f"threshold must be above 0 and below 1, got {self.threshold}"),
             (0 <= self.min_score <= 1, f"min_score must be between 0 and 1, got {self.min_score}"),
+            (
+                0 <= self.min_probability <= 1,
+                f"min_probability must be between 0 and 1, got {self.min_probability}",
+            ),
             (0 <= self.min_share <= 1, f"min_share must be between 0 and 1, got {self.min_share}"),
             (self.prompts in PROMPT_PARTS, f"prompts must be {_either(PROMPT_PARTS)}, got {self.prompts!r}"),
             (self.output in OUTPUTS, f"output must be {_either(OUTPUTS)}, got {self.output!r}"),
             (0 <= self.fuse < 1, f"fuse must be at least 0 and below 1, got {self.fuse}"),
         )
         raise_all([UserError(fault, code="invalid-lesion-settings") for passed, fault in checks if not passed])
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """Read ``NAME=VALUE,…``, such as ``threshold=0.4,prompts=box+points``.
+
+    Values are converted to the type of the setting where that is possible; :func:`change_settings` reports the others.
+    """
+    defaults = {one.name: one.default for one in fields(LesionSettings)}
+    pairs = (part.partition("=") for part in text.split(","))
+    return {name.strip(): _convert(value.strip(), defaults.get(name.strip())) for name, _, value in pairs}
+
+
+def check_settings(values: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings in a text, see :func:`parse_settings`, or a mapping.
+
+    Raises:
+        UserError: as :func:`change_settings`.
+    """
+    found = parse_settings(values) if isinstance(values, str) else dict(values or {})
+    change_settings(LesionSettings(), found)
+    return found
+
+
+def _convert(text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        return {"true": True, "false": False}.get(text.lower(), text)
+    try:
+        return text if default is None else type(default)(text)
+    except ValueError:
+        return text
+
+
+def change_settings(settings: LesionSettings, values: Mapping[str, Any]) -> LesionSettings:
+    """Replace settings by name.
+
+    Raises:
+        UserError: unknown names (``unknown-lesion-setting``), and values of the wrong type or out of range
+            (``invalid-lesion-settings``), all in one error.
+    """
+    known = {one.name: one.default for one in fields(LesionSettings)}
+    errors: list[UserError] = []
+    valid: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            text = f"unknown lesion setting {name} (known: {', '.join(known)})"
+            errors.append(UserError(text, code="unknown-lesion-setting"))
+        elif type(value) is not type(known[name]) and not (type(known[name]) is float and type(value) is int):
+            kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(known[name]), "a text")
+            errors.append(UserError(f"{name}: {value!r} is not {kind}", code="invalid-lesion-settings"))
+        else:
+            valid[name] = value
+    changed = settings
+    try:
+        changed = replace(settings, **valid)
+    except UserError as error:
+        errors += error.errors or [error]
+    raise_all(errors)
+    return changed
 
 
 @dataclass(frozen=True)
@@ -86,7 +155,7 @@ def find_lesions(probability: Float32s, settings: LesionSettings, *, positive: i
     Args:
         probability: (h, w) in [0, 1].
         settings: threshold, limits and scores; see :class:`LesionSettings`.
-        positive: number of positive points of a lesion, at the peaks of the distance to its border.
+        positive: number of positive points of a lesion, at the peaks of the distance to the border of its core.
         negative: number of negative points, near the lesion, outside of all lesions.
     """
     mask = (probability >= settings.threshold).astype(np.uint8)
@@ -94,17 +163,18 @@ def find_lesions(probability: Float32s, settings: LesionSettings, *, positive: i
     if count == 1:
         return []
     sums = np.bincount(labels.ravel(), weights=probability.ravel().astype(np.float64), minlength=count)
-    scores = sums / probability.size
-    scores[0] = -1
-    order = [int(i) for i in np.argsort(-scores, kind="stable") if i]
-    least = max(settings.min_score, settings.min_share * scores[order[0]])
-    kept = [i for i in order if scores[i] >= least][: settings.max_lesions]
+    scores, means = sums / probability.size, sums / np.maximum(stats[:, cv2.CC_STAT_AREA], 1)
+    strong = (scores >= settings.min_score) & (means >= settings.min_probability)
+    strong[0] = False  # the background
+    order = [int(i) for i in np.argsort(-scores, kind="stable") if strong[i]]
+    kept = [i for i in order if scores[i] >= settings.min_share * scores[order[0]]][: settings.max_lesions]
     lesions = []
     for index in kept:
         component = labels == index
         x, y, width, height = (int(v) for v in stats[index, :4])
         box = np.array([x, y, x + width - 1, y + height - 1], np.float32)
-        inside = positive_points(component, positive)
+        core = component & (probability >= CORE)
+        inside = positive_points(core if core.any() else component, positive)
         outside, found = negative_points(probability, component, mask > 0, negative)
         label = np.repeat(np.array([1, 0, -1], np.int64), [positive, found, negative - found])
         lesions.append(Lesion(float(scores[index]), box, np.concatenate([inside, outside]), label))

@@ -47,7 +47,10 @@ class FixedHead(torch.nn.Module):
 def with_maps(net, *maps: np.ndarray, **settings):
     """A net whose prompter sees these maps."""
     prompter = DensePrompter(
-        FixedHead(*maps), num_points=4, image_size=net.sam.backbone.image_size, settings=LesionSettings(**settings)
+        FixedHead(*maps),
+        num_points=4,
+        image_size=net.sam.backbone.image_size,
+        settings=LesionSettings(**{"flips": False, **settings}),
     )
     net.apm = prompter
     return net.eval()
@@ -64,6 +67,17 @@ def test_box_and_points_of_a_lesion() -> None:
     x, y = lesion.xy[3:].T
     assert ((x < 10) | (x > 29) | (y < 20) | (y > 39)).all()
     assert len({tuple(point) for point in lesion.xy.tolist()}) == 7
+
+
+def test_positive_points_lie_in_the_core_of_a_lesion() -> None:
+    probability = np.zeros((40, 60), np.float32)
+    probability[10:30, 5:55] = 0.7
+    (lesion,) = find_lesions(probability, LesionSettings(), positive=4, negative=0)
+    assert np.ptp(lesion.xy[:, 0]) > 20  # no core: anywhere inside
+    probability[12:20, 40:50] = 0.95
+    (lesion,) = find_lesions(probability, LesionSettings(), positive=4, negative=0)
+    assert all(probability[int(y), int(x)] >= 0.9 for x, y in lesion.xy)
+    assert lesion.box.tolist() == [5, 10, 54, 29]
 
 
 def test_negative_points_avoid_other_lesions() -> None:
@@ -85,6 +99,14 @@ def test_lesions_are_sorted_by_score_and_limited() -> None:
     assert [lesion.box.tolist() for lesion in large] == boxes[:1]
 
 
+def test_weak_components_are_dropped() -> None:
+    """By their mean probability, whatever their area."""
+    maps = np.maximum(blob((2, 2, 40, 40), inside=0.7), blob((50, 50, 59, 59), inside=0.8))
+    found = find_lesions(maps, LesionSettings(min_probability=0.75, min_share=0.5), positive=1, negative=0)
+    assert [lesion.box.tolist() for lesion in found] == [[50, 50, 59, 59]]
+    assert len(find_lesions(maps, LesionSettings(min_probability=0.69), positive=1, negative=0)) == 2
+
+
 @pytest.mark.parametrize("maps", [blob(), np.zeros((8, 8), np.float32)])
 def test_no_lesion(maps) -> None:
     assert find_lesions(maps, LesionSettings(), positive=2, negative=2) == []
@@ -97,7 +119,7 @@ def test_a_lesion_that_fills_the_map_has_no_negative_points() -> None:
 
 
 def test_a_lesion_of_one_pixel_repeats_its_point() -> None:
-    (lesion,) = find_lesions(blob((5, 7, 5, 7)), LesionSettings(), positive=3, negative=1)
+    (lesion,) = find_lesions(blob((5, 7, 5, 7)), LesionSettings(min_score=0), positive=3, negative=1)
     assert lesion.xy[:3].tolist() == [[5, 7]] * 3
 
 
@@ -183,6 +205,55 @@ def test_the_output_is_sams_single_mask_or_a_multimask(build) -> None:
         torch.testing.assert_close(prediction.mask_logits[0, 0], masks[0, channel], atol=1e-6, rtol=1e-5)
 
 
+def features_and_head(build) -> tuple[Encoded, DensePrompter]:
+    net = build("APM_dense", seed=3).eval()
+    with torch.no_grad():
+        return net.encode(images(2, net)), net.apm
+
+
+def mirrored(encoded: Encoded, *axes: int) -> Encoded:
+    return encoded.map(lambda x: x.flip(axes))
+
+
+@torch.no_grad()
+def test_the_map_is_the_mean_over_mirror_images_except_in_training(build) -> None:
+    encoded, prompter = features_and_head(build)
+    every = [(), (3,), (2,), (2, 3)]
+    one_by_one = [prompter.head(m.embedding, m.taps).flip(axes) for axes in every for m in [mirrored(encoded, *axes)]]
+    found = prompter.lesion_logits(encoded)
+    torch.testing.assert_close(found, torch.stack(one_by_one).mean(0), atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(found, one_by_one[0], atol=1e-3)
+    prompter.head.dropout = 0
+    assert torch.equal(prompter.train().lesion_logits(encoded), one_by_one[0])
+    prompter.eval().lesions = LesionSettings(flips=False)
+    assert torch.equal(prompter.lesion_logits(encoded), one_by_one[0])
+
+
+@pytest.mark.parametrize("axes", [(3,), (2,), (2, 3)])
+@torch.no_grad()
+def test_mirrored_features_give_the_mirrored_map(axes, build) -> None:
+    encoded, prompter = features_and_head(build)
+    found = prompter.lesion_logits(mirrored(encoded, *axes)).flip(axes)
+    assert torch.equal(found, prompter.lesion_logits(encoded))
+
+
+@torch.no_grad()
+def test_points_beside_a_box_are_suggested_but_not_decoded(build) -> None:
+    maps = blob((4, 4, 19, 19), (34, 34, 59, 59))
+    net = with_maps(build("APM_dense"), maps, blob())
+    image = images(2, net)
+    found = net(image)
+    assert found.prompts.points is None
+    points = with_maps(build("APM_dense"), maps, blob(), prompts="points")(image).prompts
+    assert points.suggested is None
+    assert torch.equal(found.prompts.suggested.xy, points.points.xy)
+    assert found.prompts.suggested.label.tolist() == points.points.label.tolist() == [[1, 1, 0, 0]] * 2
+    bare = with_maps(build("APM_dense"), maps, blob())
+    boxes = dataclasses.replace(found.prompts, suggested=None)
+    assert torch.equal(bare(image, boxes, fuse=True).mask_logits, found.mask_logits)
+    assert found.take([1, 0]).prompts.suggested.xy.shape == (2, 4, 2)
+
+
 @pytest.mark.parametrize("name", DENSE)
 def test_training_the_map_decodes_nothing_and_reaches_every_weight_of_the_head(name, build, monkeypatch) -> None:
     net = build(name).train()
@@ -210,6 +281,23 @@ def test_the_map_has_twice_the_side_of_the_embedding(side) -> None:
     with torch.no_grad():
         logits = head(torch.rand(2, 16, side, side), [torch.rand(2, 8, -(-side // 2), -(-side // 2))] * 2)
     assert logits.shape == (2, 1, 2 * side, 2 * side)
+
+
+def test_the_map_ignores_the_mean_and_the_scale_of_each_channel() -> None:
+    torch.manual_seed(0)
+    head = DenseHead(embedding_channels=16, tap_channels=(8, 8), widths=(8, 8, 8, 8)).eval()
+    embedding, taps = torch.randn(2, 16, 8, 8), [torch.randn(2, 8, 4, 4) for _ in range(2)]
+
+    def change(x: Tensor) -> Tensor:
+        scale, shift = torch.rand(2, *x.shape[:2], 1, 1).unbind()
+        return x * (0.5 + scale) + shift
+
+    with torch.no_grad():
+        logits = head(embedding, taps)
+        other_look = head(change(embedding), [change(tap) for tap in taps])
+        other_image = head(embedding.roll(1, -1), taps)
+    assert torch.allclose(logits, other_look, atol=1e-3)
+    assert not torch.allclose(logits, other_image, atol=1e-2)
 
 
 def test_nets_without_a_map_say_so(build, user_error) -> None:

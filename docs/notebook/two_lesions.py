@@ -1,0 +1,73 @@
+"""Compose images with two lesions from pairs of images with one, to measure how many of several lesions a net finds.
+
+    python docs/notebook/two_lesions.py runs/pranet/kvasir.csv runs/two_lesions --count 100
+
+Not part of the package. The images of a pair are resized to the same height and put side by side: of each, the half of
+its width that is centred on its lesion, or more if the lesion and a margin of 10 % do not fit. Images whose mask has
+another number of components than one are not used.
+
+Writes images/, masks/ (both lesions) and split.csv to OUT; all rows are test rows. The same seed gives the same pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from no_lesion_crops import Sample, write_samples
+
+from promise.data.images import read_image, read_mask
+from promise.data.table import Row, read_table
+
+HEIGHT = 512
+MARGIN = 0.1  # of the height, left and right of the lesion
+
+
+def half(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The columns around the lesion, at the common height."""
+    width = round(HEIGHT * mask.shape[1] / mask.shape[0])
+    image = cv2.resize(image, (width, HEIGHT), interpolation=cv2.INTER_AREA)
+    mask = cv2.resize(mask.astype(np.uint8), (width, HEIGHT), interpolation=cv2.INTER_NEAREST) > 0
+    columns = np.flatnonzero(mask.any(axis=0))
+    first, last = int(columns[0]), int(columns[-1])
+    wanted = min(width, max(width // 2, last - first + 1 + 2 * int(MARGIN * HEIGHT)))
+    left = min(max(0, (first + last + 1 - wanted) // 2), width - wanted)
+    return image[:, left : left + wanted], mask[:, left : left + wanted]
+
+
+def pairs(rows: Sequence[Row], args: argparse.Namespace) -> Iterable[Sample]:
+    """Up to ``args.count`` composed images; the images are in random order, each is used once."""
+    order = np.random.default_rng(args.seed).permutation(len(rows))
+    first, found = None, 0
+    for place in order:
+        if found == args.count:
+            return
+        mask = read_mask(rows[place].mask)
+        if cv2.connectedComponents(mask.astype(np.uint8))[0] != 2:  # the background counts
+            continue
+        second = half(read_image(rows[place].image), mask)
+        if first is None:
+            first = second
+            continue
+        image, both = (np.concatenate(parts, axis=1) for parts in zip(first, second, strict=True))
+        first, found = None, found + 1
+        yield f"pair_{found:04d}", image, both
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the pairs of the rows of a CSV."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("csv", type=Path, help="split CSV of the images")
+    parser.add_argument("out", type=Path, help="output folder")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"))
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    print(f"{args.out}: {write_samples(pairs(read_table(args.csv).split(args.split), args), args.out)} images")
+
+
+if __name__ == "__main__":
+    main()
