@@ -1,7 +1,7 @@
 """Noisy prompts, on which a token shift is trained for a net whose map of lesions is frozen.
 
-At inference the boxes come from the map, with its mistakes, or from a user. Each image therefore has one of four kinds of
-prompts, see :data:`SHARES`.
+At inference the boxes come from the map, with its mistakes, or from a user. Each image therefore has one of four kinds
+of prompts, see :data:`SHARES`.
 """
 
 from __future__ import annotations
