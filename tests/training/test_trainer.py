@@ -851,7 +851,7 @@ class LowThreshold(Callback):
     def on_train_start(self, trainer: Trainer) -> None:
         assert trainer.net.apm is not None
         assert trainer.net.lesions is not None
-        trainer.net.apm.lesions = dataclasses.replace(trainer.net.lesions, threshold=0.3, fuse=0.0)
+        trainer.net.apm.lesions = dataclasses.replace(trainer.net.lesions, threshold=0.3, min_probability=0.0, fuse=0.0)
 
     def on_epoch_end(self, trainer: Trainer, row: Any) -> None:
         self.learned.append({name: value.clone() for name, value in trainer.net.learned_state().items()})
