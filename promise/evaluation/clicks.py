@@ -30,10 +30,10 @@ from promise.inference.correction import (
     apply_click,
     box_decoder,
     empty_logits,
-    largest_error,
 )
 from promise.inference.postprocess import Bools, Float32s, Postprocess, probability_at
 from promise.models.promise import Promise
+from promise.models.prompters.lesions import largest_error
 from promise.types import Encoded
 
 ORIGIN = "oracle-corrected"

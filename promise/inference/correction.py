@@ -30,7 +30,7 @@ import torch
 
 from promise.inference.postprocess import Bools, Float32s
 from promise.models.promise import NO_LESION, Promise
-from promise.models.prompters.lesions import border_distance
+from promise.models.prompters.lesions import border_distance, largest_error
 from promise.types import Encoded, Prompts
 
 Box: TypeAlias = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the logits
@@ -73,40 +73,9 @@ class Corrected:
 
 
 @dataclass(frozen=True)
-class ErrorRegion:
-    """The centre of a connected region in which two masks differ, in pixels of the masks."""
-
-    x: int
-    y: int
-    missed: bool  # foreground of the second mask only
-    radius: float  # distance of the centre to the border of the region
-
-
-@dataclass(frozen=True)
 class _Candidate:
     logits: Float32s
     iou: float
-
-
-def largest_error(mask: Bools, target: Bools) -> ErrorRegion | None:
-    """The largest 8-connected region of missed or of false foreground, with its centre; ``None`` for equal masks.
-
-    The centre is the maximum of the distance transform; the border of the image counts as border of the region.
-    Missed regions win ties.
-    """
-    best, area, missed = None, 0, True
-    for kind, error in ((True, target & ~mask), (False, mask & ~target)):
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(error.astype(np.uint8), connectivity=8)
-        if count == 1:
-            continue
-        index = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-        if stats[index, cv2.CC_STAT_AREA] > area:
-            best, area, missed = labels == index, int(stats[index, cv2.CC_STAT_AREA]), kind
-    if best is None:
-        return None
-    depth = border_distance(best)
-    y, x = divmod(int(np.argmax(depth)), depth.shape[1])
-    return ErrorRegion(x, y, missed, float(depth[y, x]))
 
 
 def empty_logits(height: int, width: int) -> Float32s:

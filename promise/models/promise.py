@@ -219,6 +219,7 @@ class Promise(nn.Module):
         """
         if self.apm is None:
             raise UserError("this net has no prompter: pass prompts, such as points or boxes.", code="no-prompter")
+        encoded = self._in_own_precision(encoded)
         with self._autocast(encoded.embedding.device):
             prompted: Prompted = self.apm(encoded)
         return prompted

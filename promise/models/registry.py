@@ -65,9 +65,14 @@ class NetSpec:
     trainable: bool = True
     aliases: tuple[str, ...] = ()
     prompt_loss: PromptLoss | None = None  # default: that of the map, if there is one
-    trains_map: bool = False  # the prompter has a map of lesions; without a token shift, it is trained without decoding
+    trains_map: bool = False  # the prompter has a map of lesions, which is trained without decoding
     # Nets whose checkpoints can be loaded for their token shift, to evaluate it with ground-truth prompts.
     learned_by: tuple[str, ...] = ()
+
+    @property
+    def two_stages(self) -> bool:
+        """Whether the token shift is trained after the map of lesions, which is then frozen."""
+        return self.trains_map and self.token_shift
 
 
 NETS: dict[str, NetSpec] = {

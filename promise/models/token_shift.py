@@ -24,6 +24,11 @@ class IncrementalPatternShifting(nn.Module):
         self.lin1 = nn.Linear(channels, tokens * channels)
         self.lin2 = nn.Linear(tokens * channels, tokens * channels)
 
+    def zero_(self) -> None:
+        """Make the shift zero, so that training starts from SAM itself."""
+        nn.init.zeros_(self.lin2.weight)
+        nn.init.zeros_(self.lin2.bias)
+
     def forward(self, embedding: Tensor) -> Tensor:
         """Map an embedding (B, C, E, E) to a shift (B, tokens, C)."""
         pooled = embedding.mean(dim=(2, 3))

@@ -13,6 +13,9 @@ from torch import Tensor
 from promise.runtime.errors import unknown_name
 from promise.types import Batch, Points, Prompts
 
+JITTER = 0.1  # standard deviation of the sides of a jittered box, as a fraction of its length
+MAX_JITTER = 20 / 1024  # the farthest that a side moves, as a fraction of the side of the image
+
 
 def generator_for(seed: int, name: str, epoch: int = 0) -> np.random.Generator:
     """A generator that depends only on the seed of the run, the name of the image and the epoch."""
@@ -80,6 +83,27 @@ def oracle_boxes(mask: Tensor) -> Tensor:
         side = m.shape[0] - 1
         boxes.append([x.min(), y.min(), x.max(), y.max()] if x.size else [0, 0, side, side])
     return torch.tensor(boxes, dtype=torch.float32)
+
+
+def jitter_boxes(boxes: Tensor, generators: list[np.random.Generator], *, image_size: int) -> Tensor:
+    """Move each side of boxes (B, 4) at random, as in the training of SAM (Kirillov et al., 2023, appendix A).
+
+    The standard deviation is :data:`JITTER` of the length of the box along the axis. A side moves by at most
+    :data:`MAX_JITTER` of the image, and stays in it.
+
+    Args:
+        boxes: x0, y0, x1, y1 in input pixels.
+        generators: one per box.
+        image_size: side of the input, pixels.
+    """
+    limit = MAX_JITTER * image_size
+    moved = []
+    for box, generator in zip(boxes.numpy(), generators, strict=True):
+        deviation = JITTER * np.tile(box[2:] - box[:2] + 1, 2)
+        corners = box + np.clip(generator.normal(0, deviation), -limit, limit)
+        corners = np.sort(np.clip(corners, 0, image_size - 1).reshape(2, 2), axis=0)  # a box of one pixel may turn over
+        moved.append(corners.reshape(4).astype(np.float32))
+    return torch.from_numpy(np.stack(moved))
 
 
 def centre_points(batch: int, image_size: int) -> Points:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import nn
 
 from promise.data.check import check_files
 from promise.data.table import Row, SplitTable, read_table
@@ -17,6 +18,8 @@ from promise.data.transforms.recipes import plain_recipe
 from promise.features.loader import CacheOptions, LoaderOptions, ProcessGroup, row_loader
 from promise.models.promise import Promise
 from promise.runtime.errors import UserError
+from promise.training.losses import Criterion
+from promise.training.noisy_prompts import NoisyDraw
 from promise.training.selection import Selection
 from promise.types import Prompts
 
@@ -98,17 +101,34 @@ class TrainingData:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A number of epochs in which the same weights learn by the same loss."""
+
+    epochs: int
+    schedule: Callable[[float], float]  # time in epochs since the start of the stage, with fractions → learning rate
+    name: str = ""  # in the log, if there are several stages
+    trains: tuple[str, ...] = ("",)  # weights whose names start with one of these learn; the others are frozen
+    criterion: Criterion | None = None  # loss of the training batches; None: that of the trainer
+    draw_prompts: Callable[..., Prompts | NoisyDraw | None] | None = None  # None: that of the data
+    wrap: Callable[[Promise], nn.Module] | None = None  # the net → the model that is trained; None: the net
+
+
+@dataclass(frozen=True)
 class TrainerOptions:
     """How a :class:`promise.training.Trainer` trains."""
 
-    epochs: int
-    schedule: Callable[[float], float]  # time in epochs, with fractions → learning rate
+    stages: tuple[Stage, ...]  # in order; at least one
     selection: Selection = field(default_factory=Selection)
     seed: int = 0
     clip_norm: float = 0.0  # largest gradient norm; 0: no clipping
     ema: float = 0.0  # decay of the moving average of the weights that is validated and saved; 0: none
     validate_every: int = 1  # epochs between validations; the last epoch is always validated
     quiet: bool = False  # no progress bars
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all stages."""
+        return sum(stage.epochs for stage in self.stages)
 
 
 @dataclass(frozen=True)

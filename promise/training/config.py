@@ -87,6 +87,13 @@ class TrainConfig:
     cache_dtype: str = option("auto", CACHE_DTYPE_HELP, choices=CACHE_DTYPES, group="features")
 
     epochs: int = option(30, "passes over the training rows", group="training")
+    shift_epochs: int | None = option(
+        None,
+        "passes over the training rows in the second stage of nets that train a token shift after a map of lesions, "
+        "such as APM_IPS_dense; --epochs counts those of the first; default: 2",
+        metavar="N",
+        group="training",
+    )
     batch_size: int = option(8, "images per batch and process", group="training")
     loss: str = option(
         "bce_dice",
@@ -178,6 +185,8 @@ def check_train(config: TrainConfig) -> None:
         )
         if not getattr(config, name) >= least  # written so that NaN fails too
     ]
+    if config.shift_epochs is not None and config.shift_epochs < 1:
+        faults.append(("out-of-range", f"--shift-epochs must be at least 1, got {config.shift_epochs}"))
     if not config.lr > 0:
         faults.append(("out-of-range", f"--lr must be above 0, got {config.lr}"))
     if not 0 <= config.ema < 1:

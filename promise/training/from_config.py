@@ -20,10 +20,12 @@ from promise.models.promise import Promise
 from promise.models.prompters.lesions import check_settings
 from promise.models.registry import NETS, build_net, change_lesions
 from promise.models.sam.weights import weights_setting
+from promise.models.token_shift import IncrementalPatternShifting
 from promise.prompts.sampling import AUTO, GROUND_TRUTH, prompt_batch
-from promise.training.build import LoaderBuilder, TrainerOptions, TrainingData
+from promise.training.build import LoaderBuilder, Stage, TrainerOptions, TrainingData
 from promise.training.config import TrainConfig, parse_labels
 from promise.training.losses import Criterion, get_loss
+from promise.training.noisy_prompts import NoisyPromptNet, draw_noisy
 from promise.training.optim import Schedule, build_optimizer, parse_schedule
 from promise.training.prompt_loss import build_criterion
 from promise.training.selection import Selection
@@ -43,6 +45,8 @@ def net_of(config: TrainConfig) -> Promise:
         precision=config.precision,
         seed=config.seed,
     )
+    if NETS[config.net].two_stages and isinstance(net.ips, IncrementalPatternShifting):
+        net.ips.zero_()  # the first stage trains and validates the map without a shift
     if config.lesion_settings is not None:
         change_lesions(net, check_settings(config.lesion_settings), net_name=config.net)
     net = optimize_for_cpu(net)
@@ -62,12 +66,12 @@ def optimizer_of(config: TrainConfig, net: Promise, device: torch.device) -> tor
     )
 
 
-def schedule_of(config: TrainConfig) -> Schedule:
-    """The learning rate as a function of time."""
+def schedule_of(config: TrainConfig, epochs: int) -> Schedule:
+    """The learning rate of a stage as a function of time."""
     return parse_schedule(
         config.scheduler,
         lr=config.lr,
-        epochs=config.epochs,
+        epochs=epochs,
         min_lr=config.min_lr,
         cycle=config.restart_epochs,
         warmup=config.warmup_epochs,
@@ -75,16 +79,39 @@ def schedule_of(config: TrainConfig) -> Schedule:
 
 
 def criterion_of(config: TrainConfig) -> Criterion:
-    """The loss of the net."""
+    """The loss of the net; of a net that trains in two stages, the sum of both, which validation computes."""
     return build_criterion(NETS[config.net], get_loss(config.loss), location_weight=config.prompt_loss)
+
+
+def stages_of(config: TrainConfig) -> tuple[Stage, ...]:
+    """The stages of training: one, or the map of lesions and then the token shift."""
+    first = Stage(config.epochs, schedule_of(config, config.epochs))
+    if not NETS[config.net].two_stages:
+        return (first,)
+    assert config.seed is not None
+    assert config.shift_epochs is not None
+    both = criterion_of(config)
+    return (
+        dataclasses.replace(
+            first, name="map of lesions", trains=("apm.", "sam."), criterion=Criterion(None, both.prompts)
+        ),
+        Stage(
+            config.shift_epochs,
+            schedule_of(config, config.shift_epochs),
+            name="token shift",
+            trains=("ips.",),
+            criterion=Criterion(both.mask),
+            draw_prompts=partial(draw_noisy, seed=config.seed),
+            wrap=NoisyPromptNet,
+        ),
+    )
 
 
 def options_of(config: TrainConfig) -> TrainerOptions:
     """How the trainer trains."""
     assert config.seed is not None
     return TrainerOptions(
-        epochs=config.epochs,
-        schedule=schedule_of(config),
+        stages=stages_of(config),
         selection=Selection(config.select, config.early_stopping),
         seed=config.seed,
         clip_norm=config.clip_norm,

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from promise.models.quality import has_lesion, quality_features
 from promise.training.losses import Criterion, LossTerms
+from promise.training.noisy_prompts import NoisyDraw
 from promise.types import Batch, Prediction, Prompts
 
 # Returns the prompts of a batch; None: the net makes its own.
-DrawPrompts: TypeAlias = Callable[[Batch], Prompts | None]
+DrawPrompts: TypeAlias = Callable[[Batch], Prompts | NoisyDraw | None]
 
 
 def train_epoch(

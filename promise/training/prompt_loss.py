@@ -22,7 +22,7 @@ MARGIN = 0.02  # distance from the border at which a point has no loss, as a fra
 
 
 def build_criterion(spec: NetSpec, mask: Loss, *, location_weight: float) -> Criterion:
-    """The loss of a net.
+    """The loss of a net; of one that trains in two stages, the sum of both.
 
     Args:
         spec: row of the net; a map of lesions that is all it learns has no loss of the mask.

@@ -37,6 +37,7 @@ FREE_TO_CHANGE = (
     "output",
     "cache_dir",
 )
+SHIFT_EPOCHS = 2  # default of --shift-epochs, for nets that train in two stages
 
 
 def resolve_config(
@@ -61,6 +62,7 @@ def resolve_config(
         partial(freeze_code, config.freeze),
         partial(_check_points, config),
         partial(_check_prompt_loss, config),
+        partial(_check_shift, config),
         partial(_check_lesions, config),
         partial(_check_names, config),
         partial(_check_device, config),
@@ -68,9 +70,11 @@ def resolve_config(
     )
     sam = resolve_sam(config.net, config.sam)  # a long spelling of the net names its backbone
     config = _with_stored_names(config)
+    two_stages = parse_net_name(config.net)[0].two_stages
     return dataclasses.replace(
         config,
         sam=sam,
+        shift_epochs=config.shift_epochs or (SHIFT_EPOCHS if two_stages else None),
         precision=resolve_precision(config.precision, resolve_device(config.device)),
         seed=random.SystemRandom().randrange(2**31) if config.seed is None else config.seed,
         output=config.output or f"runs/{config.net}-{sam}",
@@ -117,6 +121,20 @@ def _check_prompt_loss(config: TrainConfig) -> None:
             f"--prompt-loss requires a net that predicts points, which {spec.name} does not. Drop --prompt-loss, or "
             "use another net, such as APM_IPS_resnet.",
             code="no-point-prompter",
+        )
+
+
+def _check_shift(config: TrainConfig) -> None:
+    """Raise ``UserError`` (code ``no-second-stage``) if --shift-epochs is set for a net that trains in one stage."""
+    try:
+        spec, _ = parse_net_name(config.net)
+    except UserError:
+        return  # reported by _check_net
+    if config.shift_epochs is not None and not spec.two_stages:
+        raise UserError(
+            f"--shift-epochs has no effect on {spec.name}, which trains in one stage. Drop it, or use a net with a map "
+            "of lesions and a token shift, such as APM_IPS_dense.",
+            code="no-second-stage",
         )
 
 

@@ -22,7 +22,9 @@ class Progress:
     history: list[dict[str, float | None]] = field(default_factory=list)  # one row per epoch, as in log.csv
     best_epoch: int | None = None
     best_score: float | None = None
-    stale: int = 0  # validations since the best one
+    stale: int = 0  # validations since the best one, or since the start of the stage
+    stage: int = 0  # position of the current stage; most nets have only one
+    stage_start: int = 0  # epochs that were completed before it
 
 
 def collect_state(

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from promise.models import checkpoint
@@ -111,6 +112,22 @@ class RunRecord:
         self.folder.save_state(progress, state)
         if self._log is not None:
             self._log.append(progress.history, best=best)
+
+    def load_best(self, net: Promise, *, without: tuple[str, ...]) -> int | None:
+        """Load the weights of the best epoch until now, except for some.
+
+        Args:
+            net: the unwrapped net, changed in place.
+            without: beginnings of names of weights that are kept.
+
+        Returns:
+            The epoch; ``None`` if no best epoch has been saved.
+        """
+        if not self.folder.best.is_file():
+            return None
+        state = safetensors.torch.load_file(self.folder.best)
+        net.load_state_dict({k: v for k, v in state.items() if not k.startswith(without)}, strict=False)
+        return checkpoint.read_metadata(self.folder.best).epoch
 
     def finish(self, sam_sha256: str, device: torch.device) -> None:
         """Record SHA-256 of SAM's weights after training, and the peak memory."""

@@ -29,7 +29,15 @@ from promise.runtime.notices import describe
 from promise.runtime.progress import progress_bar
 from promise.training import from_config, loop
 from promise.training.averaging import WeightAverage
-from promise.training.build import Loader, TrainerOptions, TrainingData, agree_on_seed, build_accelerator, read_rows
+from promise.training.build import (
+    Loader,
+    Stage,
+    TrainerOptions,
+    TrainingData,
+    agree_on_seed,
+    build_accelerator,
+    read_rows,
+)
 from promise.training.callbacks import Callback, CallbackList
 from promise.training.config import TrainConfig
 from promise.training.losses import Criterion, LossTerms
@@ -51,10 +59,10 @@ class Trainer:
 
     Attributes:
         net: the unwrapped net; ``net.learned_state()`` are the trained weights.
-        model: the net as prepared by ``accelerator``; used in training and validation.
+        model: the net as prepared by ``accelerator``; used in training and validation. A stage may wrap it.
         accelerator: devices and processes.
         optimizer: of the learned parameters.
-        criterion: the loss; see :class:`promise.training.losses.Criterion`.
+        criterion: the loss; see :class:`promise.training.losses.Criterion`. A stage may train with another one.
         data: loaders and prompts.
         options: epochs, seed and others.
         average: moving average of the weights, or ``None``.
@@ -99,8 +107,9 @@ class Trainer:
         self.options = options
         self.record = record
         self.callbacks = CallbackList(callbacks)
-        self.average = WeightAverage(self.net.learned_state(), options.ema) if options.ema else None
+        self.average = self._new_average()
         self.progress = Progress()
+        self._trainable = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         self._last_lr: float = optimizer.param_groups[0]["lr"]
         self.steps_per_epoch = math.ceil(data.train.steps / accelerator.gradient_accumulation_steps)
 
@@ -116,28 +125,41 @@ class Trainer:
             UserError: the loss or the weights are no longer finite, code ``diverged``.
         """
         progress, options = self.progress, self.options
-        self.scheduler = build_scheduler(
-            self.optimizer,
-            self.learning_rate,
-            steps_per_epoch=self.steps_per_epoch,
-            steps_done=progress.epoch * self.steps_per_epoch,
-        )
+        self._prepare_stage()
         self.callbacks.on_train_start(self)
-        while progress.epoch < options.epochs and not options.selection.exhausted(progress):
-            self._run_epoch(progress.epoch)
-            self.accelerator.wait_for_everyone()
-        if options.selection.exhausted(progress):
+        while True:
+            end = progress.stage_start + self.stage.epochs
+            while progress.epoch < end and not options.selection.exhausted(progress):
+                self._run_epoch(progress.epoch)
+                self.accelerator.wait_for_everyone()
+            if options.selection.exhausted(progress):
+                log.info(
+                    "stopping early: no improvement over epoch %s in %d validations",
+                    progress.best_epoch,
+                    progress.stale,
+                )
+            if progress.stage + 1 == len(options.stages):
+                break
+            self._start_next_stage()
+        if progress.stage and progress.best_epoch is not None and progress.best_epoch <= progress.stage_start:
             log.info(
-                "stopping early: no improvement over epoch %s in %d validations", progress.best_epoch, progress.stale
+                "no trained %s improved on epoch %d: in best.safetensors it is zero",
+                self.stage.name,
+                progress.best_epoch,
             )
         if self.record is not None and self.net.lesions is not None:
             self._fit_quality(self.record)
         self.callbacks.on_train_end(self)
         return progress
 
+    @property
+    def stage(self) -> Stage:
+        """The current stage."""
+        return self.options.stages[self.progress.stage]
+
     def learning_rate(self, epoch: float) -> float:
         """The learning rate at a time, in epochs from 0, with fractions; called before each step of the optimiser."""
-        return self.options.schedule(epoch)
+        return self.stage.schedule(epoch - self.progress.stage_start)
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Train one epoch, counted from 0; returns the mean losses, ``loss`` among them."""
@@ -145,11 +167,13 @@ class Trainer:
         torch.manual_seed(self.options.seed + epoch)
         # On accelerate's loader, which counts its own epochs and passes them to the sampler.
         self.data.train.batches.set_epoch(epoch)
+        stage = self.stage
+        name = f"epoch {epoch + 1}/{self.options.epochs}"
         return loop.train_epoch(
             self.model,
-            self._bar(self.data.train, f"epoch {epoch + 1}/{self.options.epochs}"),
-            draw=partial(self.data.draw_prompts, epoch=epoch + 1),
-            criterion=self.criterion,
+            self._bar(self.data.train, f"{name}, {stage.name}" if stage.name else name),
+            draw=partial(stage.draw_prompts or self.data.draw_prompts, epoch=epoch + 1),
+            criterion=stage.criterion or self.criterion,
             optimizer=self.optimizer,
             accelerator=self.accelerator,
             after_step=self._after_step,
@@ -192,12 +216,50 @@ class Trainer:
         del self.data
         self.accelerator.free_memory()
 
+    def _prepare_stage(self) -> None:
+        """Freeze what the current stage does not train, and set its model and learning rate; repeatable."""
+        for name, parameter in self._trainable.items():
+            parameter.requires_grad_(name.startswith(self.stage.trains))
+        if len(self.options.stages) > 1:  # several processes reduce the gradients of the weights that learn now
+            self.model = self.accelerator.prepare_model(self.stage.wrap(self.net) if self.stage.wrap else self.net)
+        self.scheduler = build_scheduler(
+            self.optimizer,
+            self.learning_rate,
+            steps_per_epoch=self.steps_per_epoch,
+            steps_done=self.progress.epoch * self.steps_per_epoch,
+        )
+
+    def _start_next_stage(self) -> None:
+        """Continue with the next stage from the best epoch; its own weights are fresh.
+
+        They are not loaded: if the process is killed in the first epoch of the stage, that epoch may already be the
+        best one when the run is resumed. All others are frozen then, and the same.
+        """
+        progress = self.progress
+        progress.stage, progress.stage_start, progress.stale = progress.stage + 1, progress.epoch, 0
+        best = None if self.record is None else self.record.load_best(self.net, without=self.stage.trains)
+        self._prepare_stage()
+        self.average = self._new_average()
+        log.info(
+            "stage %d of %d: %s, %d epochs, %s trainable parameters, with the weights of epoch %d",
+            progress.stage + 1,
+            len(self.options.stages),
+            self.stage.name,
+            self.stage.epochs,
+            f"{sum(p.numel() for p in self._trainable.values() if p.requires_grad):,}",
+            best or progress.epoch,
+        )
+
+    def _new_average(self) -> WeightAverage | None:
+        return WeightAverage(self.net.learned_state(), self.options.ema) if self.options.ema else None
+
     def _run_epoch(self, epoch: int) -> None:
         progress, options, started = self.progress, self.options, time.monotonic()
+        last = epoch + 1 == progress.stage_start + self.stage.epochs
         means = self.train_epoch(epoch)
         self._check_finite(epoch, means["loss"])
         scores: dict[str, float] = {}
-        if self.data.val is not None and ((epoch + 1) % options.validate_every == 0 or epoch + 1 == options.epochs):
+        if self.data.val is not None and ((epoch + 1) % options.validate_every == 0 or last):
             with self._averaged():
                 scores = self.validate()
             self._check_finite(epoch, scores.get("loss", 0.0))
@@ -206,6 +268,7 @@ class Trainer:
         names = (*self.criterion.names, "dice", "iou", *self.score_names, *self.callbacks.score_names, *scores)
         row: EpochRow = {
             "epoch": epoch + 1,
+            **({"stage": progress.stage + 1} if len(options.stages) > 1 else {}),
             "lr": self._last_lr,
             **{f"train_{name}": mean for name, mean in means.items()},
             **{f"val_{name}": scores.get(name) for name in names},
@@ -360,7 +423,8 @@ def _make_record(config: TrainConfig, folder: RunFolder, table: SplitTable, net:
     # Evaluation compares its images with these, and warns if it scores images of the training or the selection.
     seen = {split: hash_images(table.split(split)) for split in ("train", "val")}
     metadata = from_config.metadata_of(config, sam_sha256=sam_sha256, seen=seen)
-    return RunRecord(folder, metadata=metadata, epochs=config.epochs, tensorboard=config.tensorboard)
+    epochs = from_config.options_of(config).epochs
+    return RunRecord(folder, metadata=metadata, epochs=epochs, tensorboard=config.tensorboard)
 
 
 def _start(trainer: Trainer, record: RunRecord, config: TrainConfig) -> None:

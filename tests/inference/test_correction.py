@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from promise.inference import correction
-from promise.inference.correction import Click, Corrected, apply_click, box_decoder, empty_logits, largest_error
-from promise.models.prompters.lesions import border_distance
+from promise.inference.correction import Click, Corrected, apply_click, box_decoder, empty_logits
+from promise.models.prompters.lesions import border_distance, largest_error
 
 SIDE = 64
 

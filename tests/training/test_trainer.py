@@ -839,6 +839,144 @@ def test_a_map_of_lesions_is_trained_without_decoding_and_resumes_bit_for_bit(
     assert_same_run(parts, whole)
 
 
+SHIFT: dict[str, Any] = {**DENSE, "net": "APM_IPS_dense", "epochs": 2, "shift_epochs": 2, "clip_norm": 1.0}
+
+
+class LowThreshold(Callback):
+    """Finds lesions on maps that are hardly trained, and keeps the learned weights after each epoch."""
+
+    def __init__(self) -> None:
+        self.learned: list[dict[str, Tensor]] = []
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        assert trainer.net.apm is not None
+        assert trainer.net.lesions is not None
+        trainer.net.apm.lesions = dataclasses.replace(trainer.net.lesions, threshold=0.3, min_probability=0.0, fuse=0.0)
+
+    def on_epoch_end(self, trainer: Trainer, row: Any) -> None:
+        self.learned.append({name: value.clone() for name, value in trainer.net.learned_state().items()})
+
+
+def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def test_the_first_stage_trains_the_map_as_without_a_token_shift(run: Train, tmp_path: Path) -> None:
+    shift, dense = tmp_path / "shift", tmp_path / "dense"
+    two, one = LowThreshold(), LowThreshold()
+    run(**SHIFT, output=str(shift), callbacks=[two])
+    run(**{**SHIFT, "net": "APM_dense", "shift_epochs": None}, output=str(dense), callbacks=[one])
+    for ours, theirs in zip(two.learned[:2], one.learned, strict=True):
+        assert same(part(ours, "apm."), theirs)
+        assert not ours["ips.lin2.weight"].any()
+    scores = ("epoch", "lr", "train_loss", "val_dice", "val_iou")
+    assert [[row[k] for k in scores] for row in rows(shift)[:2]] == [[row[k] for k in scores] for row in rows(dense)]
+    assert rows(dense)[-1]["val_dice"] > 0
+    assert "stage" not in rows(dense)[0]
+
+
+def test_the_second_stage_trains_the_token_shift_alone_from_the_best_map(run: Train, tmp_path: Path, scores) -> None:
+    scores([0.6, 0.5, 0.4, 0.7], name="dice")
+    kept = LowThreshold()
+    result = run(**{**SHIFT, "ema": 0.0}, callbacks=[kept])
+    first, _, *second = kept.learned
+    for learned in second:
+        assert same(part(learned, "apm."), part(first, "apm."))  # epoch 1 was the best
+        assert learned["ips.lin2.weight"].any()
+    assert not same(part(second[0], "ips."), part(second[1], "ips."))
+    history = result.progress.history
+    assert [row["stage"] for row in history] == [1, 1, 2, 2]
+    assert history[2]["lr"] == pytest.approx(history[0]["lr"])  # the schedule starts again
+    assert history[3]["lr"] < history[2]["lr"]
+    assert result.progress.best_epoch == 4
+    assert same(weights(tmp_path / "run", "best"), second[1])
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["shift_epochs"] == 2
+    record = json.loads((tmp_path / "run/environment.json").read_text())
+    assert record["trainable_parameters"] == sum(value.numel() for value in first.values())
+
+
+def test_without_a_better_epoch_in_the_second_stage_the_shift_of_the_best_is_zero(
+    run: Train, tmp_path: Path, scores, caplog
+) -> None:
+    scores([0.5, 0.6, 0.6, 0.1], name="dice")
+    with caplog.at_level("INFO", logger="promise"):
+        assert run(**SHIFT).progress.best_epoch == 2
+    assert "no trained token shift improved on epoch 2" in caplog.text
+    assert "stage 2 of 2: token shift, 2 epochs" in caplog.text
+    best, last = (weights(tmp_path / "run", name) for name in ("best", "last"))
+    assert not best["ips.lin2.weight"].any()
+    assert last["ips.lin2.weight"].any()
+
+
+def test_a_first_stage_that_stops_early_is_followed_by_the_second(run: Train, scores) -> None:
+    scores([0.6, 0.5, 0.4, 0.3, 0.7, 0.1], name="dice")
+    progress = run(**{**SHIFT, "epochs": 9, "shift_epochs": 3, "early_stopping": 2}).progress
+    assert [row["stage"] for row in progress.history] == [1, 1, 1, 2, 2, 2]
+    assert (progress.best_epoch, progress.stage_start) == (5, 3)
+
+
+@pytest.fixture(scope="module")
+def unbroken_shift(tiny_vit: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken_shift")
+    settings = {**SMALL, **SHIFT, "cache_dir": str(folder / "features"), "split_csv": str(phantoms)}
+    train(TrainConfig(**settings, output=str(folder / "run")), callbacks=[LowThreshold()])
+    return folder
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_two_stages_resume_bit_for_bit(epoch: int, run: Train, unbroken_shift: Path, tmp_path: Path) -> None:
+    class Interrupt(LowThreshold):
+        def on_step_end(self, trainer: Trainer, step: int, loss_terms: Any) -> None:
+            if step == 3 * epoch + 2:  # the second step of the next epoch
+                raise KeyboardInterrupt
+
+    settings = {**SHIFT, "cache_dir": str(unbroken_shift / "features")}
+    with pytest.raises(KeyboardInterrupt):
+        run(**settings, callbacks=[Interrupt()])
+    assert len(rows(tmp_path / "run")) == epoch
+    run(**settings, callbacks=[LowThreshold()], resume=True)
+    assert_same_run(tmp_path / "run", unbroken_shift / "run")
+
+
+def test_killed_when_the_first_epoch_of_the_second_stage_is_the_best_and_resumed(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores
+) -> None:
+    """The file of the best epoch, from which the second stage starts, is then already that of the second stage."""
+    values = [0.6, 0.5, 0.7, 0.4]
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    scores(values, name="dice")
+    run(**SHIFT, output=whole)
+    save = RunFolder.save_state
+
+    def dying(self: RunFolder, progress: Progress, tensors: Any) -> None:
+        if progress.epoch == 3:
+            raise Killed
+        save(self, progress, tensors)
+
+    scores(values, name="dice")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_state", dying)
+        with pytest.raises(Killed):
+            run(**SHIFT, output=parts)
+    assert weights(tmp_path / "parts", "best")["ips.lin2.weight"].any()
+    scores(values[2:], name="dice")
+    run(**SHIFT, output=parts, resume=True)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("settings_", "code"),
+    [
+        ({"shift_epochs": 2}, "no-second-stage"),
+        ({"net": "APM_dense", "shift_epochs": 1}, "no-second-stage"),
+        ({"net": "APM_IPS_dense", "shift_epochs": 0}, "out-of-range"),
+    ],
+)
+def test_epochs_of_a_second_stage_are_checked(settings_, code, run: Train, user_error) -> None:
+    with user_error(code):
+        run(**settings_)
+
+
 def test_an_estimate_of_the_iou_is_fitted_to_the_validation_rows(
     run: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

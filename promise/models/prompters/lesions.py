@@ -139,6 +139,16 @@ class Lesion:
     label: npt.NDArray[np.int64]  # (P,) 1 inside, 0 outside, -1 where the map has no background for a negative point
 
 
+@dataclass(frozen=True)
+class ErrorRegion:
+    """The centre of a connected region in which two masks differ, in pixels of the masks."""
+
+    x: int
+    y: int
+    missed: bool  # foreground of the second mask only
+    radius: float  # distance of the centre to the border of the region
+
+
 def find_lesions(probability: Float32s, settings: LesionSettings, *, positive: int, negative: int) -> list[Lesion]:
     """Find the lesions of a map, best score first, with their prompts.
 
@@ -184,6 +194,27 @@ def border_distance(region: npt.NDArray[np.bool_]) -> Float32s:
     """Distance (h, w) of the pixels of a region to its border; the border of the map is one. 0 outside."""
     padded = np.pad(region.astype(np.uint8), 1)
     return np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1], np.float32)
+
+
+def largest_error(mask: npt.NDArray[np.bool_], target: npt.NDArray[np.bool_]) -> ErrorRegion | None:
+    """The largest 8-connected region of missed or of false foreground, with its centre; ``None`` for equal masks.
+
+    The centre is the maximum of the distance transform; the border of the image counts as border of the region.
+    Missed regions win ties.
+    """
+    best, area, missed = None, 0, True
+    for kind, error in ((True, target & ~mask), (False, mask & ~target)):
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(error.astype(np.uint8), connectivity=8)
+        if count == 1:
+            continue
+        index = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+        if stats[index, cv2.CC_STAT_AREA] > area:
+            best, area, missed = labels == index, int(stats[index, cv2.CC_STAT_AREA]), kind
+    if best is None:
+        return None
+    depth = border_distance(best)
+    y, x = divmod(int(np.argmax(depth)), depth.shape[1])
+    return ErrorRegion(x, y, missed, float(depth[y, x]))
 
 
 def negative_points(
