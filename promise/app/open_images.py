@@ -41,6 +41,11 @@ class Session(Protocol):
     ) -> Segmentation:
         """Segment the image with these prompts."""
 
+    def correct(
+        self, points: NDArray[np.float64], labels: NDArray[np.int64], *, before: Segmentation | None = None
+    ) -> Segmentation:
+        """Correct a mask of the image with clicks."""
+
 
 @dataclass(frozen=True)
 class OpenImage:

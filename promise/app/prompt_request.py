@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from promise.prompts.entry import parse_prompts
-from promise.prompts.sets import ImagePrompts
+from promise.prompts.entry import parse_prompts, parse_set
+from promise.prompts.sets import ImagePrompts, PromptSet
 from promise.runtime.errors import UserError
 
 MAX_POINTS = 512  # of all lesions
@@ -21,6 +21,7 @@ class PromptRequest:
 
     prompts: ImagePrompts
     automatic: bool  # the prompts are the net's own, unchanged
+    clicks: PromptSet | None = None  # points that correct the mask of these prompts, in their order
 
     @property
     def is_incomplete(self) -> bool:
@@ -34,8 +35,9 @@ def read_prompt_request(body: Any, size: tuple[int, int]) -> PromptRequest:
     Args:
         body: an object with ``lesions``, a list of objects with ``points``, ``labels`` and ``box``; or, for one lesion,
             with ``points``, ``labels`` and ``box``. Further keys are ``mask_index`` (0 to 2; ``null``: the net's own
-            output; older name: ``choice``), ``fuse`` (whether the net's map of lesions is added to the mask) and
-            ``automatic``. Other keys are ignored.
+            output; older name: ``choice``), ``fuse`` (whether the net's map of lesions is added to the mask),
+            ``automatic``, and ``clicks``, an object with ``points`` and ``labels`` that correct the mask. Others are
+            ignored.
         size: (width, height) of the image.
 
     Raises:
@@ -50,10 +52,21 @@ def read_prompt_request(body: Any, size: tuple[int, int]) -> PromptRequest:
     entry["mask_index"] = body.get("mask_index", body.get("choice"))
     entry |= {"lesions": _without_masks(body["lesions"])} if "lesions" in body else {n: body.get(n) for n in ONE_LESION}
     prompts, errors = parse_prompts(entry, size, SMALLEST_INPUT)
+    clicks, faults = _read_clicks(body.get("clicks"), size)
+    errors += faults
     if errors or prompts is None:
         message = f"The prompts are invalid: {'; '.join(map(str, errors))}."
         raise UserError(message, code="invalid-prompts", errors=errors)
-    return PromptRequest(prompts, body.get("automatic") is True)
+    return PromptRequest(prompts, body.get("automatic") is True, clicks)
+
+
+def _read_clicks(clicks: Any, size: tuple[int, int]) -> tuple[PromptSet | None, list[UserError]]:
+    if clicks is None:
+        return None, []
+    if not isinstance(clicks, dict):
+        return None, [UserError("clicks must be an object with points and labels", code="invalid-clicks")]
+    found, faults = parse_set({name: clicks.get(name) for name in ("points", "labels")}, size, SMALLEST_INPUT)
+    return found if len(found.xy) else None, [UserError(f"clicks: {fault}", code=fault.code) for fault in faults]
 
 
 def _without_masks(lesions: Any) -> Any:
@@ -71,7 +84,7 @@ def _check_counts(body: dict[str, Any]) -> None:
         return  # reported by parse_prompts
     if len(lesions) > MAX_LESIONS:
         raise UserError(f"{len(lesions)} lesions; at most {MAX_LESIONS} are accepted.", code="too-many-lesions")
-    lists = [one.get("points") for one in lesions if isinstance(one, dict)]
+    lists = [one.get("points") for one in (*lesions, body.get("clicks")) if isinstance(one, dict)]
     count = sum(len(points) for points in lists if isinstance(points, list))
     if count > MAX_POINTS:
         raise UserError(f"{count} points; at most {MAX_POINTS} are accepted.", code="too-many-points")

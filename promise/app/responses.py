@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from pathlib import PurePath
 from typing import Any
 
@@ -53,6 +54,7 @@ def segmentation_to_dict(found: Segmentation) -> dict[str, Any]:
 
     The mask is a PNG with one bit per pixel in base64; an outline is a flat list x, y, x, y, … ``lesions`` has the
     prompts of each lesion; ``points`` and ``labels`` are those of all lesions, and ``box`` is the only box.
+    ``iou`` and ``ious`` are ``None`` for a mask that was corrected with clicks.
     ``estimated_iou`` and ``estimate``, the same in words, are ``None`` without a learned estimate.
     """
     lesions = [
@@ -62,10 +64,10 @@ def segmentation_to_dict(found: Segmentation) -> dict[str, Any]:
     return {
         "mask": base64.b64encode(encode_bits(found.mask)).decode("ascii"),
         "outlines": [outline.reshape(-1).tolist() for outline in found.contours()],
-        "iou": float(found.iou),
+        "iou": _finite(found.iou),
         "estimated_iou": found.quality,
         "estimate": None if found.quality is None else describe_quality(found.quality),
-        "ious": [float(iou) for iou in found.ious],
+        "ious": [_finite(iou) for iou in found.ious],
         "mask_index": found.mask_index,
         "area": found.area,
         "fraction": float(found.fraction),
@@ -76,6 +78,11 @@ def segmentation_to_dict(found: Segmentation) -> dict[str, Any]:
         "labels": found.labels.tolist(),
         "box": None if found.box is None else np.asarray(found.box).tolist(),
     }
+
+
+def _finite(value: float) -> float | None:
+    """A number as JSON, ``null`` where a corrected mask has none."""
+    return float(value) if math.isfinite(value) else None
 
 
 def draw_result(pixels: NDArray[np.uint8], found: Segmentation, opacity: float) -> bytes:

@@ -6,7 +6,7 @@
     POST   /api/samples/<n>              open a sample
     GET    /api/images/<key>/picture     the image as a JPEG
     POST   /api/images/<key>/automatic   segment with the net's own prompts
-    POST   /api/images/<key>/predict     segment with the prompts in the body
+    POST   /api/images/<key>/predict     segment with the prompts in the body, and correct the mask with its clicks
     POST   /api/images/<key>/mask        the same as a PNG; /overlay: drawn on the image; /prompts: a prompts file
     POST   /api/images/<key>/close       close the image
 
@@ -239,6 +239,8 @@ class _Endpoints:
 
     async def prompts(self, request: Request) -> Response:
         image, prompts, _ = await self._read_prompts(request)
+        if prompts.clicks is not None:
+            raise UserError("A mask that was corrected with clicks has no prompts.", code="clicks-are-not-prompts")
         complete = await self._decode(lambda: _with_mask_prompts(image, prompts))
         content = prompts_file(image, complete, automatic=prompts.automatic)
         return Response(content, media_type="application/json")
@@ -285,7 +287,9 @@ def _segment(image: OpenImage, request: PromptRequest) -> Segmentation:
     if request.is_incomplete:
         raise UserError("A lesion has no prompts: add a point or a box.", code="no-prompts")
     prompts = _with_mask_prompts(image, request)
-    return image.session.predict(lesions=prompts.sets, mask_index=prompts.mask_index, fuse=prompts.fuse)
+    found = image.session.predict(lesions=prompts.sets, mask_index=prompts.mask_index, fuse=prompts.fuse)
+    clicks = request.clicks
+    return found if clicks is None else image.session.correct(clicks.xy, clicks.label, before=found)
 
 
 def _with_mask_prompts(image: OpenImage, request: PromptRequest) -> ImagePrompts:

@@ -87,14 +87,14 @@ def correct_with_clicks(
         empty_rule: how an empty ground truth is scored; see :func:`promise.evaluation.scoring.native_dice`.
     """
     state = Corrected(np.asarray(logits, np.float32))
-    scale = side / np.array(target.shape[::-1])
+    size = target.shape[1], target.shape[0]
     mask = postprocess(probability_at(state.logits, *target.shape))
     result = ClickResult([native_dice(mask, target, empty_rule)], [])
     for _ in range(clicks):
         click = next_click(mask, target)
         if click is not None:
-            x, y = ((np.array((click.x, click.y)) + 0.5) * scale - 0.5).tolist()
-            state = apply_click(state, Click(x, y, click.positive), decode, side=side)
+            on_input = Click.on_image((click.x, click.y), click.positive, size=size, side=side)
+            state = apply_click(state, on_input, decode, side=side)
             mask = postprocess(probability_at(state.logits, *target.shape))
             result.clicks.append(click)
         result.dice.append(native_dice(mask, target, empty_rule))

@@ -63,6 +63,12 @@ class Click:
     y: float
     positive: bool  # whether the clicked pixel belongs to a lesion
 
+    @staticmethod
+    def on_image(xy: npt.ArrayLike, positive: bool, *, size: tuple[int, int], side: int) -> Click:
+        """The click at a point x, y of an image of ``size`` (width, height), for a net input of ``side`` pixels."""
+        x, y = ((np.asarray(xy, np.float64) + 0.5) * side / np.asarray(size) - 0.5).tolist()
+        return Click(x, y, positive)
+
 
 @dataclass(frozen=True)
 class Corrected:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from promise.inference.correction import Click, Corrected, apply_click, box_decoder
 from promise.inference.loop import predict_batch
+from promise.inference.postprocess import probability_at
 from promise.inference.segmentation import Segmentation
 from promise.prompts.entry import parse_prompts
 from promise.prompts.sets import ImagePrompts, PromptSet, Size
@@ -38,6 +42,8 @@ class Session:
         self._segmenter = segmenter
         self._encoded = encoded
         self.size = size
+        # The logits before the last correction, and its result: the next click continues from it.
+        self._corrected: tuple[npt.NDArray[np.float32], Corrected] | None = None
 
     def automatic(self) -> Segmentation:
         """Segment the image with the net's own prompts.
@@ -123,6 +129,69 @@ class Session:
             )
         (group,) = group_prompts([prompts], self._segmenter.side)
         return replace(self._decode(group), prompts=prompts)
+
+    def correct(
+        self,
+        points: npt.ArrayLike | Tensor,
+        labels: npt.ArrayLike | Tensor | None = None,
+        *,
+        before: Segmentation | None = None,
+    ) -> Segmentation:
+        """Correct a mask with clicks, one after another, as ``promise-eval --clicks`` measures it.
+
+        A click is not a prompt: it marks an error of the mask, near the centre of that error. See
+        :mod:`promise.inference.correction`.
+
+        Args:
+            points: (P, 2) x, y of the clicks in pixels of the image, in their order.
+            labels: (P,) 1 where the mask misses a lesion, 0 where it is wrong; default: all 1.
+            before: the mask that is corrected, a result of this session; default: the automatic one.
+
+        Returns:
+            The corrected mask. Its prompts are those of ``before``. It has no estimate of its IoU: ``iou`` and ``ious``
+            are NaN.
+
+        Raises:
+            UserError: points outside the image, or labels other than 0 and 1 (``invalid-prompts``); no mask to correct,
+                and the net has no prompter (``net-without-prompter``).
+
+        Examples:
+            >>> session.correct([[30, 40], [12, 9]], [1, 0])  # doctest: +SKIP
+        """
+        started = time.perf_counter()
+        (given,) = self._check([{"points": points, "labels": labels}], None, False).sets
+        if (given.label < 0).any():
+            raise UserError("labels of clicks must be 0 or 1.", code="invalid-prompts")
+        before = self.automatic() if before is None else before
+        segmenter, (width, height) = self._segmenter, self.size
+        clicks = tuple(
+            Click.on_image(xy, label > 0, size=self.size, side=segmenter.side)
+            for xy, label in zip(given.xy, given.label.tolist(), strict=True)
+        )
+        state = self._latest(before.logits, clicks)
+        decode = box_decoder(segmenter.net, self._encoded.to(segmenter.device))
+        for click in clicks[len(state.clicks) :]:
+            state = apply_click(state, click, decode, side=segmenter.side)
+        self._corrected = before.logits, state
+        probability = probability_at(state.logits, height, width)
+        return replace(
+            before,
+            mask=segmenter.postprocess(probability),
+            probability=probability,
+            logits=state.logits,
+            iou=math.nan,
+            ious=np.full_like(before.ious, np.nan),
+            quality=None,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _latest(self, logits: npt.NDArray[np.float32], clicks: tuple[Click, ...]) -> Corrected:
+        """The last correction, if it is of these logits and with the first of these clicks; else the logits."""
+        if self._corrected is not None:
+            before, state = self._corrected
+            if clicks[: len(state.clicks)] == state.clicks and np.array_equal(before, logits):
+                return state
+        return Corrected(logits)
 
     def _check(self, lesions: Sequence[PromptSet | Mapping[str, Any]], index: Any, fuse: bool) -> ImagePrompts:
         """The prompts in pixels of the image, checked; all faults are reported together."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,14 @@ def lesions_of(page: Any) -> list[dict[str, Any]]:
     return page.prompts()["lesions"]
 
 
+def edit(page: Any) -> None:
+    """Move the first box and back: the prompts are no longer the automatic ones, and clicks add points."""
+    x, y, *_ = lesions_of(page)[0]["box"]
+    page.drag((x, y), (x + 5, y + 5))
+    page.drag((x + 5, y + 5), (x, y))
+    assert not page.text("#counts").startswith("Automatic")
+
+
 def as_sets(lesions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in one.items() if value} for one in lesions]
 
@@ -90,6 +100,7 @@ def test_downloads_reproduce_the_automatic_mask(
 def test_a_point_is_added_to_the_lesion_that_was_touched_last(
     page: Any, lesion_segmenter: Any, paths: dict[int, Path]
 ) -> None:
+    edit(page)
     before = lesions_of(page)
     page.click(3, 60)  # the first lesion is the active one
     assert [len(one["points"]) for one in lesions_of(page)] == [5, 4]
@@ -106,6 +117,35 @@ def test_a_point_is_added_to_the_lesion_that_was_touched_last(
     # Corrected prompts are decoded without the map of lesions.
     assert "fuse" not in page.prompts()
     expected = lesion_segmenter.session(paths[2]).predict(lesions=as_sets(lesions_of(page)))
+    assert np.array_equal(page.mask, expected.mask)
+
+
+def test_clicks_correct_an_automatic_mask(page: Any, lesion_segmenter: Any, paths: dict[int, Path]) -> None:
+    session = lesion_segmenter.session(paths[2])
+    automatic = session.automatic()
+    places = [(5, 57), (33, 33)]  # in the middle of a pixel of the logits
+    first = session.correct(places[:1])
+    both = session.correct(places, [1, 0])
+    assert not np.array_equal(first.mask, automatic.mask)
+    assert not np.array_equal(both.mask, first.mask)
+    page.click(*places[0])
+    assert np.array_equal(page.mask, first.mask)
+    page.click(*places[1], button="right")
+    assert np.array_equal(page.mask, both.mask)
+    assert page.points == (5, 5)
+    assert page.text("#counts") == "Automatic prompts: 2 lesions, 4 inside, 4 outside, 2 boxes, 2 clicks"
+    assert page.text("#iou") == "–"
+    assert page.page.is_disabled("#save-prompts")
+    assert np.array_equal(cv2.imread(str(page.download("#save-mask")), cv2.IMREAD_UNCHANGED) > 0, both.mask)
+    page.press("Control+z")
+    assert np.array_equal(page.mask, first.mask)
+    page.button("#reset")
+    assert np.array_equal(page.mask, automatic.mask)
+    assert page.prompts()["fuse"] is True
+    page.press("Control+z")
+    edit_box = automatic.boxes[0]
+    page.drag((edit_box[0], edit_box[1]), (edit_box[0] + 5, edit_box[1] + 5))  # prompts of the user, without clicks
+    expected = session.predict(lesions=as_sets(lesions_of(page)))
     assert np.array_equal(page.mask, expected.mask)
 
 
@@ -172,10 +212,14 @@ def test_no_lesion_found_is_said_in_words(
     assert not mask.any()
     entry = page.prompts()
     assert (entry["lesions"], entry["fuse"]) == ([], True)
-    page.click(32, 32)
-    assert page.text("#counts") == "1 lesion, 1 inside, 0 outside"
+    page.click(33, 33)
+    assert page.text("#counts") == "No lesion found, 1 click"
+    assert np.array_equal(page.mask, lesion_segmenter.session(paths[0]).correct([[33, 33]]).mask)
+    page.press("b")
+    page.drag((20, 20), (40, 40))
+    assert page.text("#counts") == "1 lesion, 1 box"
     assert "No lesion" not in page.text("#status")
-    expected = lesion_segmenter.session(paths[0]).predict(points=[page.prompts()["points"][0]])
+    expected = lesion_segmenter.session(paths[0]).predict(box=page.prompts()["box"])
     assert np.array_equal(page.mask, expected.mask)
     page.button("#clear")  # by hand: there is no lesion
     assert page.text("#counts") == "No lesion"
@@ -216,7 +260,6 @@ def test_nothing_overflows(
 @pytest.fixture
 def request_json(served_lesions: tuple[str, Any], paths: dict[int, Path]) -> Callable[..., Any]:
     """A function that sends a request for an image in which the net finds some number of lesions."""
-    import urllib.request
 
     def send(path: str, data: bytes = b"") -> Any:
         request = urllib.request.Request(f"{served_lesions[0]}{path}", data, {"X-Promise": "1", "X-Name": "a.png"})
@@ -239,6 +282,24 @@ def test_automatic_prompts_are_sent_back_unchanged(request_json: Callable[..., A
     for is_automatic in (True, False):
         again = request_json("predict", lesions, {**body, "automatic": is_automatic})
         assert {**again, "seconds": 0} == {**automatic, "seconds": 0}
+
+
+def test_clicks_of_a_request_correct_the_mask_of_its_prompts(
+    request_json: Callable[..., Any], lesion_segmenter: Any, paths: dict[int, Path]
+) -> None:
+    session = lesion_segmenter.session(paths[2])
+    clicks = {"points": [[5, 57], [33, 33]], "labels": [1, 0]}
+    body = {"points": [], "labels": [], "box": [4, 5, 50, 40], "clicks": clicks}
+    found = request_json("predict", 2, body)
+    expected = session.correct(clicks["points"], clicks["labels"], before=session.predict(box=body["box"]))
+    assert found["area"] == expected.area
+    assert found["outlines"] == [outline.reshape(-1).tolist() for outline in expected.contours()]
+    assert (found["iou"], found["ious"]) == (None, [None] * 3)
+    without = request_json("predict", 2, {**body, "clicks": {"points": [], "labels": []}})
+    assert without["area"] == session.predict(box=body["box"]).area != found["area"]
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        request_json("prompts", 2, body)
+    assert json.loads(caught.value.read())["codes"] == ["clicks-are-not-prompts"]
 
 
 def test_requests_of_earlier_pages_prompt_one_lesion(request_json: Callable[..., Any]) -> None:

@@ -30,6 +30,14 @@ def test_choice_is_the_older_name_of_mask_index() -> None:
     assert read_prompt_request({**VALID, "choice": 1}, (6, 4)).prompts.mask_index == 2
 
 
+def test_clicks_are_read() -> None:
+    body = {**VALID, "clicks": {"points": [[5, 3]], "labels": [0], "box": [0, 0, 9, 9]}}
+    clicks = read_prompt_request(body, (6, 4)).clicks
+    assert clicks is not None
+    assert (clicks.xy.tolist(), clicks.label.tolist(), clicks.box) == ([[5, 3]], [0], None)
+    assert read_prompt_request({**body, "clicks": None}, (6, 4)).clicks is None
+
+
 def test_lesions_are_read() -> None:
     lesions = [{"points": [[1, 2]], "labels": [0], "box": None}, {"box": [0, 0, 5, 3]}]
     request = read_prompt_request({"lesions": lesions, "mask_index": None, "fuse": True, "automatic": True}, (6, 4))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,12 @@ import pytest
 
 import promise
 from promise.data.images import read_mask
+from promise.evaluation.clicks import correct_with_clicks
 from promise.evaluation.config import EvalConfig
 from promise.evaluation.evaluate import evaluate
+from promise.evaluation.scoring import native_dice
 from promise.inference.config import PredictConfig
+from promise.inference.correction import box_decoder
 from promise.inference.predict import predict
 from promise.inference.segmentation import Segmentation
 from promise.inference.segmenter import Segmenter
@@ -161,6 +165,45 @@ def test_low_logits_of_a_union_are_those_of_sam(session_of_one: Session) -> None
 @pytest.fixture
 def session_of_one(segmenter: Segmenter, found: list[Segmentation], paths: list[Path]) -> Session:
     return session_with(1, segmenter, found, paths)
+
+
+def test_clicks_correct_a_mask_as_an_evaluation_measures_them(
+    segmenter: Segmenter, found: list[Segmentation], paths: list[Path]
+) -> None:
+    place = next(i for i, one in enumerate(found) if one.lesions == 2)
+    target = read_mask(paths[place].parent.parent / "masks" / paths[place].name) > 0
+    session = segmenter.session(paths[place])
+    encoded = segmenter.net.encode(segmenter.prepare(paths[place])[0][None])
+    measured = correct_with_clicks(
+        found[place].logits,
+        target,
+        box_decoder(segmenter.net, encoded),
+        clicks=3,
+        side=segmenter.side,
+        postprocess=segmenter.postprocess,
+    )
+    points, labels = [[one.x, one.y] for one in measured.clicks], [one.positive for one in measured.clicks]
+    one_by_one = [session.correct(points[:count], np.array(labels[:count], int)) for count in (1, 2, 3)]
+    dice = [native_dice(one.mask, target, "one") for one in (found[place], *one_by_one)]
+    assert dice == measured.dice
+    assert len(set(dice)) > 2
+    at_once = segmenter.session(paths[place]).correct(points, np.array(labels, int))
+    assert np.array_equal(at_once.logits, one_by_one[2].logits)
+    assert np.array_equal(session.correct(points[:1], [int(labels[0])]).logits, one_by_one[0].logits)
+    assert math.isnan(at_once.iou)
+    assert at_once.lesions == 2
+
+
+def test_other_masks_are_corrected_and_invalid_clicks_refused(session_of_one: Session, user_error: Any) -> None:
+    before = session_of_one.predict(box=[4, 6, 40, 50])
+    corrected = session_of_one.correct([[50, 58]], before=before)
+    assert not np.array_equal(corrected.mask, session_of_one.correct([[50, 58]]).mask)
+    assert corrected.box.tolist() == [4, 6, 40, 50]
+    assert np.array_equal(session_of_one.correct(np.zeros((0, 2)), before=before).mask, before.mask)
+    with user_error("prompt-outside-image"):
+        session_of_one.correct([[500, 58]])
+    with user_error("invalid-prompts"):
+        session_of_one.correct([[5, 58]], [-1])
 
 
 def test_no_lesion_is_an_empty_mask(session_of_one: Session) -> None:

@@ -45,6 +45,11 @@ export class Editor {
     return Boolean(this.step) && (this.about.lesions || !isEmpty(this.step));
   }
 
+  // Whether a click corrects the mask instead of adding a point: SAM reads clicks on an automatic mask less well.
+  get corrects() {
+    return this.about.lesions && this.step.automatic && (this.isEmpty || !this.isNew);
+  }
+
   get isNew() {
     return Boolean(this.step) && this.active >= this.step.lesions.length;
   }
@@ -59,7 +64,7 @@ export class Editor {
     Object.assign(this, { key: opened.key, name: opened.name, source });
     this.view.image = opened.size;
     this.view.fit();
-    const noPrompts = { lesions: [], maskIndex: null, fuse: false, automatic: false, result: null };
+    const noPrompts = { lesions: [], maskIndex: null, fuse: false, automatic: false, clicks: [], result: null };
     this.history.begin(this.about.automatic ? await this.#automatic() : noPrompts);
     this.#show(this.history.current.result);
     return opened;
@@ -70,7 +75,7 @@ export class Editor {
     const lesions = result.lesions.map(({ points, labels, box }) => {
       return { points: points.map(([x, y], i) => ({ x, y, label: labels[i] })), box };
     });
-    return { lesions, maskIndex: null, fuse: result.fuse, automatic: true, result };
+    return { lesions, maskIndex: null, fuse: result.fuse, automatic: true, clicks: [], result };
   }
 
   // Send a request. If the server has closed the image, open it again and repeat the request.
@@ -93,6 +98,7 @@ export class Editor {
   tap(x, y, negative) {
     if (!this.#isInside(x, y)) return this.select(null);
     const label = Number(!negative && this.tool !== "exclude");
+    if (this.corrects) return this.#push({ ...this.step, clicks: [...this.step.clicks, this.clamp({ x, y, label })] }, null, true);
     const lesion = Math.min(this.active, this.step.lesions.length);
     const add = (one) => ({ ...one, points: [...one.points, this.clamp({ x, y, label })] });
     const step = withLesion(this.step, lesion, add);
@@ -199,7 +205,7 @@ export class Editor {
   }
 
   live(step) {
-    this.dragged = { ...step, fuse: false, automatic: false, result: null };
+    this.dragged = { ...step, fuse: false, automatic: false, clicks: [], result: null };
     this.#predict(this.dragged);
   }
 
@@ -225,9 +231,9 @@ export class Editor {
   }
 
   #push(step, selected = null, automatic = false) {
-    // The map of lesions is added to masks of the net's own prompts only.
-    const changed = automatic || step.fuse === false ? step : { ...step, fuse: false };
-    if (isSame({ ...changed, fuse: step.fuse }, this.history.current)) return this.cancel();
+    if (isSame(step, this.history.current)) return this.cancel();
+    // The map of lesions is added, and clicks are applied, to masks of the net's own prompts only.
+    const changed = automatic ? step : { ...step, fuse: false, clicks: [] };
     const pushed = { ...changed, automatic, result: null };
     this.history.push(pushed);
     this.selected = selected;

@@ -1,7 +1,8 @@
 // The history of prompts and results.
 //
 // A step: {lesions: [{points: [{x, y, label}], box: [x0, y0, x1, y1] | null}], maskIndex: 0 | 1 | 2 | null,
-// fuse: bool, automatic: bool, result: … | null}. The mask is the union of the masks of the lesions. x and y are pixels
+// fuse: bool, automatic: bool, clicks: [{x, y, label}], result: … | null}. The mask is the union of the masks of the
+// lesions, corrected with the clicks in their order. x and y are pixels
 // of the image, (0, 0) is the centre of the first pixel; the label of a point is 1 (inside), 0 (outside) or -1 (padding,
 // not shown). maskIndex null is the net's own output. Only the result of a step is ever changed, so that undo restores
 // exactly the result that was shown.
@@ -54,7 +55,8 @@ export function withLesion(step, index, change) {
 }
 
 export function isSame(a, b) {
-  const plain = ({ lesions, maskIndex, fuse }) =>
-    JSON.stringify([lesions.map(({ points, box }) => [points.map((p) => [p.x, p.y, p.label]), box]), maskIndex, fuse]);
+  const flat = (points) => points.map((p) => [p.x, p.y, p.label]);
+  const plain = ({ lesions, maskIndex, fuse, clicks }) =>
+    JSON.stringify([lesions.map(({ points, box }) => [flat(points), box]), maskIndex, fuse, flat(clicks)]);
   return plain(a) === plain(b);
 }

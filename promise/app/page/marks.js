@@ -41,7 +41,9 @@ export class Marks {
       if (lesions.length > 1) group.append(this.#number(lesion, i + 1, view));
       return group;
     });
-    this.prompts.replaceChildren(...shapes);
+    const clicks = element("g", { class: "clicks active" });
+    for (const click of step?.clicks ?? []) clicks.append(this.#point(click, false, view));
+    this.prompts.replaceChildren(...shapes, clicks);
   }
 
   // The number of a lesion, above its box or beside its first point.

@@ -11,7 +11,7 @@ export function drawNumbers(editor) {
   get("iou-name").title = estimated === null
     ? "SAM's estimate of the overlap (IoU) of mask and object, without ground truth"
     : "Estimate of the overlap (IoU) of mask and lesion, fitted to the validation images of the net";
-  get("iou").textContent = result && !editor.isEmpty ? (estimated ?? result.iou).toFixed(3) : "–";
+  get("iou").textContent = editor.isEmpty ? "–" : format(estimated ?? result?.iou, 3);
   get("iou-words").textContent = result?.estimate ?? "";
   get("area").textContent = result ? number.format(result.area) : "–";
   get("fraction").textContent = result ? `${(result.fraction * 100).toFixed(2)} %` : "–";
@@ -25,12 +25,16 @@ export function drawNumbers(editor) {
     const iou = maskIndex !== null ? result?.ious[maskIndex] : shown === null ? result?.iou : undefined;
     button.setAttribute("aria-checked", Boolean(step) && shown === maskIndex);
     button.disabled = editor.isEmpty;
-    button.querySelector("small").textContent = result && !editor.isEmpty && iou !== undefined ? iou.toFixed(2) : "–";
+    button.querySelector("small").textContent = editor.isEmpty ? "–" : format(iou, 2);
   }
 }
 
+// A mask that was corrected with clicks has no estimate.
+const format = (value, digits) => value?.toFixed(digits) ?? "–";
+
 function describe({ step, isEmpty, about }) {
-  if (isEmpty) return !step || !about.lesions ? "No prompts" : step.automatic ? "No lesion found" : "No lesion";
+  const clicks = step?.clicks.length ? `, ${count(step.clicks.length, "click")}` : "";
+  if (isEmpty) return !step || !about.lesions ? "No prompts" : step.automatic ? `No lesion found${clicks}` : "No lesion";
   const points = step.lesions.flatMap((lesion) => lesion.points);
   const [inside, outside] = [1, 0].map((label) => points.filter((p) => p.label === label).length);
   const boxes = step.lesions.filter(({ box }) => box).length;
@@ -39,7 +43,7 @@ function describe({ step, isEmpty, about }) {
     ...(points.length || !boxes ? [`${inside} inside`, `${outside} outside`] : []),
     ...(boxes ? [count(boxes, "box")] : []),
   ];
-  return `${step.automatic ? "Automatic prompts: " : ""}${parts.join(", ")}`;
+  return `${step.automatic ? "Automatic prompts: " : ""}${parts.join(", ")}${clicks}`;
 }
 
 const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : noun === "box" ? "es" : "s"}`;
@@ -71,12 +75,13 @@ export function drawButtons(editor) {
   const closed = !editor.key;
   get("undo").disabled = closed || !editor.history.canUndo;
   get("redo").disabled = closed || !editor.history.canRedo;
-  get("reset").disabled = closed || !editor.about.automatic || editor.step?.automatic === true;
+  get("reset").disabled = closed || !editor.about.automatic || (editor.step?.automatic === true && !editor.step.clicks.length);
   get("clear").disabled = closed || editor.isEmpty;
   get("new-lesion").disabled = closed || editor.isEmpty;
   get("new-lesion").setAttribute("aria-pressed", !closed && !editor.isEmpty && editor.isNew);
   get("fit").disabled = closed || editor.view.isFitted;
   for (const id of ["save-mask", "save-overlay", "save-prompts"]) get(id).disabled = !editor.result || !editor.hasMask;
+  if (editor.step?.clicks.length) get("save-prompts").disabled = true; // clicks are not prompts
   for (const button of document.querySelectorAll("[data-tool]")) {
     if (button.tagName === "BUTTON") button.setAttribute("aria-checked", button.dataset.tool === editor.tool);
   }

@@ -22,12 +22,13 @@ async function send(path, { body = null, headers = {}, method = "POST" } = {}) {
   throw new ServerError(message ?? `The server returned status ${response.status}.`, response.status);
 }
 
+const toPoints = (points) => ({ points: points.map((p) => [p.x, p.y]), labels: points.map((p) => p.label) });
+
 function toJson(step, more = {}) {
-  const lesions = step.lesions.map(({ points, box }) => {
-    return { points: points.map((p) => [p.x, p.y]), labels: points.map((p) => p.label), box };
-  });
+  const lesions = step.lesions.map(({ points, box }) => ({ ...toPoints(points), box }));
   const { maskIndex, fuse, automatic } = step;
-  return JSON.stringify({ lesions, mask_index: maskIndex, fuse, automatic, ...more });
+  const clicks = step.clicks.length ? toPoints(step.clicks) : null;
+  return JSON.stringify({ lesions, mask_index: maskIndex, fuse, automatic, clicks, ...more });
 }
 
 export const about = async () => (await send("/api/about", { method: "GET" })).json();
