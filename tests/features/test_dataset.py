@@ -83,3 +83,60 @@ def test_features_are_mirrored_with_their_masks_anew_in_every_epoch(dataset, spa
             assert torch.equal(changed.embedding, mirrored[(epoch, index)].entry.embedding)
             seen.update(matching)
     assert seen == set(range(8))
+
+
+def test_cutmix_joins_features_and_masks_of_two_rows_at_one_cut(dataset, space, encoder) -> None:
+    rows = dataset()
+    plain, mixed = CachedDataset(rows, space), CachedDataset(rows, space, cutmix=0.5)
+    fill(plain, encoder(), batch_size=4, workers=0, quiet=True)
+    entries = [plain[index].entry for index in range(len(rows))]
+    joined, partners, dims = 0, set(), set()
+    for epoch in range(20):
+        for index, own in enumerate(entries):
+            sample = mixed[(epoch, index)]
+            again = mixed[(epoch, index)].entry
+            assert sample.name == rows.rows[index].name
+            assert all(torch.equal(a, b) for a, b in zip(tensors(sample.entry), tensors(again), strict=True))
+            found = [
+                (other, dim)
+                for other, two in enumerate(entries)
+                for dim in (1, 2)
+                for cells in range(sample.entry.taps[0].shape[1] + 1)
+                for pair in ((own, two), (two, own))
+                if all(
+                    torch.equal(mix, cut(a, b, cells / sample.entry.taps[0].shape[1], dim))
+                    for mix, a, b in zip(tensors(sample.entry), *map(tensors, pair), strict=True)
+                )
+            ]
+            assert found
+            if not torch.equal(sample.entry.embedding, own.embedding):
+                joined += 1
+                partners.add(found[0][0])
+                dims.add(found[0][1])
+    assert 0.25 < joined / (20 * len(rows)) < 0.6  # a row may be its own partner
+    assert len(partners) > 2
+    assert dims == {1, 2}
+
+
+def tensors(entry) -> list[torch.Tensor]:
+    return [entry.embedding, *entry.taps, entry.mask]
+
+
+def cut(one: torch.Tensor, two: torch.Tensor, fraction: float, dim: int) -> torch.Tensor:
+    place = round(fraction * one.shape[dim])
+    rest = one.shape[dim] - place
+    return torch.cat([one.narrow(dim, 0, place), two.narrow(dim, place, rest)], dim)
+
+
+def test_cutmix_reads_ahead_both_rows(dataset, space, encoder, monkeypatch) -> None:
+    mixed = CachedDataset(dataset(), space, cutmix=1.0)
+    fill(mixed, encoder(), batch_size=4, workers=0, quiet=True)
+    ahead, read = [], []
+    monkeypatch.setattr(space, "prefetch", ahead.append)
+    get = space.get
+    monkeypatch.setattr(space, "get", lambda key: read.append(key) or get(key))
+    for index in range(6):
+        mixed.prefetch((3, index))
+        mixed[(3, index)]
+    assert ahead == read
+    assert len(read) == 12
