@@ -1,12 +1,15 @@
-"""Compose images with two lesions from pairs of images with one, to measure how many of several lesions a net finds.
+"""Compose images with two lesions from pairs with one: to train a net on, or to measure how many of them it finds.
 
+    python docs/notebook/two_lesions.py pranet/train.csv runs/with_pairs --split train --count 100 --append
     python docs/notebook/two_lesions.py runs/pranet/kvasir.csv runs/two_lesions --count 100
 
 Not part of the package. The images of a pair are resized to the same height and put side by side: of each, the half of
 its width that is centred on its lesion, or more if the lesion and a margin of 10 % do not fit. Images whose mask has
 another number of components than one are not used.
 
-Writes images/, masks/ (both lesions) and split.csv to OUT; all rows are test rows. The same seed gives the same pairs.
+Writes images/, masks/ (both lesions) and split.csv to OUT; the pairs belong to the split of their images. With
+``--append``, split.csv also has all rows of CSV, so that a net can be trained with it. The same seed gives the same
+pairs.
 """
 
 from __future__ import annotations
@@ -65,8 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--append", action="store_true", help="also write the rows of CSV to split.csv")
     args = parser.parse_args(arguments)
-    print(f"{args.out}: {write_samples(pairs(read_table(args.csv).split(args.split), args), args.out)} images")
+    table = read_table(args.csv)
+    found = pairs(table.split(args.split), args)
+    count = write_samples(found, args.out, split=args.split, rows=table.rows if args.append else ())
+    print(f"{args.out}: {count} images")
 
 
 if __name__ == "__main__":

@@ -45,9 +45,12 @@ def test_crops_show_a_part_of_an_image_without_lesion(phantoms: Path, tmp_path: 
 
 
 def test_pairs_have_two_lesions(phantoms: Path, tmp_path: Path, script) -> None:
-    script("two_lesions").main([str(phantoms), str(tmp_path), "--split", "train"])
-    rows = read_table(tmp_path / "split.csv").rows
-    assert rows
-    for row in rows:
+    script("two_lesions").main([str(phantoms), str(tmp_path), "--split", "train", "--append"])
+    before, after = read_table(phantoms), read_table(tmp_path / "split.csv")
+    kept, composed = after.rows[: len(before.rows)], after.rows[len(before.rows) :]
+    assert [(r.image.resolve(), r.split) for r in kept] == [(r.image.resolve(), r.split) for r in before.rows]
+    assert composed
+    for row in composed:
+        assert row.split == "train"
         assert cv2.connectedComponents(read_mask(row.mask).astype(np.uint8))[0] == 3
         assert read_image(row.image).shape[:2] == read_mask(row.mask).shape
