@@ -140,7 +140,6 @@ def data_of(config: TrainConfig, table: SplitTable, net: Promise, accelerator: A
             config.cache_dtype,
             views=config.cache_views,
             augment=config.feature_augment,
-            cutmix=config.feature_cutmix,
             workers=config.workers,
             batch_size=config.batch_size,
             quiet=config.quiet,

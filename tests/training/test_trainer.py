@@ -799,7 +799,6 @@ DENSE: dict[str, Any] = {
     "cache": "all",
     "augment": "none",
     "feature_augment": "symmetries",
-    "feature_cutmix": 0.5,
     "ema": 0.9,
     "optimizer": "adamw",
     "select": "dice",
@@ -1062,8 +1061,6 @@ def test_the_average_of_the_weights_is_saved_and_the_weights_are_kept(run: Train
     [
         ({"ema": 1.0}, "out-of-range"),
         ({"feature_augment": "flips"}, "feature-augment-without-cache"),
-        ({"feature_cutmix": 0.3}, "feature-augment-without-cache"),
-        ({"feature_cutmix": 1.5, "cache": "all"}, "out-of-range"),
         ({"net": "APM_dense", "point_labels": "1-1-1-0"}, "point-labels"),
         ({"lesion_settings": "threshold=0.4"}, "net-without-lesions"),
         ({"net": "APM_dense", "lesion_settings": "threshold=4"}, "invalid-lesion-settings"),
