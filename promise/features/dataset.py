@@ -18,7 +18,7 @@ from promise.types import Batch, Encoded, join
 
 # Symmetries of the square that each setting draws from: bit 0 mirrors left and right, bit 1 top and bottom, bit 2
 # transposes.
-SYMMETRIES = dict(zip(FEATURE_AUGMENTS, (1, 4, 8), strict=True))
+SYMMETRIES = dict(zip(FEATURE_AUGMENTS, (1, 4, 8, 8), strict=True))
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ class TrainConfig:
     feature_augment: str = option(
         "none",
         "with --cache all: mirror (flips), or mirror and transpose (symmetries) cached features with their masks at "
-        "random in every epoch; an approximation, since an encoder is not exactly equivariant",
+        "random in every epoch; affine: also rotate, scale and shift them, for nets that predict a map of lesions; an "
+        "approximation, since an encoder is not exactly equivariant",
         choices=FEATURE_AUGMENTS,
         group="features",
     )

@@ -798,7 +798,7 @@ DENSE: dict[str, Any] = {
     "epochs": 4,
     "cache": "all",
     "augment": "none",
-    "feature_augment": "symmetries",
+    "feature_augment": "affine",
     "ema": 0.9,
     "optimizer": "adamw",
     "select": "dice",
@@ -1061,6 +1061,7 @@ def test_the_average_of_the_weights_is_saved_and_the_weights_are_kept(run: Train
     [
         ({"ema": 1.0}, "out-of-range"),
         ({"feature_augment": "flips"}, "feature-augment-without-cache"),
+        ({"feature_augment": "affine", "cache": "all"}, "feature-augment-without-map"),
         ({"net": "APM_dense", "point_labels": "1-1-1-0"}, "point-labels"),
         ({"lesion_settings": "threshold=0.4"}, "net-without-lesions"),
         ({"net": "APM_dense", "lesion_settings": "threshold=4"}, "invalid-lesion-settings"),
