@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Trains and evaluates a net on synthetic images, starting from a fresh checkout; runs on a CPU:
+# Trains and evaluates a net on the dermoscopy images of data_format/skin, starting from a fresh checkout; runs on a CPU:
 #
 #   bash scripts/quickstart.sh
 #
-# Creates .venv, installs the package and writes samples/. Evaluates an untrained APM_IPS_resnet, trains it on a
-# frozen LiteMedSAM and evaluates it again. The training settings are in configs/quickstart.yaml. Existing results
-# are replaced.
+# Creates .venv, installs the package, trains APM_dense on a frozen LiteMedSAM and evaluates it on 60 test images beside
+# frozen SAM with a point in the centre of the image and with the box of the ground truth. The training settings are in
+# configs/quickstart.yaml. Existing results are replaced.
 set -euo pipefail
 
-COUNT=200   # images, split 7 : 1 : 2 into 140 training, 20 validation and 40 test images
 SEED=7      # seed of the initial weights, the image order and the augmentation
 OVERLAYS=8  # number of overlays to draw
+DATA=data_format/skin/split.csv
 RUN=runs/quickstart
 
 # shellcheck source=scripts/_venv.sh
@@ -18,23 +18,23 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/_venv.sh"
 cd "$ROOT"
 make_venv lite
 PATH="$VENV/bin:$PATH"
-export PROMISE_FEATURES="$ROOT/$RUN-features" # a few gigabytes; removed at the end, kept if the script is interrupted
+export PROMISE_FEATURES="$ROOT/$RUN-features" # 1 or 2 GB; removed at the end, kept if the script is interrupted
 
 step() { printf '\n== %s\n' "$*"; }
 
-step "1/4 synthetic images → samples"
-promise-phantom --output samples --count "$COUNT" --fractions 7 1 2 --seed 0
-
-step "2/4 evaluation of the untrained net on the test rows"
-promise-eval --net APM_IPS_resnet --sam lite_medsam --split-csv samples/split.csv --seed "$SEED" \
-  --output "$RUN/before" --overwrite >/dev/null
-
-step "3/4 training"
+step "1/3 training"
 promise-train --config configs/quickstart.yaml --seed "$SEED" --output "$RUN" --overwrite
 
-step "4/4 evaluation of the trained net on the test rows"
-promise-eval --ckpt "$RUN/best.safetensors" --split-csv samples/split.csv --overlays "$OVERLAYS" \
-  --beside "$RUN/before/summary.json" --output "$RUN/after" --overwrite
+step "2/3 frozen SAM on the test rows: a point in the centre of the image, then the box of the ground truth"
+for prompts in centre gt-box; do
+  promise-eval --net SAM --sam lite_medsam --prompts "$prompts" --split-csv "$DATA" --output "$RUN/$prompts" --overwrite >/dev/null
+done
+
+step "3/3 the trained net on the test rows: automatic prompts"
+promise-eval --ckpt "$RUN/best.safetensors" --split-csv "$DATA" --overlays "$OVERLAYS" \
+  --beside "$RUN/centre/summary.json" "$RUN/gt-box/summary.json" --output "$RUN/test" --overwrite
+promise-report "$RUN" --overwrite
 
 rm -rf -- "$PROMISE_FEATURES"
-printf '\nOverlays of ground truth (cyan), prediction (yellow) and prompts (green and red dots): %s\n' "$RUN/after/overlays"
+printf '\nReport:   %s\nOverlays: %s (ground truth cyan, prediction yellow, boxes green)\n' "$RUN/report.html" "$RUN/test/overlays"
+printf "The paper's net on the same images: promise-train --net APM_IPS_resnet --config configs/quickstart.yaml\n"

@@ -240,20 +240,14 @@ def test_quickstart_commands_parse(parse: Parse) -> None:
     text = (ROOT / "scripts/quickstart.sh").read_text(encoding="utf-8")
     for name, value in re.findall(r"^([A-Z]+)=(\S+)", text, flags=re.MULTILINE):
         text = text.replace(f"${name}", value)
-    _, before, training, after = map(parse, _lines(text))
-    assert training.split_csv == before.split_csv[0] == after.split_csv[0] == "samples/split.csv"
-    assert (training.net, training.sam, training.seed) == (
-        before.net,
-        before.sam,
-        before.seed,
-    )  # the same first weights
-    assert training.num_points == 16
-    assert before.num_points is None  # 16 too
+    train, frozen, test, report = [line for line in _lines(text) if not line.startswith("promise-train --net")]
+    training, after = parse(train), parse(test)
+    frozen_runs = [parse(frozen.replace('"$prompts"', prompts)) for prompts in ("centre", "gt-box")]
+    assert training.split_csv == after.split_csv[0] == "data_format/skin/split.csv"
     assert after.ckpt == f"{training.output}/best.safetensors"
-    assert after.beside == (f"{before.output}/summary.json",)
-    assert before.overwrite
-    assert training.overwrite
-    assert after.overwrite
+    assert after.beside == tuple(f"{run.output.replace('$prompts', run.prompts)}/summary.json" for run in frozen_runs)
+    assert all(run.overwrite for run in (training, after, *frozen_runs))
+    assert report == f'promise-report "{training.output}" --overwrite'
 
 
 @bash
@@ -264,14 +258,14 @@ def test_quickstart_removes_its_features_on_success(tmp_path: Path, status: int)
     programs = tmp_path / "venv/bin"
     programs.mkdir(parents=True)
     write = 'mkdir -p "$PROMISE_FEATURES" && touch "$PROMISE_FEATURES/$(basename "$0")"'
-    for name, end in (("python", 0), ("promise-phantom", 0), ("promise-train", 0), ("promise-eval", status)):
+    for name, end in (("python", 0), ("promise-report", 0), ("promise-train", 0), ("promise-eval", status)):
         work = write if name in ("promise-train", "promise-eval") else ""
         (programs / name).write_text(f"#!/usr/bin/env bash\n{work}\nexit {end}\n")
         (programs / name).chmod(0o755)
     done = run_script("quickstart.sh", root=tmp_path, PROMISE_VENV=str(tmp_path / "venv"))
     assert done.returncode == status, done.stderr
     features = tmp_path / "runs/quickstart-features"
-    assert sorted(path.name for path in features.glob("*")) == (["promise-eval"] if status else [])
+    assert sorted(path.name for path in features.glob("*")) == (["promise-eval", "promise-train"] if status else [])
     assert features.exists() == bool(status)
 
 
