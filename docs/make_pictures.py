@@ -25,15 +25,15 @@ PICTURES = Path(__file__).parent / "pictures"
 SHOWN = 6  # overlays side by side
 LIMIT = 150_000  # bytes
 ROOT = Path(__file__).parents[1]
-SAMPLES, RUN = ROOT / "samples", ROOT / "runs/quickstart"
+SAMPLES, RUN = ROOT / "data_format/skin", ROOT / "runs/quickstart"
 
 
 def main() -> None:
     """Make all pictures."""
-    if not (RUN / "after/overlays").is_dir():
-        sys.exit(f"{RUN / 'after/overlays'} is missing: run bash scripts/quickstart.sh first.")
+    if not (RUN / "test/overlays").is_dir():
+        sys.exit(f"{RUN / 'test/overlays'} is missing: run bash scripts/quickstart.sh first.")
     PICTURES.mkdir(exist_ok=True)
-    save(side_by_side(sorted((RUN / "after/overlays").rglob("*.png"))[:SHOWN]), "overlays")
+    save(side_by_side(sorted((RUN / "test/overlays").rglob("*.png"))[:SHOWN]), "overlays")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         command("validate", str(SAMPLES / "split.csv"), "--picture", "data.png", "--quiet")
@@ -41,7 +41,7 @@ def main() -> None:
         command("report", str(RUN), "--output", "report.html")
         save(photograph(Path("report.html").resolve().as_uri()), "report")
         with serve(str(RUN / "best.safetensors")) as address:
-            save(photograph(address, opening=sorted((SAMPLES / "images").glob("*.png"))[-1]), "app")
+            save(photograph(address, opening=sorted((SAMPLES / "images").glob("*.jpg"))[-1]), "app")
 
 
 def command(name: str, *arguments: str) -> None:
