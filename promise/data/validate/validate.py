@@ -161,7 +161,7 @@ def _check_masks(result: Validation) -> None:
         facts = entry.inspection.mask
         if facts is None:
             continue
-        suspicion = find_suspicion(facts)
+        suspicion = _suspicion(facts)
         if suspicion is not None:
             kind, text = suspicion
             result.add("warning", kind, entry.csv, entry.row.line, f"mask {entry.row.mask} {text}")
@@ -173,7 +173,7 @@ def _check_masks(result: Validation) -> None:
         result.add("note", "specks", csv, 0, f"{number} components of fewer than {SPECK} pixels (line {shown})")
 
 
-def find_suspicion(facts: MaskFacts) -> tuple[str, str] | None:
+def _suspicion(facts: MaskFacts) -> tuple[str, str] | None:
     """The kind and the text of a warning about a mask, if any."""
     if facts.foreground == 0:
         return "empty", "is empty: it has no foreground."
