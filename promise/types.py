@@ -110,14 +110,17 @@ class Encoded:
 
     embedding: Tensor  # (B, 256, E, E) float, after the neck
     taps: tuple[Tensor, ...] = ()  # each (B, C_i, E, E), before the neck, shallow to deep; () if not requested
+    # (B, 2, 3) float: how a prompter that predicts a map warps the features, as torch's affine_grid; training only
+    warp: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Encoded:
         """Return features with a function applied to every map."""
-        return Encoded(change(self.embedding), tuple(change(tap) for tap in self.taps))
+        return replace(self, embedding=change(self.embedding), taps=tuple(change(tap) for tap in self.taps))
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Encoded:
         """Return a copy on a device."""
-        return self.map(lambda x: x.to(device, non_blocking=non_blocking))
+        moved = self.map(lambda x: x.to(device, non_blocking=non_blocking))
+        return moved if self.warp is None else replace(moved, warp=self.warp.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Encoded:
         """Return a copy in page-locked memory."""

@@ -320,7 +320,7 @@ def _scored_rows(images: dict[str, int], draws: int, better: float, seed: int) -
     import numpy as np
     import pandas as pd
 
-    from promise.evaluation.metrics import printed_columns
+    from promise.evaluation.metrics import metrics_in, printed_columns
 
     rows = []
     for dataset, count in images.items():
@@ -345,7 +345,8 @@ def _scored_rows(images: dict[str, int], draws: int, better: float, seed: int) -
                     "native_predicted_pixels": pixels,
                     "predicted_iou": float(np.clip(dice + scores.normal(0.05, 0.1), 0, 1)),
                 }
-                for protocol, columns in (("reference", printed_columns("mask")), ("native", printed_columns("mask"))):
+                for protocol in ("reference", "native"):
+                    columns = [name for name in printed_columns("mask") if name in metrics_in(protocol)]
                     row |= {f"{protocol}_{name}": dice for name in columns} | {f"{protocol}_iou": dice / (2 - dice)}
                     row[f"{protocol}_mae"] = 1 - dice
                 row |= {f"soft_{name}": dice for name in printed_columns("map")}

@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["native_dice"],
         metavar="NAME",
-        help="columns of per_image.csv, such as native_iou, reference_dice, soft_dice_mean (default: native_dice)",
+        help="columns of per_image.csv, such as native_iou, native_nsd, soft_dice_mean (default: native_dice)",
     )
     parser.add_argument(
         "--top",

@@ -1,8 +1,8 @@
 """Metrics of a predicted mask or map, or of prompts, against a target mask, one row of :data:`METRICS` each.
 
-Masks are scored as in the reference implementation of ProMISe (``dice``, ``s_alpha``, …), maps at 8 bits as in
-pysodmetrics 1.6.2, the practice of the field (``soft_dice_mean``, …), prompts by their positions
-(``prompts_positives_inside``, …).
+Masks are scored as in the reference implementation of ProMISe (``dice``, ``s_alpha``, …) and by their contours
+(``nsd``), maps at 8 bits as in pysodmetrics 1.6.2, the practice of the field (``soft_dice_mean``, …), prompts by their
+positions (``prompts_positives_inside``, …).
 
 A new metric is one function of a :class:`~promise.evaluation.pair.Pair`, or of a
 :class:`~promise.evaluation.placement.Placement` for prompts, and one row, added here or by :func:`register`. The
@@ -46,6 +46,7 @@ class Metric:
     compute: Formula | Callable[[Placement], float]  # the latter for prompts
     kind: Kind = "mask"  # kind of prediction that is scored
     overlap: bool = False  # 0/0 or 0 by construction where the ground truth is empty, so that --empty-masks applies
+    native_only: bool = False  # refers to pixels of the image, which the reference protocol resizes
     column: str = ""  # title in printed tables; empty: not printed
     position: int = 100  # among the printed columns; ties keep the order of METRICS
 
@@ -148,6 +149,18 @@ _WEIGHTED_F = Metric(
     column="wF",
     position=9,
 )
+NSD_TOLERANCE = 2  # pixels of the image
+_NSD = Metric(
+    "NSD",
+    f"length of both contours within {NSD_TOLERANCE} pixels of the other / length of both contours; 0/0 is NaN",
+    "Nikolov et al., arXiv:1809.04430",
+    name="nsd",
+    compute=partial(formulas.surface_dice, tolerance=NSD_TOLERANCE),
+    overlap=True,
+    native_only=True,
+    column="NSD",
+    position=2,
+)
 
 _CUTS = {
     "": "",
@@ -209,7 +222,7 @@ _PROMPTS = (
 METRICS: dict[str, Metric] = {
     metric.key: metric
     for metric in (
-        *(_PRECISION, _RECALL, _DICE, _IOU, _F_BETA, _E_PHI, _MAE, _S_ALPHA, _WEIGHTED_F),
+        *(_PRECISION, _RECALL, _DICE, _IOU, _F_BETA, _E_PHI, _MAE, _S_ALPHA, _WEIGHTED_F, _NSD),
         _of_map("mae", "", _MAE, formulas.map_mae, "MAE", 5),
         _of_map("s_alpha", "", _S_ALPHA, partial(formulas.s_alpha, ddof=1), "S-alpha", 6),
         _of_map("weighted_f", "", _WEIGHTED_F, formulas.weighted_f, "wF", 11),
@@ -244,6 +257,12 @@ def metrics_of(kind: Kind) -> dict[str, Metric]:
     return {metric.name: metric for metric in METRICS.values() if metric.kind == kind}
 
 
+def metrics_in(protocol: str) -> dict[str, Metric]:
+    """The rows that a protocol scores, by name, in the order of the table."""
+    rows = metrics_of(PROTOCOLS[protocol])
+    return {name: metric for name, metric in rows.items() if protocol == "native" or not metric.native_only}
+
+
 def protocols_of(kind: Kind) -> tuple[str, ...]:
     """The protocols that score masks, maps or prompts."""
     return tuple(name for name, scored in PROTOCOLS.items() if scored == kind)
@@ -256,7 +275,7 @@ def printed_columns(kind: Kind) -> dict[str, str]:
 
 
 def binary_metrics(pred: Array, target: Array) -> dict[str, float]:
-    """The metrics of a (H, W) bool mask by name, as in the reference implementation.
+    """The metrics of a (H, W) bool mask by name, as in the reference implementation, and its NSD.
 
     Raises:
         ValueError: as :func:`evaluate_pair`, and for a map.

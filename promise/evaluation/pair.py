@@ -1,8 +1,8 @@
 """One prediction and its target: the counts that metrics are computed from, each computed once.
 
-Every metric except the weighted F-measure depends only on how many pixels of each value lie inside and outside the
-target. A map is therefore reduced to counts first: four quadrants × (outside, inside) × levels. A mask is a map with
-two levels, and one cumulative sum yields the counts at all 256 thresholds.
+Every metric except the weighted F-measure and the surface Dice depends only on how many pixels of each value lie
+inside and outside the target. A map is therefore reduced to counts first: four quadrants × (outside, inside) × levels.
+A mask is a map with two levels, and one cumulative sum yields the counts at all 256 thresholds.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from promise.data.leaks import find_seen
-from promise.evaluation.metrics import PROTOCOLS, Metric, metrics_of
+from promise.evaluation.metrics import PROTOCOLS, Metric, metrics_in
 from promise.evaluation.summary import read_summary
 from promise.runtime.errors import MissingFileError, UserError
 from promise.runtime.notices import Notice, from_json, from_text, unique
@@ -78,7 +78,7 @@ class Evaluation:
 def metric_of(column: str) -> Metric | None:
     """The metric of a column of per_image.csv; ``None`` for a column without scores."""
     protocol, _, name = column.partition("_")
-    return metrics_of(PROTOCOLS[protocol]).get(name) if protocol in PROTOCOLS else None
+    return metrics_in(protocol).get(name) if protocol in PROTOCOLS else None
 
 
 def read_evaluation(path: Path) -> Evaluation:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from promise.evaluation.metrics import PROTOCOLS, Kind, binary_metrics, metrics_of, prompt_metrics, soft_metrics
+from promise.evaluation.metrics import binary_metrics, metrics_in, prompt_metrics, soft_metrics
 from promise.inference.postprocess import Postprocess, probability_at, reference_target, sigmoid, to_size
 from promise.prompts.sets import ImagePrompts
 
@@ -64,8 +64,9 @@ def score(
     reference = (postprocess or REFERENCE_POSTPROCESS)(small)
     probability = probability_at(logits, *target.shape)
     mask = (native or postprocess or NATIVE_POSTPROCESS)(probability)
+    small_scores = binary_metrics(reference, reference_target(target, REFERENCE_SIDE))
     scores = {
-        "reference": binary_metrics(reference, reference_target(target, REFERENCE_SIDE)),
+        "reference": {name: small_scores[name] for name in metrics_in("reference")},
         "native": binary_metrics(mask, target),
         "soft": soft_metrics(probability, target),
         "prompts": _score_prompts(prompts, target),
@@ -74,7 +75,7 @@ def score(
     if target_pixels == 0:
         for protocol in _EMPTY_RULE_PROTOCOLS:
             value = dice_of_empty(empty_rule, predicted=predicted > 0)
-            scores[protocol] = _replace_overlap(scores[protocol], PROTOCOLS[protocol], value)
+            scores[protocol] = _replace_overlap(scores[protocol], protocol, value)
     return Scored(scores, mask, target_pixels, int(np.count_nonzero(mask & target)), predicted)
 
 
@@ -109,7 +110,7 @@ def dice_of_empty(rule: str, *, predicted: bool) -> float:
     return {"one": 0.0 if predicted else 1.0, "skip": float("nan"), "zero": 0.0}[rule]
 
 
-def _replace_overlap(scores: Mapping[str, float], kind: Kind, value: float) -> dict[str, float]:
+def _replace_overlap(scores: Mapping[str, float], protocol: str, value: float) -> dict[str, float]:
     """The scores with ``value`` for every overlap metric."""
-    overlap = {name for name, metric in metrics_of(kind).items() if metric.overlap}
+    overlap = {name for name, metric in metrics_in(protocol).items() if metric.overlap}
     return {name: value if name in overlap else score for name, score in scores.items()}

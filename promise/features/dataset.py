@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,9 +18,7 @@ from promise.types import Batch, Encoded, join
 
 # Symmetries of the square that each setting draws from: bit 0 mirrors left and right, bit 1 top and bottom, bit 2
 # transposes.
-SYMMETRIES = dict(zip(FEATURE_AUGMENTS, (1, 4, 8), strict=True))
-CUTMIX_STREAM = 1  # of random numbers; symmetries are drawn from the seed itself
-CUT = (0.3, 0.7)  # where CutMix cuts, as a fraction of the side
+SYMMETRIES = dict(zip(FEATURE_AUGMENTS, (1, 4, 8, 8), strict=True))
 
 
 @dataclass(frozen=True)
@@ -41,13 +38,7 @@ class CachedDataset(Dataset[CachedSample]):
     """
 
     def __init__(
-        self,
-        dataset: SegmentationDataset,
-        space: FeatureSpace,
-        *,
-        views: int = 1,
-        augment: str = "none",
-        cutmix: float = 0.0,
+        self, dataset: SegmentationDataset, space: FeatureSpace, *, views: int = 1, augment: str = "none"
     ) -> None:
         """Compute the key of every entry from the content of image and mask.
 
@@ -58,9 +49,7 @@ class CachedDataset(Dataset[CachedSample]):
             augment: a key of :data:`SYMMETRIES`: features and mask are mirrored and transposed together, at random in
                 each epoch. This approximates the features of the mirrored image: an encoder with absolute positions
                 is not equivariant.
-            cutmix: fraction of the items of which a part is that of another row; see :func:`cut_and_join`.
         """
-        self.cutmix = cutmix
         self.symmetries = SYMMETRIES[augment]
         self.dataset = dataset
         self.space = space
@@ -76,15 +65,6 @@ class CachedDataset(Dataset[CachedSample]):
 
     def __getitem__(self, item: int | tuple[int, int]) -> CachedSample:
         epoch, index = item if isinstance(item, tuple) else (0, item)
-        entry = self._entry(epoch, index)
-        name = self.dataset.rows[index].name
-        rng = self._cutmix_rng(epoch, name)
-        if rng is not None:
-            entry = cut_and_join(entry, self._entry(epoch, int(rng.integers(len(self)))), rng)
-        return CachedSample(entry, name, index)
-
-    def _entry(self, epoch: int, index: int) -> Entry:
-        """The entry of a row, mirrored and transposed as in this epoch."""
         try:
             entry = self.space.get(self.keys[index][epoch % self.views])
         except CorruptEntry as error:
@@ -92,24 +72,15 @@ class CachedDataset(Dataset[CachedSample]):
                 f"{error}. Run the command again: corrupted entries are recomputed at the start.",
                 code="corrupt-features",
             ) from error
+        name = self.dataset.rows[index].name
         if self.symmetries > 1:
-            seed = sample_seed(self.dataset.seed, epoch, self.dataset.rows[index].name)
-            entry = mirror(entry, seed % self.symmetries)
-        return entry
-
-    def _cutmix_rng(self, epoch: int, name: str) -> np.random.Generator | None:
-        """The generator that draws partner and cut of a row in an epoch; ``None`` for rows that remain whole."""
-        if not self.cutmix:
-            return None
-        rng = np.random.default_rng((sample_seed(self.dataset.seed, epoch, name), CUTMIX_STREAM))
-        return rng if rng.random() < self.cutmix else None
+            entry = mirror(entry, sample_seed(self.dataset.seed, epoch, name) % self.symmetries)
+        return CachedSample(entry, name, index)
 
     def prefetch(self, item: tuple[int, int]) -> None:
         """Start reading the files of an item into memory, because it will be loaded soon."""
         epoch, index = item
-        rng = self._cutmix_rng(epoch, self.dataset.rows[index].name)
-        for row in (index,) if rng is None else (index, int(rng.integers(len(self)))):
-            self.space.prefetch(self.keys[row][epoch % self.views])
+        self.space.prefetch(self.keys[index][epoch % self.views])
 
     def items(self, shard: tuple[int, int] = (0, 1)) -> dict[str, tuple[int, int]]:
         """Return the key of every entry and the ``(view, index)`` from which it is computed.
@@ -136,37 +107,6 @@ def mirror(entry: Entry, symmetry: int) -> Entry:
         embedding=change(entry.embedding),
         taps=tuple(change(tap) for tap in entry.taps),
         mask=change(entry.mask),
-    )
-
-
-def cut_and_join(entry: Entry, other: Entry, rng: np.random.Generator) -> Entry:
-    """Replace the features and the mask of an entry on one side of a straight cut by those of another entry.
-
-    This is CutMix (Yun et al., ICCV 2019) for segmentation and in feature space, with halves instead of boxes. It
-    approximates the features of the joined image: in these, each half would see the other. The cut is vertical or
-    horizontal, at a boundary of the coarsest cells between the fractions :data:`CUT` of the side.
-
-    Args:
-        entry: entry that is kept on one side of the cut.
-        other: entry of the same shapes.
-        rng: draws direction, place and side.
-    """
-    cells = min(x.shape[-1] for x in (entry.embedding, *entry.taps))
-    fraction = round(rng.uniform(*CUT) * cells) / cells
-    dim, first = int(rng.integers(1, 3)), bool(rng.integers(2))
-
-    def join(one: Tensor, two: Tensor) -> Tensor:
-        cut = round(fraction * one.shape[dim])
-        parts = (two, one) if first else (one, two)
-        joined = torch.empty_like(one)  # channels-last in memory, as the entries
-        joined.narrow(dim, 0, cut).copy_(parts[0].narrow(dim, 0, cut))
-        joined.narrow(dim, cut, one.shape[dim] - cut).copy_(parts[1].narrow(dim, cut, one.shape[dim] - cut))
-        return joined
-
-    return Entry(
-        join(entry.embedding, other.embedding),
-        tuple(join(one, two) for one, two in zip(entry.taps, other.taps, strict=True)),
-        join(entry.mask, other.mask),
     )
 
 

@@ -40,7 +40,6 @@ class CacheOptions:
     dtype: str = "auto"  # auto, fp32, bf16
     views: int = 1  # augmented views per training image
     augment: str = "none"  # of the features of training rows; see promise.features.dataset.SYMMETRIES
-    cutmix: float = 0.0  # fraction of the training samples that are joined from two rows
     workers: int = 2  # loader processes while encoding
     batch_size: int = 8
     quiet: bool = False
@@ -100,8 +99,7 @@ def cached_or_raw(
             )
         return raw
     space, size = _space(dataset, net, options, recipe)
-    augment, cutmix = (options.augment, options.cutmix) if training else ("none", 0.0)
-    cached = CachedDataset(dataset, space, views=options.views, augment=augment, cutmix=cutmix)
+    cached = CachedDataset(dataset, space, views=options.views, augment=options.augment if training else "none")
     missing = space.missing(cached.items())
     if not _has_room(options, space, needed=size * len(missing), images=len(missing)):
         processes.wait()  # a process that checked earlier may have found room

@@ -11,7 +11,8 @@ from promise.evaluation.metrics import KINDS, Kind, printed_columns, protocols_o
 from promise.evaluation.reader import Evaluation
 
 DASH = "–"  # shown for a missing number
-INTERVAL_COLUMNS = ("dice", "iou", "dice_mean", "iou_mean")  # shown with their interval; summary.json has all intervals
+# Shown with their interval; summary.json has all intervals.
+INTERVAL_COLUMNS = ("dice", "iou", "nsd", "dice_mean", "iou_mean")
 _TITLES: dict[Kind, str] = {"mask": "masks", "map": "probability maps", "prompts": "prompts"}
 _LATEX = {
     "\\": r"\textbackslash{}",

@@ -55,7 +55,7 @@ FREEZE_ALIASES: dict[str, str] = {
 }
 CACHES = ("off", "eval", "all")
 CACHE_DTYPES = ("auto", "fp32", "bf16")
-FEATURE_AUGMENTS = ("none", "flips", "symmetries")
+FEATURE_AUGMENTS = ("none", "flips", "symmetries", "affine")
 CACHE_DIR_HELP = (
     "folder of cached features; default: $PROMISE_FEATURES, else promise/features in the cache folder of the user"
 )

@@ -21,7 +21,7 @@ from promise.runtime.errors import UserError
 from promise.training.losses import Criterion
 from promise.training.noisy_prompts import NoisyDraw
 from promise.training.selection import Selection
-from promise.types import Prompts
+from promise.types import Batch, Prompts
 
 
 def build_accelerator(device: torch.device, *, precision: str, accumulate: int) -> Accelerator:
@@ -110,6 +110,7 @@ class Stage:
     trains: tuple[str, ...] = ("",)  # weights whose names start with one of these learn; the others are frozen
     criterion: Criterion | None = None  # loss of the training batches; None: that of the trainer
     draw_prompts: Callable[..., Prompts | NoisyDraw | None] | None = None  # None: that of the data
+    augment: Callable[[Batch], Batch] | None = None  # of the training batches, besides that of the data
     wrap: Callable[[Promise], nn.Module] | None = None  # the net → the model that is trained; None: the net
 
 

@@ -79,15 +79,9 @@ class TrainConfig:
     feature_augment: str = option(
         "none",
         "with --cache all: mirror (flips), or mirror and transpose (symmetries) cached features with their masks at "
-        "random in every epoch; an approximation, since an encoder is not exactly equivariant",
+        "random in every epoch; affine: also rotate, scale and shift them, for nets that predict a map of lesions; an "
+        "approximation, since an encoder is not exactly equivariant",
         choices=FEATURE_AUGMENTS,
-        group="features",
-    )
-    feature_cutmix: float = option(
-        0.0,
-        "with --cache all: fraction of the training samples of which a part is replaced, features and mask, by that of "
-        "another row (CutMix), drawn anew in every epoch",
-        metavar="P",
         group="features",
     )
     cache_dir: str | None = option(None, CACHE_DIR_HELP, metavar="FOLDER", group="features")
@@ -204,15 +198,6 @@ def check_train(config: TrainConfig) -> None:
                 "feature-augment-without-cache",
                 f"--feature-augment {config.feature_augment} requires --cache all: only cached features are mirrored. "
                 "Pixels are augmented by --augment",
-            )
-        )
-    if not 0 <= config.feature_cutmix <= 1:
-        faults.append(("out-of-range", f"--feature-cutmix must be between 0 and 1, got {config.feature_cutmix}"))
-    elif config.feature_cutmix and config.cache != "all":
-        faults.append(
-            (
-                "feature-augment-without-cache",
-                f"--feature-cutmix {config.feature_cutmix} requires --cache all: only cached features are joined",
             )
         )
     if config.split_csv is None:

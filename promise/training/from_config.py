@@ -24,6 +24,7 @@ from promise.models.token_shift import IncrementalPatternShifting
 from promise.prompts.sampling import AUTO, GROUND_TRUTH, prompt_batch
 from promise.training.build import LoaderBuilder, Stage, TrainerOptions, TrainingData
 from promise.training.config import TrainConfig, parse_labels
+from promise.training.feature_warp import warp_batch
 from promise.training.losses import Criterion, get_loss
 from promise.training.noisy_prompts import NoisyPromptNet, draw_noisy
 from promise.training.optim import Schedule, build_optimizer, parse_schedule
@@ -85,7 +86,8 @@ def criterion_of(config: TrainConfig) -> Criterion:
 
 def stages_of(config: TrainConfig) -> tuple[Stage, ...]:
     """The stages of training: one, or the map of lesions and then the token shift."""
-    first = Stage(config.epochs, schedule_of(config, config.epochs))
+    augment = warp_batch if config.feature_augment == "affine" else None
+    first = Stage(config.epochs, schedule_of(config, config.epochs), augment=augment)
     if not NETS[config.net].two_stages:
         return (first,)
     assert config.seed is not None
@@ -140,7 +142,6 @@ def data_of(config: TrainConfig, table: SplitTable, net: Promise, accelerator: A
             config.cache_dtype,
             views=config.cache_views,
             augment=config.feature_augment,
-            cutmix=config.feature_cutmix,
             workers=config.workers,
             batch_size=config.batch_size,
             quiet=config.quiet,

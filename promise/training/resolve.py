@@ -64,6 +64,7 @@ def resolve_config(
         partial(_check_prompt_loss, config),
         partial(_check_shift, config),
         partial(_check_lesions, config),
+        partial(_check_warp, config),
         partial(_check_names, config),
         partial(_check_device, config),
         partial(_check_select, config, extra_scores),
@@ -135,6 +136,20 @@ def _check_shift(config: TrainConfig) -> None:
             f"--shift-epochs has no effect on {spec.name}, which trains in one stage. Drop it, or use a net with a map "
             "of lesions and a token shift, such as APM_IPS_dense.",
             code="no-second-stage",
+        )
+
+
+def _check_warp(config: TrainConfig) -> None:
+    """Raise ``UserError`` (code ``feature-augment-without-map``) if features are to be warped for another net."""
+    try:
+        spec, _ = parse_net_name(config.net)
+    except UserError:
+        return  # reported by _check_net
+    if config.feature_augment == "affine" and not spec.trains_map:
+        raise UserError(
+            f"--feature-augment affine is for nets that predict a map of lesions, such as APM_dense; {spec.name} does "
+            "not. Use symmetries.",
+            code="feature-augment-without-map",
         )
 
 

@@ -169,9 +169,10 @@ class Trainer:
         self.data.train.batches.set_epoch(epoch)
         stage = self.stage
         name = f"epoch {epoch + 1}/{self.options.epochs}"
+        batches = self._bar(self.data.train, f"{name}, {stage.name}" if stage.name else name)
         return loop.train_epoch(
             self.model,
-            self._bar(self.data.train, f"{name}, {stage.name}" if stage.name else name),
+            batches if stage.augment is None else map(stage.augment, batches),
             draw=partial(stage.draw_prompts or self.data.draw_prompts, epoch=epoch + 1),
             criterion=stage.criterion or self.criterion,
             optimizer=self.optimizer,

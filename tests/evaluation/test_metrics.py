@@ -11,15 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from promise.evaluation.formulas import surface_dice
 from promise.evaluation.metrics import (
     METRICS,
     PROTOCOLS,
     binary_metrics,
     evaluate_pair,
-    metrics_of,
+    metrics_in,
     printed_columns,
     soft_metrics,
 )
+from promise.evaluation.pair import mask_pair
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 EXPECTED = json.loads((GOLDEN / "metrics.json").read_text())
@@ -61,6 +63,13 @@ def test_soft_metrics_equal_pysodmetrics(case):
     got = {name: row[ours] for name, ours in PYSODMETRICS_NAMES.items()}
     assert got == pytest.approx(EXPECTED[case]["pysodmetrics"], abs=1e-12)
     assert set(row) == set(PYSODMETRICS_NAMES.values())
+
+
+@pytest.mark.parametrize("case", sorted(EXPECTED))
+def test_nsd_equals_surface_distance(case):
+    prob, target = load_case(case)
+    expected = EXPECTED[case]["surface-distance"]["nsd_2px"]
+    assert binary_metrics(prob >= 0.5, target)["nsd"] == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 def test_the_weighted_f_of_a_mask_equals_that_of_its_map():
@@ -114,7 +123,7 @@ def test_integer_targets_count_as_masks():
 def test_both_empty():
     empty = np.zeros((4, 5), bool)
     row = binary_metrics(empty, empty)
-    assert np.isnan(row.pop("dice"))
+    assert np.isnan([row.pop("dice"), row.pop("nsd")]).all()
     zeros = ("iou", "mae", "precision", "recall", "f_beta", "weighted_f")
     assert row == dict.fromkeys(zeros, 0.0) | {"s_alpha": 1.0, "e_phi": pytest.approx(20 / 19)}
 
@@ -134,10 +143,10 @@ def test_a_flat_quadrant_is_decided_without_rounding_noise():
 
 
 @given(map_pairs())
-def test_dice_iou_and_mae_are_symmetric(pair):
+def test_dice_iou_mae_and_nsd_are_symmetric(pair):
     pred, target = pair[0] >= 0.5, pair[1]
     forth, back = binary_metrics(pred, target), binary_metrics(target, pred)
-    for name in ("dice", "iou", "mae"):
+    for name in ("dice", "iou", "mae", "nsd"):
         assert forth[name] == pytest.approx(back[name], nan_ok=True)
     assert (forth["precision"], forth["recall"]) == (back["recall"], back["precision"])
 
@@ -148,7 +157,7 @@ def test_values_stay_in_their_range(pair):
     for name, value in evaluate_pair(pred, target).items():
         metric = METRICS[name]
         high = target.size / (target.size - 1) if "E-phi" in metric.title else metric.high
-        undefined = name == "dice" and not target.any() and not (pred >= 0.5).any()
+        undefined = name in ("dice", "nsd") and not target.any() and not (pred >= 0.5).any()
         assert np.isnan(value) if undefined else metric.low <= value <= high + 1e-9, name
 
 
@@ -173,7 +182,7 @@ def test_a_perfect_prediction_scores_one(target):
         assert row[f"soft_{name}"] == pytest.approx(1), name
     for name in ("e_phi", "soft_e_max", "soft_e_adaptive"):
         assert row[name] == pytest.approx(beyond), name
-    assert (row["mae"], row["soft_mae"]) == (0, 0)
+    assert (row["mae"], row["soft_mae"], row["nsd"]) == (0, 0, 1)
 
 
 def quantise(prob: np.ndarray) -> np.ndarray:
@@ -281,6 +290,52 @@ def test_weighted_f_equals_its_definition():
         assert soft_metrics(prob, target)["weighted_f"] == pytest.approx(expected, abs=1e-9)
 
 
+def contour(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (N, 2) and lengths (N,) of the contour of a whole image, square by square."""
+    padded, places, lengths = np.pad(mask, 1), [], []
+    for y, x in np.ndindex(mask.shape[0] + 1, mask.shape[1] + 1):
+        square = padded[y : y + 2, x : x + 2]
+        if square.sum() in (1, 3):
+            length = np.sqrt(0.5)
+        elif square.sum() == 2:
+            length = np.sqrt(2) if square[0, 0] == square[1, 1] else 1.0
+        else:
+            continue
+        places.append((y, x))
+        lengths.append(length)
+    return np.array(places).reshape(-1, 2), np.array(lengths)
+
+
+@pytest.mark.parametrize("tolerance", [1, 2, 3])
+def test_nsd_equals_its_definition_over_the_whole_image(tolerance):
+    rng = np.random.default_rng(tolerance)
+    partial = 0
+    for _ in range(100):
+        pred, target = np.zeros((2, *rng.integers(6, 22, 2)), bool)
+        for mask in (pred, target):  # in a part of the image, so that the computation is cropped
+            (top, bottom), (left, right) = (np.sort(rng.integers(0, side + 1, 2)) for side in mask.shape)
+            mask[top:bottom, left:right] = rng.random((bottom - top, right - left)) < rng.choice([0.1, 0.6, 1.0])
+        (a, a_lengths), (b, b_lengths) = contour(pred), contour(target)
+        distances = np.hypot(*np.moveaxis(a[:, None] - b[None], -1, 0))  # (N, M), between all elements
+        near = distances <= tolerance
+        total = a_lengths.sum() + b_lengths.sum()
+        expected = (a_lengths @ near.any(axis=1) + b_lengths @ near.any(axis=0)) / total if total else np.nan
+        found = surface_dice(mask_pair(pred, target, None), tolerance=tolerance)
+        assert found == pytest.approx(expected, abs=1e-12, nan_ok=True)
+        partial += 0 < expected < 1
+    assert partial > 20  # the other pairs do not depend on the tolerance
+
+
+def test_nsd_of_a_shifted_square_by_hand():
+    target = np.zeros((30, 40), bool)
+    target[10:20, 10:20] = True  # 36 straight elements and 4 corners of length √½
+    shifted = {by: binary_metrics(np.roll(target, by, axis=1), target)["nsd"] for by in (1, 2, 3)}
+    # By 3 pixels: of either contour, the sides above and below without their outer ends, and 2 pixels at both ends of
+    # the side inside the other square.
+    third = (2 * (9 + np.sqrt(0.5)) + 4) / (36 + 4 * np.sqrt(0.5))
+    assert shifted == {1: 1, 2: 1, 3: pytest.approx(third)}
+
+
 MASK = np.zeros((2, 3), bool)
 
 
@@ -312,10 +367,12 @@ def test_binary_metrics_refuse_a_map():
 def test_columns_keep_their_order():
     """The order of the columns of per_image.csv is part of the file format."""
     header = (Path(__file__).parents[1] / "formats/eval/per_image.csv").read_text().splitlines()[0].split(",")
-    written = [f"{protocol}_{name}" for protocol, kind in PROTOCOLS.items() for name in metrics_of(kind)]
-    added = ["prompts_positives_inside", "prompts_negatives_outside", "prompts_box_iou"]  # after this file was written
-    assert [*header[header.index("reference_precision") :], *added] == written
-    titles = "Dice IoU MAE Prec Recall S-alpha E-phi F-beta wF"
+    written = [f"{protocol}_{name}" for protocol in PROTOCOLS for name in metrics_in(protocol)]
+    # Added after this file was written.
+    added = ["native_nsd", "prompts_positives_inside", "prompts_negatives_outside", "prompts_box_iou"]
+    assert set(added) <= set(written)
+    assert header[header.index("reference_precision") :] == [name for name in written if name not in added]
+    titles = "Dice IoU NSD MAE Prec Recall S-alpha E-phi F-beta wF"
     assert list(printed_columns("mask").values()) == titles.split()
     titles = "mDice maxDice mIoU maxIoU MAE S-alpha mE maxE mF maxF wF"
     assert list(printed_columns("map").values()) == titles.split()

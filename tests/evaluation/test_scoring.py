@@ -22,6 +22,8 @@ def test_native_scores_the_mask_at_the_size_of_the_ground_truth() -> None:
     assert result.mask.shape == SQUARE.shape
     assert result.scores["native"] == binary_metrics(result.mask, SQUARE)
     assert result.scores["native"]["iou"] > 0.9
+    assert result.scores["native"]["nsd"] > 0.9
+    assert "nsd" not in result.scores["reference"]  # whose pixels are not those of the image
     assert not result.empty_target
 
 
@@ -41,9 +43,9 @@ def test_an_empty_ground_truth_is_scored_by_the_rule(rule: str, right: float, wr
     for logits, expected in ((negative, right), (SURE, wrong)):
         result = score(logits, EMPTY, empty_rule=rule)
         assert result.empty_target
-        overlaps = [result.scores["native"][n] for n in ("dice", "iou", "precision", "recall", "f_beta")]
+        overlaps = [result.scores["native"][n] for n in ("dice", "iou", "nsd", "precision", "recall", "f_beta")]
         overlaps += [result.scores["soft"][n] for n in ("dice_mean", "iou_max", "weighted_f", "f_mean")]
-        assert overlaps == pytest.approx([expected] * 9, nan_ok=True)
+        assert overlaps == pytest.approx([expected] * 10, nan_ok=True)
         assert result.scores["native"]["mae"] == pytest.approx(result.mask.mean())
     assert score(negative, EMPTY).scores["reference"]["iou"] == 0
     assert math.isnan(score(negative, EMPTY).scores["reference"]["dice"])
