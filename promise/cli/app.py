@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from promise.cli.common import Parser, prepare_process, run, start_logging
-from promise.runtime.settings import DEVICE_HELP, LESION_SETTINGS_HELP, MAX_LESIONS_HELP, PRECISIONS
+from promise.runtime.settings import CKPT_HELP, DEVICE_HELP, LESION_SETTINGS_HELP, MAX_LESIONS_HELP, PRECISIONS
 
 DESCRIPTION = """
 Serve a web page that segments uploaded images. The net places the prompts; the user can move, add and remove them.
@@ -25,9 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
     parser = Parser("promise-app", DESCRIPTION, allow_abbrev=False)
     net = parser.add_argument_group("net")
-    net.add_argument(
-        "--ckpt", type=Path, required=True, metavar="FILE", help="checkpoint written by promise-train (required)"
-    )
+    net.add_argument("--ckpt", required=True, metavar="FILE", help=f"{CKPT_HELP} (required)")
     net.add_argument("--sam-checkpoint", metavar="FILE", help="weight file of SAM; default: cached, else downloaded")
     net.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICE_HELP} (default: %(default)s)")
     net.add_argument(

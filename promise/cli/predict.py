@@ -18,6 +18,10 @@ Exit status 3: some images could not be read.
 Example:
 
   promise-predict --ckpt runs/polyp/best.safetensors --output masks scans/ more/*.png
+
+The name of a bundled checkpoint can replace its path:
+
+  promise-predict --list-checkpoints
 """
 
 
@@ -30,6 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="IMAGES",
         help="files, folders, quoted patterns, CSVs with a column image_name, or text files with one path per line",
     )
+    parser.add_argument("--list-checkpoints", action="store_true", help="print the bundled checkpoints and exit")
     return parser
 
 
@@ -40,9 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    config = gather(arguments, PredictConfig)
+    config = gather(arguments, PredictConfig, skip=("list_checkpoints",))
     start_logging(quiet=config.quiet)
     prepare_process()
+    if "list_checkpoints" in arguments:
+        from promise.models.bundled import list_checkpoints
+
+        print(list_checkpoints())
+        return 0
     from promise.inference.predict import predict
 
     result = predict(config)

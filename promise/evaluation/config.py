@@ -9,6 +9,7 @@ from promise.runtime.settings import (
     CACHE_DTYPE_HELP,
     CACHE_DTYPES,
     CACHES,
+    CKPT_HELP,
     DATA_ROOT_HELP,
     DEVICE_HELP,
     LESION_SETTINGS_HELP,
@@ -31,13 +32,7 @@ EMPTY_RULES = {
 class EvalConfig:
     """All settings of an evaluation."""
 
-    ckpt: str | None = option(
-        None,
-        "checkpoint of promise-train (.safetensors) or of the reference implementation (.pt, .pth); default: an "
-        "untrained net",
-        metavar="FILE",
-        group="net",
-    )
+    ckpt: str | None = option(None, f"{CKPT_HELP}; default: an untrained net", metavar="FILE", group="net")
     net: str | None = option(
         None,
         "net; required without --ckpt and for checkpoints of the reference implementation",

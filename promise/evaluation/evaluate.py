@@ -108,7 +108,11 @@ def evaluate(config: EvalConfig) -> EvalResult:
 
 def _folder(config: EvalConfig) -> Path:
     name = "eval" if config.prompts is None else f"eval-{config.prompts.split(':')[0]}"
-    parent = Path(config.ckpt).parent if config.ckpt else Path("runs") / f"{config.net}-untrained"
+    runs = Path("runs")
+    if config.ckpt is None:
+        parent = runs / f"{config.net}-untrained"
+    else:  # a bundled checkpoint is not in a folder of the user
+        parent = Path(config.ckpt).parent if Path(config.ckpt).is_file() else runs / config.ckpt
     return Path(config.output) if config.output else parent / name
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from promise.runtime.settings import LESION_SETTINGS_HELP, MAX_LESIONS_HELP, REQUIRED, option
+from promise.runtime.settings import CKPT_HELP, LESION_SETTINGS_HELP, MAX_LESIONS_HELP, REQUIRED, option
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
     """All settings of an export."""
 
-    ckpt: str = option(
-        REQUIRED, "checkpoint of promise-train, or of the reference implementation", metavar="FILE", group="net"
-    )
+    ckpt: str = option(REQUIRED, CKPT_HELP, metavar="FILE", group="net")
     output: str = option(REQUIRED, "output folder", metavar="FOLDER", group="output")
     format: str = option(
         "onnx",

@@ -169,7 +169,7 @@ def _describe(
         "sam": metadata.sam,
         "sam_sha256": metadata.sam_sha256,
         "checkpoint": Path(config.ckpt).name,
-        "checkpoint_sha256": file_sha256(Path(config.ckpt)),
+        "checkpoint_sha256": file_sha256(checkpoint.require(config.ckpt)),
         "epoch": metadata.epoch,
         "num_points": metadata.num_points,
         "point_labels": None if label is None else label.tolist(),

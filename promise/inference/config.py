@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from promise.runtime.settings import (
+    CKPT_HELP,
     DATA_ROOT_HELP,
     DEVICE_HELP,
     LESION_SETTINGS_HELP,
@@ -22,7 +23,7 @@ class PredictConfig:
 
     ckpt: str | None = option(
         None,
-        "checkpoint of promise-train (.safetensors) or of the reference implementation (.pt, .pth)",
+        CKPT_HELP,
         metavar="FILE",
         group="net",
     )

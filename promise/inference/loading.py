@@ -68,7 +68,7 @@ def load_net(  # noqa: PLR0913 (one keyword for each setting that determines the
     """Load a checkpoint, or build an untrained net, and optimise it for its device.
 
     Args:
-        ckpt: a checkpoint; ``None``: build the untrained ``net``.
+        ckpt: path of a checkpoint, or name of a bundled one; ``None``: build the untrained ``net``.
         net: the net in the file, if the file does not name it; without ``ckpt``, the net to build.
         sam: backbone, if the checkpoint does not name it.
         sam_checkpoint: weight file of SAM, if it is not the published one; ``random`` for tests.

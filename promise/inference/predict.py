@@ -105,8 +105,7 @@ def predict(config: PredictConfig) -> PredictResult:
 
 
 def _require_checkpoint(config: PredictConfig) -> None:
-    path = Path(config.ckpt or "")
-    checkpoint.require(path)
+    path = checkpoint.require(config.ckpt or "")
     if config.review_below is None:
         return
     if path.suffix != ".safetensors" or checkpoint.read_metadata(path).quality is None:
@@ -152,7 +151,10 @@ def check_predict(config: PredictConfig) -> None:
     if not config.images:
         report("no images. Name files, folders, glob patterns, CSVs or lists", "missing-images")
     if config.ckpt is None:
-        report("--ckpt is missing: a checkpoint, such as runs/polyp/best.safetensors", "missing-checkpoint-setting")
+        report(
+            "--ckpt is missing: a checkpoint, such as runs/polyp/best.safetensors, or a name of --list-checkpoints",
+            "missing-checkpoint-setting",
+        )
     if config.output is None:
         report("--output is missing: a folder for the masks", "missing-output-setting")
     elif config.prompts_from and Path(config.prompts_from).resolve() == (Path(config.output) / PROMPTS).resolve():
@@ -213,7 +215,7 @@ def _processes(config: PredictConfig) -> tuple[torch.device, ProcessGroup]:
 def _settings(config: PredictConfig, device: torch.device) -> dict[str, Any]:
     """The settings that determine the results. Weights are identified by content, not by name."""
     return {
-        "checkpoint": file_sha256(Path(config.ckpt or "")),
+        "checkpoint": file_sha256(checkpoint.require(config.ckpt or "")),
         "net": config.net,
         "sam": config.sam,
         "postprocess": config.postprocess or POSTPROCESS_OF_CHECKPOINT,

@@ -55,7 +55,8 @@ def load(  # noqa: PLR0913 (one keyword for each setting that determines the mas
     """Load a checkpoint for inference.
 
     Args:
-        ckpt: path of a checkpoint: of ``promise-train`` (.safetensors), or of the reference implementation (.pt, .pth).
+        ckpt: path of a checkpoint: of ``promise-train`` (.safetensors), or of the reference implementation (.pt, .pth);
+            or the name of a bundled checkpoint, such as ``polyp`` (``promise-predict --list-checkpoints``).
         net: name of the net in the file. Required for files of the reference implementation, which do not name it.
         sam: name of the backbone, if the checkpoint does not contain it.
         sam_checkpoint: path of SAM's weight file, if it is not the published one.
@@ -72,7 +73,7 @@ def load(  # noqa: PLR0913 (one keyword for each setting that determines the mas
         The net on its device, in evaluation mode.
 
     Raises:
-        MissingFileError: the checkpoint does not exist.
+        MissingFileError: the checkpoint does not exist, or no bundled checkpoint has this name.
         UserError: a file, a name, the postprocessing or the device cannot be used, lesion settings are
             unknown or invalid, or are passed for a net that does not find lesions (``net-without-lesions``).
 

@@ -18,6 +18,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from promise.models.bundled import checkpoint_path, read_cards
 from promise.models.promise import Promise
 from promise.models.prompters.lesions import LesionSettings, change_settings
 from promise.models.quality import FEATURES, QualityEstimate
@@ -81,20 +82,40 @@ def _write(state: dict[str, Tensor], path: Path, metadata: Metadata) -> None:
         safetensors.torch.save_file(state, temporary, metadata=header)
 
 
-def require(path: Path | str) -> None:
-    """Raise ``MissingFileError`` if the file does not exist; the file is not opened."""
-    if not Path(path).is_file():
+def find(ckpt: Path | str) -> Path:
+    """The path of a checkpoint: ``ckpt`` itself, or the file of the bundled checkpoint of this name.
+
+    A name has neither folder nor extension. A file of that name takes precedence. A path may not exist.
+
+    Raises:
+        UserError: the errors of :func:`promise.models.bundled.checkpoint_path`.
+    """
+    path = Path(ckpt)
+    is_name = path.name == str(ckpt) and not path.suffix and not path.is_file()
+    if is_name and (not path.is_dir() or path.name in read_cards()):
+        return checkpoint_path(path.name)
+    return path
+
+
+def require(ckpt: Path | str) -> Path:
+    """:func:`find` a checkpoint; raise ``MissingFileError`` if it does not exist. The file is not loaded."""
+    path = find(ckpt)
+    if not path.is_file():
         raise MissingFileError(f"no checkpoint at {path}. Is the path right?", code="missing-checkpoint")
+    return path
 
 
-def read_metadata(path: Path) -> Metadata:
+def read_metadata(ckpt: Path | str) -> Metadata:
     """Read the metadata of a checkpoint.
+
+    Args:
+        ckpt: path of the file, or name of a bundled checkpoint.
 
     Raises:
         MissingFileError: the file does not exist.
         UserError: the file is damaged, or is not a checkpoint of this package.
     """
-    require(path)
+    path = require(ckpt)
     try:
         with safe_open(path, framework="pt") as stream:
             header = stream.metadata() or {}
@@ -125,7 +146,8 @@ def load(
     """Rebuild the net of a checkpoint on the SAM it was trained on, and load the learned parts strictly.
 
     Args:
-        path: a ``.safetensors`` checkpoint, or a ``.pt``/``.pth`` file of the reference implementation.
+        path: a ``.safetensors`` checkpoint, or a ``.pt``/``.pth`` file of the reference implementation; or the name of
+            a bundled checkpoint.
         net_name: another net that uses (part of) the same learned parts, such as ``APM_IPS_GT_resnet`` for an
             ``APM_IPS_resnet`` checkpoint. Required for files of the reference implementation, which do not contain
             the name of the net.
@@ -140,7 +162,7 @@ def load(
         MissingFileError: the file does not exist.
         UserError: the file cannot be read, holds another net or invalid settings, or was trained on another SAM.
     """
-    path = Path(path)
+    path = find(path)
     if path.suffix != ".safetensors":
         return _load_reference_file(path, net_name, sam, precision)
     metadata = read_metadata(path)

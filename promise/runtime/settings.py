@@ -66,6 +66,10 @@ MAX_LESIONS_HELP = (
     "largest number of lesions that the net prompts in an image, for nets that find lesions, such as APM_dense; "
     "default: as stored in the checkpoint"
 )
+CKPT_HELP = (
+    "checkpoint of promise-train (.safetensors), or of the reference implementation (.pt, .pth), or name of a bundled "
+    "checkpoint (promise-predict --list-checkpoints)"
+)
 LESION_SETTINGS_HELP = (
     "how lesions are found and decoded by nets that find lesions, such as threshold=0.4,fuse=0,prompts=box+points; "
     "the names are those of promise.models.prompters.lesions.LesionSettings; default: as stored in the checkpoint"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -10,6 +11,7 @@ import pytest
 
 from promise.data.check import check_files
 from promise.data.table import read_table
+from promise.data.validate.validate import validate
 
 REFERENCE = {
     "combined_5_1024": {"train": 1450, "val": 798},
@@ -91,3 +93,17 @@ def test_the_repository_example_and_template(tmp_path: Path, write_pair: Callabl
         write_pair(tmp_path, stem)
     template = read_table(data_format / "template.csv", data_root=tmp_path)
     assert template.counts == {"train": 1, "val": 1, "test": 1}
+
+
+def test_the_dermoscopy_images_of_the_repository_are_small_and_clean() -> None:
+    folder = Path(__file__).parents[2] / "data_format/skin"
+    result = validate([folder / "split.csv"], progress=False)
+    assert [finding for finding in result.findings if finding.level != "note"] == []
+    assert Counter(entry.row.split for entry in result.entries) == {"train": 160, "val": 20, "test": 60}
+    assert {entry.inspection.size for entry in result.entries} == {(256, 256)}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) == 2 * 240 + 3
+    assert sum(path.stat().st_size for path in files) <= 3_000_000
+    held_out = (folder / "held_out.txt").read_text().split()
+    assert len(set(held_out)) == 200
+    assert not {entry.row.image.stem for entry in result.entries} & set(held_out)
