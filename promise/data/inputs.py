@@ -116,12 +116,18 @@ def _walk(folder: Path, below: bool) -> Iterator[Path]:
     def report(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be listed ({error.strerror}).", code="unreadable-folder") from error
 
-    entered: set[Path] = set()  # links may form a loop
+    root = folder.resolve()
+    entered: set[Path] = set()
+
+    def is_new(path: Path) -> bool:
+        """Whether a subfolder is not walked anyway: links may form a loop."""
+        target = path.resolve()
+        return not (path.is_symlink() and (target in entered or target.is_relative_to(root)))
+
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=report):
         yield from (Path(parent, name) for name in names)
         entered.add(Path(parent).resolve())
-        visible = [name for name in folders if not name.startswith(".")] if below else []
-        folders[:] = [name for name in visible if Path(parent, name).resolve() not in entered]
+        folders[:] = [name for name in folders if below and name[0] != "." and is_new(Path(parent, name))]
 
 
 def _is_image_file(path: Path) -> bool:

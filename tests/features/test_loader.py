@@ -168,3 +168,25 @@ def test_weights_precision_and_normalisation_select_the_space(build, dataset, tm
     settings = CacheOptions("all", tmp_path, workers=0, quiet=True)
     cached_or_raw(dataset(), net, settings, recipe="basic_color", training=True, device=torch.device("cpu"))
     assert len(list_spaces(tmp_path)) == 4
+
+
+def test_a_full_disk_costs_the_cache_but_not_the_run(run, own_features, limit_file_size, caplog) -> None:
+    plain = run("plain", cache="off", epochs=1, net="IPS_GT")
+    biggest = max(path.stat().st_size for path in plain.rglob("*") if path.is_file())
+    image_bytes = 4 * 32 * 4 * 4  # of the features of tiny_vit in fp32: smaller than a checkpoint
+    assert biggest > image_bytes
+    own_features.parent.mkdir(exist_ok=True)
+    own_features.write_text("a file, below which nothing can be written")
+    folder = run("cached", cache="eval", epochs=1, net="IPS_GT")
+    assert "features are not cached" in caplog.text
+    assert logged(folder) == logged(plain)
+
+
+def test_without_a_home_nothing_is_cached(run, monkeypatch, caplog, user_error) -> None:
+    for name in ("HOME", "PROMISE_FEATURES", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # an arbitrary uid of a container
+    assert run("run", epochs=1, cache="eval").is_dir()
+    assert "no home folder for the cache" in caplog.text
+    with user_error("cache-not-writable"):
+        run("all", epochs=1, cache="all")
