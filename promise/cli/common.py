@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import io
 import logging
+import multiprocessing
 import shutil
 import signal
 import sys
@@ -202,6 +203,15 @@ def run(command: str, work: Callable[[], int]) -> int:
         raise
     except BrokenPipeError:
         return 1
+    finally:
+        _end_workers()
+
+
+def _end_workers() -> None:
+    """Kill the worker processes that an error has left: they ignore SIGTERM, and Python would wait for them."""
+    for worker in multiprocessing.active_children():
+        if worker.daemon:
+            worker.kill()
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -822,21 +824,24 @@ def test_a_second_evaluation_in_one_folder_is_refused(run, user_error, hold_fold
     assert [path.name for path in (tmp_path / "eval").iterdir()] == [".promise.lock"]
 
 
-def test_a_full_disk_keeps_the_scores(run, user_error, limit_file_size, tmp_path: Path, monkeypatch, caplog) -> None:
-    scores = run(output=str(tmp_path / "whole")).folder
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "spare"))
+def test_a_full_disk_keeps_the_scores(run, user_error, small_disk, tmp_path: Path, monkeypatch, caplog) -> None:
+    whole = run(output=str(tmp_path / "whole")).folder
     (tmp_path / "spare").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", None)
-    limit = (scores / "prompts.json").stat().st_size - 1  # the overlays and prompts.json do not fit, the table does
-    limit_file_size(limit)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spare"))
+    (small_disk / "filler").write_bytes(bytes(2**20 - 2 * 4096))  # a lock fits, the results do not
     with user_error("output-not-writable") as caught:
-        run(overlays=1)
-    limit_file_size(10**9)
-    (spare,) = (tmp_path / "spare").iterdir() if any((tmp_path / "spare").iterdir()) else (None,)
-    assert (tmp_path / "eval/per_image.csv").read_text() == (scores / "per_image.csv").read_text()
+        run(overlays=1, output=str(small_disk / "eval"))
+    (spare,) = (tmp_path / "spare").glob("promise-eval-*")
+    assert str(spare) in str(caught.value)
+    assert (spare / "per_image.csv").read_text() == (whole / "per_image.csv").read_text()
+    assert json.loads((spare / "summary.json").read_text())["datasets"]
     assert "overlays" in caplog.text
-    assert spare is not None
-    assert "prompts.json" in str(caught.value)
+    shutil.rmtree(small_disk / "eval", ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (small_disk / "rest").write_bytes(bytes(2**20))
+    with user_error("output-not-writable"):  # before anything is scored
+        run(output=str(small_disk / "other"))
+    assert len(list((tmp_path / "spare").iterdir())) == 1
 
 
 def test_names_of_250_bytes_are_drawn(run, phantoms: Path, tmp_path: Path) -> None:
