@@ -209,9 +209,11 @@ def run(command: str, work: Callable[[], int]) -> int:
 
 def _end_workers() -> None:
     """Kill the worker processes that an error has left: they ignore SIGTERM, and Python would wait for them."""
-    for worker in multiprocessing.active_children():
-        if worker.daemon:
-            worker.kill()
+    workers = [worker for worker in multiprocessing.active_children() if worker.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error for a killed worker
+    for worker in workers:
+        worker.kill()
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
