@@ -125,6 +125,18 @@ def writing(path: Path, *, advice: str | None = None) -> Iterator[None]:
         raise WriteError(f"{path} cannot be written ({reason}). {advice}", number=number) from error
 
 
+def require_writable(path: Path) -> None:
+    """Check that a file can be written, before expensive work; nothing is left behind.
+
+    Raises:
+        WriteError: its folder, or the closest one that exists, cannot be written to.
+    """
+    with writing(path):
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=folder, prefix=_FILE_PREFIX) as probe:
+            probe.write(b"x")
+
+
 def _write_fault(error: Exception) -> tuple[int, str] | None:
     """errno and text of a failure to write; ``None`` for other errors."""
     if isinstance(error, OSError):
