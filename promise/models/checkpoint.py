@@ -25,7 +25,7 @@ from promise.models.reference_names import is_reference_name, own_name, referenc
 from promise.models.registry import DEFAULT_POINTS, NETS, NetSpec, build_net, parse_net_name
 from promise.models.sam.weights import read_state_dict, weights_setting
 from promise.runtime.errors import MissingFileError, UserError
-from promise.runtime.files import atomic_path
+from promise.runtime.files import atomic_path, require_file
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +82,9 @@ def _write(state: dict[str, Tensor], path: Path, metadata: Metadata) -> None:
 
 
 def require(path: Path | str) -> None:
-    """Raise ``MissingFileError`` if the file does not exist; the file is not opened."""
-    if not Path(path).is_file():
-        raise MissingFileError(f"no checkpoint at {path}. Is the path right?", code="missing-checkpoint")
+    """Raise ``UserError`` if there is no file at the path, or no regular one; the file is not opened."""
+    missing = MissingFileError(f"no checkpoint at {path}. Is the path right?", code="missing-checkpoint")
+    require_file(Path(path), missing)
 
 
 def read_metadata(path: Path) -> Metadata:
