@@ -11,6 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from promise import __version__
 from promise.app.uploads import Limits
 from promise.data.images import EXTENSIONS
@@ -34,7 +37,7 @@ class Serving:
     limits: Limits = field(default_factory=Limits)
     images_kept: int = 8  # largest number of open images, of all users together
     idle_minutes: float = 30.0  # without use, until an open image is removed
-    samples: Path | None = None  # folder of images; None: synthetic images
+    samples: Path | None = None  # folder of images to list; None: synthetic images
 
 
 def serve(load: Callable[[], Segmenter], serving: Serving, announce: Callable[[str], None]) -> None:
@@ -133,7 +136,15 @@ def read_samples(folder: Path | None) -> list[Sample]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
     if not paths:
         raise UserError(f"{folder} contains no images ({', '.join(EXTENSIONS)}). Check --samples.", code="no-samples")
-    return [Sample(path.name, partial(read_input, path)) for path in paths]
+    return [Sample(path.name, partial(_read_sample, path)) for path in paths]
+
+
+def _read_sample(path: Path) -> NDArray[np.uint8]:
+    """Read an image; messages name the file without its folder, which is no concern of visitors."""
+    try:
+        return read_input(path)
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), path.name), code=error.code) from error
 
 
 def _listen(

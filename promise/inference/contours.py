@@ -77,7 +77,7 @@ def smooth_outlines(
 def _depth(probability: npt.NDArray[np.float32], y: Any, x: Any, threshold: float) -> npt.NDArray[np.float64]:
     """Distance of the probability of pixels from the threshold; outside the image that of the nearest pixel."""
     nearest = np.clip(y, 0, probability.shape[0] - 1), np.clip(x, 0, probability.shape[1] - 1)
-    return np.maximum(np.abs(probability[nearest].astype(np.float64) - threshold), 1e-3)
+    return np.asarray(np.maximum(np.abs(probability[nearest] - threshold), 1e-3), np.float64)
 
 
 def coco_shape(mask: npt.NDArray[np.bool_]) -> dict[str, Any] | None:

@@ -76,6 +76,7 @@ const samples = new SampleList(about, (number) => open(() => server.openSample(n
 async function open(source, name, sample = null) {
   const turn = ++opening;
   showBusy(`Opening ${name} …`);
+  get("notice").hidden = true;
   samples.mark(sample);
   try {
     if (sample !== null) await new Promise((resolve) => setTimeout(resolve, PAUSE));
