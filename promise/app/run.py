@@ -126,17 +126,19 @@ def read_samples(folder: Path | None) -> list[Sample]:
     from promise.app.samples import Sample
 
     if folder is None:
-        from promise.data.phantom import make_phantom
-
-        size = (PHANTOM_SIDE, PHANTOM_SIDE)
-        images = [make_phantom(seed=PHANTOM_SEED, index=i, size=size)[0] for i in range(PHANTOMS)]
-        return [Sample(f"phantom_{i:04d}.png", lambda pixels=pixels: pixels) for i, pixels in enumerate(images)]
+        return [Sample(f"phantom_{i:04d}.png", partial(_make_sample, i)) for i in range(PHANTOMS)]
     if not folder.is_dir():
         raise MissingFileError(f"no folder of samples at {folder}. Check --samples.", code="missing-samples")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
     if not paths:
         raise UserError(f"{folder} contains no images ({', '.join(EXTENSIONS)}). Check --samples.", code="no-samples")
     return [Sample(path.name, partial(_read_sample, path)) for path in paths]
+
+
+def _make_sample(index: int) -> NDArray[np.uint8]:
+    from promise.data.phantom import make_phantom
+
+    return make_phantom(seed=PHANTOM_SEED, index=index, size=(PHANTOM_SIDE, PHANTOM_SIDE))[0]
 
 
 def _read_sample(path: Path) -> NDArray[np.uint8]:

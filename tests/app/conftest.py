@@ -232,10 +232,12 @@ def _serve_sessions(encode: Callable[..., Any], about: dict[str, Any], samples: 
     listener.listen()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}", images
-    server.should_exit = True
-    thread.join(30)
-    listener.close()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", images
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
     assert len(images) == 0  # removed when the server stops
 
 

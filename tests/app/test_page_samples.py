@@ -118,6 +118,30 @@ def test_no_thumbnail_moves_under_the_pointer(
     assert page.samples == worst_first != sorted(worst_first)
 
 
+@pytest.mark.parametrize("held", ["**/api/samples/2", "**/automatic"])
+def test_an_image_that_opens_late_does_not_replace_a_later_one(
+    page: Any, served_estimates: tuple[str, Any], found: dict[str, Any], held: str
+) -> None:
+    served_estimates[1].clear()
+    routes: list[Any] = []
+    page.page.route(held, lambda route: routes.append(route), times=1)  # noqa: PLW0108 (not a builtin)
+    page.page.click("#thumbnails button:nth-child(3)")
+    for _ in range(100):
+        if routes:
+            break
+        page.page.wait_for_timeout(50)
+    page.page.click("#thumbnails button:nth-child(5)")
+    assert current(page) == "phantom_0004.png"
+    with page.page.expect_response(held):
+        routes[0].continue_()
+    page.page.wait_for_timeout(300)
+    assert current(page) == "phantom_0004.png"
+    assert np.array_equal(page.mask, found["phantom_0004.png"].mask)
+    assert not np.array_equal(page.mask, found["phantom_0002.png"].mask)
+    assert page.page.locator("#notice").is_hidden()
+    assert len(served_estimates[1]) == 1  # the other one is closed
+
+
 def test_the_marked_thumbnail_is_scrolled_into_view(visit: Callable[..., Any], served: tuple[str, Any]) -> None:
     page = visit(served[0], viewport={"width": 390, "height": 844})
     page.page.locator("#thumbnails button:last-child").evaluate("button => button.click()")
