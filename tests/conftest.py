@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 import zlib
@@ -242,6 +243,56 @@ def user_error() -> Callable[..., Any]:
         assert set(codes) <= set(caught.value.codes), f"{caught.value.codes}: {caught.value}"
 
     return user_error
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from promise.runtime.files import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def hold_folder() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+    """A function that starts a second process, which writes into a folder until it is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def hold_folder(folder: Path) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdin=pipe, stdout=pipe, text=True)
+        started.append(holder)
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        return holder
+
+    yield hold_folder
+    for holder in started:
+        holder.kill()
+        holder.communicate()
+
+
+@pytest.fixture
+def limit_file_size() -> Iterator[Callable[[int], None]]:
+    """A function that sets the largest size of a file that this process can write; more fails as on a full disk."""
+    resource = pytest.importorskip("resource", reason="POSIX limits")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB in the memory; needs root."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a disk cannot be mounted: this test needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -52,8 +52,9 @@ def _encode(suffix: str, pixels: NDArray[Any], setting: int, value: int) -> byte
 def segmentation_to_dict(found: Segmentation) -> dict[str, Any]:
     """A segmentation as JSON.
 
-    The mask is a PNG with one bit per pixel in base64; an outline is a flat list x, y, x, y, … ``lesions`` has the
-    prompts of each lesion; ``points`` and ``labels`` are those of all lesions, and ``box`` is the only box.
+    The mask is a PNG with one bit per pixel in base64; an outline is a flat list x, y, x, y, … with two decimals.
+    ``lesions`` has the prompts of each lesion; ``points`` and ``labels`` are those of all lesions, and ``box`` is the
+    only box.
     ``iou`` and ``ious`` are ``None`` for a mask that was corrected with clicks.
     ``estimated_iou`` and ``estimate``, the same in words, are ``None`` without a learned estimate.
     """
@@ -63,7 +64,7 @@ def segmentation_to_dict(found: Segmentation) -> dict[str, Any]:
     ]
     return {
         "mask": base64.b64encode(encode_bits(found.mask)).decode("ascii"),
-        "outlines": [outline.reshape(-1).tolist() for outline in found.contours()],
+        "outlines": [np.round(outline, 2).reshape(-1).tolist() for outline in found.smooth_contours()],
         "iou": _finite(found.iou),
         "estimated_iou": found.quality,
         "estimate": None if found.quality is None else describe_quality(found.quality),
@@ -101,7 +102,8 @@ def draw_result(pixels: NDArray[np.uint8], found: Segmentation, opacity: float) 
     canvas[found.mask] = np.rint(canvas[found.mask] * (1 - opacity) + tint).astype(np.uint8)
     longer = max(pixels.shape[:2])
     width, radius = max(1, longer // 400), max(2, longer // 110)
-    cv2.drawContours(canvas, [o.reshape(-1, 1, 2).astype(np.int32) for o in found.contours()], -1, PREDICTED, width)
+    sixteenths = [np.rint(outline * 16).astype(np.int32) for outline in found.smooth_contours()]
+    cv2.polylines(canvas, sixteenths, True, PREDICTED, width, cv2.LINE_AA, shift=4)
     for box in found.boxes:
         x0, y0, x1, y1 = (round(float(v)) for v in box)
         cv2.rectangle(canvas, (x0, y0), (x1, y1), POSITIVE, width, cv2.LINE_AA)

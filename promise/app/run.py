@@ -6,9 +6,13 @@ import ipaddress
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from promise import __version__
 from promise.app.uploads import Limits
@@ -17,11 +21,10 @@ from promise.data.inputs import read_input
 from promise.runtime.errors import MissingFileError, UserError
 
 if TYPE_CHECKING:
-    from promise.app.server import Sample
+    from promise.app.samples import Sample
     from promise.inference.segmenter import Segmenter
 
 REQUIRED = ("starlette", "uvicorn")  # of the [app] extra
-MAX_SAMPLES = 12
 PHANTOMS, PHANTOM_SIDE, PHANTOM_SEED = 4, 256, 5  # the default samples
 
 
@@ -34,7 +37,7 @@ class Serving:
     limits: Limits = field(default_factory=Limits)
     images_kept: int = 8  # largest number of open images, of all users together
     idle_minutes: float = 30.0  # without use, until an open image is removed
-    samples: Path | None = None  # folder of images; None: synthetic images
+    samples: Path | None = None  # folder of images to list; None: synthetic images
 
 
 def serve(load: Callable[[], Segmenter], serving: Serving, announce: Callable[[str], None]) -> None:
@@ -114,26 +117,36 @@ def is_private(host: str) -> bool:
 
 
 def read_samples(folder: Path | None) -> list[Sample]:
-    """Read the first images of a folder, or generate synthetic images.
+    """List the images of a folder by name, or generate synthetic images.
 
     Raises:
         MissingFileError: the folder does not exist (``missing-samples``).
-        UserError: the folder contains no images (``no-samples``), or one of them cannot be read.
+        UserError: the folder contains no images (``no-samples``).
     """
-    from promise.app.server import Sample
+    from promise.app.samples import Sample
 
     if folder is None:
-        from promise.data.phantom import make_phantom
-
-        size = (PHANTOM_SIDE, PHANTOM_SIDE)
-        images = [make_phantom(seed=PHANTOM_SEED, index=i, size=size)[0] for i in range(PHANTOMS)]
-        return [Sample(f"phantom_{i:04d}.png", pixels) for i, pixels in enumerate(images)]
+        return [Sample(f"phantom_{i:04d}.png", partial(_make_sample, i)) for i in range(PHANTOMS)]
     if not folder.is_dir():
         raise MissingFileError(f"no folder of samples at {folder}. Check --samples.", code="missing-samples")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)[:MAX_SAMPLES]
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
     if not paths:
         raise UserError(f"{folder} contains no images ({', '.join(EXTENSIONS)}). Check --samples.", code="no-samples")
-    return [Sample(path.name, read_input(path)) for path in paths]
+    return [Sample(path.name, partial(_read_sample, path)) for path in paths]
+
+
+def _make_sample(index: int) -> NDArray[np.uint8]:
+    from promise.data.phantom import make_phantom
+
+    return make_phantom(seed=PHANTOM_SEED, index=index, size=(PHANTOM_SIDE, PHANTOM_SIDE))[0]
+
+
+def _read_sample(path: Path) -> NDArray[np.uint8]:
+    """Read an image; messages name the file without its folder, which is no concern of visitors."""
+    try:
+        return read_input(path)
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), path.name), code=error.code) from error
 
 
 def _listen(
@@ -175,4 +188,5 @@ def describe(segmenter: Segmenter) -> dict[str, object]:
         "automatic": not segmenter.needs_prompts,
         "lesions": segmenter.net.lesions is not None,
         "own_mask": segmenter.own_mask_index,
+        "estimates": segmenter.net.quality is not None,
     }

@@ -2,6 +2,7 @@
 
     GET    /                             the page; its files are /page/…, the samples /samples/<n>.jpg
     GET    /api/about                    name of the net, limits, names of the samples
+    GET    /api/estimates?after=<n>      estimated IoU of the samples' masks, without the first n; complete in the end
     POST   /api/images                   open an image: the body is the file, the header X-Name its percent-encoded name
     POST   /api/samples/<n>              open a sample
     GET    /api/images/<key>/picture     the image as a JPEG
@@ -18,9 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,10 +47,10 @@ from promise.app.responses import (
     draw_result,
     encode_image,
     encode_mask,
-    encode_thumbnail,
     prompts_file,
     segmentation_to_dict,
 )
+from promise.app.samples import Sample, Samples
 from promise.app.uploads import Limits, TooLargeError, base_name, read_upload
 from promise.inference.segmentation import Segmentation
 from promise.prompts.sets import ImagePrompts, PromptSet
@@ -56,6 +58,7 @@ from promise.runtime.errors import UserError
 
 PAGE = Path(__file__).parent / "page"
 SWEEP_SECONDS = 30.0  # between two removals of idle images
+IDLE_SECONDS = 1.0  # without an image or prompts of a user, until the mask of a sample is estimated
 MAX_JSON = 2**16  # bytes of a JSON request
 HEADERS = {
     # The page loads nothing from other sites, and the browser enforces this.
@@ -76,14 +79,6 @@ class ForbiddenError(UserError):
     """The request does not come from the page."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A sample image."""
-
-    name: str
-    pixels: NDArray[uint8]  # (H, W, 3) RGB
-
-
 def build_server(
     encode: Callable[[NDArray[uint8]], Session],
     *,
@@ -98,7 +93,8 @@ def build_server(
     Args:
         encode: encodes an image (H, W, 3) uint8 RGB and returns its session.
         about: properties of the net: ``title``; ``automatic``, whether it has a prompter; ``lesions``, whether it finds
-            lesions; ``own_mask``, which of SAM's three masks is its own output, or ``None``.
+            lesions; ``own_mask``, which of SAM's three masks is its own output, or ``None``; ``estimates``, whether it
+            has a learned estimate of the IoU, which is then computed for all samples while no user works.
         samples: sample images.
         limits: limits of uploads.
         images: store of open images.
@@ -111,6 +107,7 @@ def build_server(
             Mount("/page", StaticFiles(directory=PAGE)),
             Route("/samples/{number:int}.jpg", endpoints.thumbnail),
             Route("/api/about", endpoints.about),
+            Route("/api/estimates", endpoints.estimates),
             Route("/api/images", endpoints.upload, methods=["POST"]),
             Route("/api/samples/{number:int}", endpoints.open_sample, methods=["POST"]),
             Route("/api/images/{key}/picture", endpoints.picture),
@@ -155,7 +152,11 @@ class _Headers:
 
 
 class _Endpoints:
-    """One method per route. One image is encoded at a time and, concurrently, one prompt is decoded."""
+    """One method per route.
+
+    One image is encoded at a time and, concurrently, one prompt is decoded. Concurrently with both, but only started
+    while no user works, one sample is segmented to estimate its quality: users do not wait for it.
+    """
 
     def __init__(
         self,
@@ -168,48 +169,64 @@ class _Endpoints:
     ) -> None:
         self._encode = encode
         self._about = about
-        self._samples = samples
-        self._thumbnails = [encode_thumbnail(sample.pixels) for sample in samples]
+        self._samples = Samples(samples)
         self._limits = limits
         self._images = images
         self._encoding = CapacityLimiter(1)
         self._decoding = CapacityLimiter(1)
+        self._reading = CapacityLimiter(1)  # of samples, for thumbnails
+        self._working = 0  # users' images and prompts in progress
+        self._last_work = time.monotonic()
 
     @asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        """Remove idle images while the server runs, and all images when it stops."""
+        """Remove idle images and estimate the samples while the server runs; remove all images when it stops."""
 
         async def sweep() -> None:
             while True:
                 await asyncio.sleep(SWEEP_SECONDS)
                 self._images.remove_idle()
 
-        task = asyncio.create_task(sweep())
+        tasks = [asyncio.create_task(sweep())]
+        if self._about["estimates"]:
+            tasks.append(asyncio.create_task(self._estimate_samples()))
         try:
             yield
         finally:
-            task.cancel()
+            for task in tasks:
+                task.cancel()
             self._images.clear()
 
+    async def _estimate_samples(self) -> None:
+        for number in range(len(self._samples)):
+            while self._working or time.monotonic() - self._last_work < IDLE_SECONDS:
+                await asyncio.sleep(IDLE_SECONDS / 4)
+            await to_thread.run_sync(self._samples.estimate, number, self._encode, abandon_on_cancel=True)
+
     async def about(self, _request: Request) -> Response:
-        names = [sample.name for sample in self._samples]
         limits = {"bytes": self._limits.bytes, "megabytes": self._limits.megabytes}
-        return JSONResponse({**self._about, "samples": names, "limits": limits})
+        return JSONResponse({**self._about, "samples": self._samples.names, "limits": limits})
+
+    async def estimates(self, request: Request) -> Response:
+        after = request.query_params.get("after", "0")
+        known = int(after) if after.isascii() and after.isdigit() else 0
+        return JSONResponse(self._samples.estimates[known:])
 
     async def thumbnail(self, request: Request) -> Response:
-        return Response(self._thumbnails[self._sample(request)], media_type="image/jpeg")
+        number = int(request.path_params["number"])
+        content = await to_thread.run_sync(self._samples.thumbnail, number, limiter=self._reading)
+        return Response(content, media_type="image/jpeg")
 
     async def upload(self, request: Request) -> Response:
         _require_header(request)
         name = base_name(unquote(request.headers.get("x-name", "")))
         content = await _read_body(request, self._limits.check_bytes)
-        pixels = await to_thread.run_sync(read_upload, content, name, self._limits, limiter=self._encoding)
-        return await self._open(request, name, pixels)
+        return await self._open(request, name, partial(read_upload, content, name, self._limits))
 
     async def open_sample(self, request: Request) -> Response:
         _require_header(request)
-        sample = self._samples[self._sample(request)]
-        return await self._open(request, sample.name, sample.pixels)
+        sample = self._samples[int(request.path_params["number"])]
+        return await self._open(request, sample.name, sample.read)
 
     async def picture(self, request: Request) -> Response:
         image = self._image(request)
@@ -249,15 +266,25 @@ class _Endpoints:
         self._images.close(request.path_params["key"])
         return Response(status_code=204)
 
-    async def _open(self, request: Request, name: str, pixels: NDArray[uint8]) -> Response:
-        session = await to_thread.run_sync(self._encode, pixels, limiter=self._encoding)
+    async def _open(self, request: Request, name: str, read: Callable[[], NDArray[uint8]]) -> Response:
+        pixels = await self._work(read, self._encoding)
+        session = await self._work(partial(self._encode, pixels), self._encoding)
         if await request.is_disconnected():  # the key would not reach a page that could close the image
             raise ClientDisconnect
         image = OpenImage(name, pixels, session)
         return JSONResponse({"key": self._images.add(image), "name": name, "size": list(image.size)})
 
     async def _decode(self, work: Callable[[], T]) -> T:
-        return await to_thread.run_sync(work, limiter=self._decoding)
+        return await self._work(work, self._decoding)
+
+    async def _work(self, work: Callable[[], T], limiter: CapacityLimiter) -> T:
+        """Work for a user in a thread; no estimate of a sample is started meanwhile."""
+        self._working += 1
+        try:
+            return await to_thread.run_sync(work, limiter=limiter)
+        finally:
+            self._working -= 1
+            self._last_work = time.monotonic()
 
     async def _read_prompts(self, request: Request) -> tuple[OpenImage, PromptRequest, dict[str, Any]]:
         """The image of a request, its prompts, and the whole body."""
@@ -275,12 +302,6 @@ class _Endpoints:
         if image is None:
             raise GoneError("The image is no longer open on the server. Open it again.", code="image-not-open")
         return image
-
-    def _sample(self, request: Request) -> int:
-        number = int(request.path_params["number"])
-        if number >= len(self._samples):
-            raise UserError(f"Sample {number} does not exist.", code="unknown-sample")
-        return number
 
 
 def _segment(image: OpenImage, request: PromptRequest) -> Segmentation:

@@ -47,7 +47,9 @@ def make_parser() -> argparse.ArgumentParser:
     page.add_argument(
         "--port", type=int, default=7860, metavar="N", help="port; 0 selects a free one (default: %(default)s)"
     )
-    page.add_argument("--samples", type=Path, metavar="FOLDER", help="sample images; default: synthetic images")
+    page.add_argument(
+        "--samples", type=Path, metavar="FOLDER", help="images to list on the page; default: synthetic images"
+    )
     page.add_argument(
         "--max-megabytes",
         type=float,

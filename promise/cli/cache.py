@@ -67,6 +67,10 @@ def _work(arguments: argparse.Namespace) -> int:
     from promise.features.store import cache_folder
 
     home = Path(arguments.cache_dir).expanduser() if arguments.cache_dir else cache_folder()
+    if home is None:
+        raise UserError(
+            "no home folder for the cache. Choose a folder with --cache-dir or PROMISE_FEATURES.", code="no-home"
+        )
     if arguments.cache_dir and not home.is_dir():
         raise UserError(f"no folder at {home}. Check --cache-dir.", code="missing-cache-dir")
     work = {"info": _info, "verify": _verify, "prune": _prune}[arguments.command]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import logging
+import multiprocessing
 import shutil
 import signal
 import sys
@@ -42,6 +44,7 @@ class Parser(argparse.ArgumentParser):
         self.required_settings: tuple[str, ...] = ()  # by a flag or by the file of --config
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
+        _print_any_character()
         arguments = [_to_dashes(text) for text in (sys.argv[1:] if args is None else args)]
         parsed, rest = super().parse_known_args(arguments, namespace)
         missing = [_flag(name) for name in self.required_settings if not hasattr(parsed, name)]
@@ -56,6 +59,12 @@ class Parser(argparse.ArgumentParser):
         near = get_close_matches(unknown[0], list_flags(self), n=1) if unknown else []
         hint = f" Did you mean {near[0]}?" if near else ""
         self.exit(2, f"{self.prog}: {message}.{hint} See {self.prog} --help.\n")
+
+
+def _print_any_character() -> None:
+    """Let stdout print characters that its encoding lacks as escapes, as stderr does, instead of raising errors."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _wrap(description: str) -> str:
@@ -176,7 +185,10 @@ def run(command: str, work: Callable[[], int]) -> int:
     0: success. 1: invalid input or faulty data (``UserError``). 3: partial success, if ``work`` returns it.
     130: interrupted. 143: terminated. Other exceptions are not caught.
     """
+    from PIL import Image
+
     signal.signal(signal.SIGTERM, _terminate)
+    Image.MAX_IMAGE_PIXELS = None  # replaced by PROMISE_MAX_PIXELS
     try:
         return work()
     except UserError as error:
@@ -191,6 +203,17 @@ def run(command: str, work: Callable[[], int]) -> int:
         raise
     except BrokenPipeError:
         return 1
+    finally:
+        _end_workers()
+
+
+def _end_workers() -> None:
+    """Kill the worker processes that an error has left: they ignore SIGTERM, and Python would wait for them."""
+    workers = [worker for worker in multiprocessing.active_children() if worker.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error for a killed worker
+    for worker in workers:
+        worker.kill()
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -66,8 +66,11 @@ def _work(arguments: argparse.Namespace) -> int:
     start_logging(quiet=arguments.quiet)
     from promise.data.splits import read_grouping
     from promise.data.validate.validate import summarise, validate
-    from promise.runtime.files import write_json
+    from promise.runtime.files import require_writable, write_json
 
+    for path in (arguments.json, arguments.picture):
+        if path is not None:
+            require_writable(path)
     result = validate(
         arguments.csvs,
         data_root=arguments.data_root,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from promise.data.images import read_image, read_mask, read_size, size_mismatch
+from promise.data.images import describe_turn, read_image, read_mask, read_size, size_mismatch
 from promise.data.records import LineFault, list_line_faults
 from promise.data.table import Row
 from promise.runtime.errors import UserError, list_faults
@@ -24,6 +24,7 @@ class _RowCheck:
 
     errors: tuple[UserError, ...] = ()
     empty_mask: bool = False
+    turn: str | None = None  # a warning about different EXIF orientations of image and mask
 
 
 def check_files(rows: Sequence[Row], *, csv_path: str | Path, level: str, progress: bool) -> list[str]:
@@ -37,7 +38,8 @@ def check_files(rows: Sequence[Row], *, csv_path: str | Path, level: str, progre
         progress: show a progress bar on stderr.
 
     Returns:
-        Warnings: masks without foreground (never at ``"header"``).
+        Warnings: masks with another EXIF orientation than their image, and masks without foreground (never at
+        ``"header"``).
 
     Raises:
         UserError: ``unusable-files``, with the errors of all rows: missing, empty or corrupted files, files that are
@@ -58,10 +60,13 @@ def check_files(rows: Sequence[Row], *, csv_path: str | Path, level: str, progre
             errors=[fault.error for fault in faults],
         )
     empty = [(row.line, str(row.mask)) for row, result in pairs if result.empty_mask]
-    if not empty:
-        return []
-    masks = "masks have" if len(empty) != 1 else "mask has"
-    return [list_faults(f"{name}: {len(empty)} {masks} no foreground:", empty)]
+    turned = [(row.line, result.turn) for row, result in pairs if result.turn is not None]
+    warnings = []
+    for found_lines, text in ((turned, "another EXIF orientation than the image"), (empty, "no foreground")):
+        if found_lines:
+            masks = "masks have" if len(found_lines) != 1 else "mask has"
+            warnings.append(list_faults(f"{name}: {len(found_lines)} {masks} {text}:", found_lines))
+    return warnings
 
 
 def _check_pixels(row: Row) -> _RowCheck:
@@ -70,7 +75,8 @@ def _check_pixels(row: Row) -> _RowCheck:
     mask = _collect(errors, "mask", lambda: read_mask(row.mask))
     if image is not None and mask is not None:
         errors += _compare(row, image.shape[:2], mask.shape)
-    return _RowCheck(tuple(errors), mask is not None and not mask.any())
+    turn = None if errors else describe_turn(row.image, row.mask)
+    return _RowCheck(tuple(errors), mask is not None and not mask.any(), turn)
 
 
 def _check_header(row: Row) -> _RowCheck:
@@ -79,7 +85,7 @@ def _check_header(row: Row) -> _RowCheck:
     mask = _collect(errors, "mask", lambda: read_size(row.mask))
     if image is not None and mask is not None:
         errors += _compare(row, image, mask)
-    return _RowCheck(tuple(errors))
+    return _RowCheck(tuple(errors), turn=None if errors else describe_turn(row.image, row.mask))
 
 
 def _collect(errors: list[UserError], role: str, read: Callable[[], _Result]) -> _Result | None:

@@ -16,12 +16,12 @@ from typing import Any
 import cv2
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from promise.data.images import read_image, read_mask, size_mismatch
 from promise.data.table import Row
 from promise.data.transforms.recipes import Transform
-from promise.types import Batch
+from promise.types import Batch, Encoded
 
 Prefetch = Callable[[tuple[int, int]], None]  # called with an item some time before it is loaded
 
@@ -81,12 +81,27 @@ class SegmentationDataset(Dataset[Sample]):
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack B samples of the same size into a batch."""
-    return Batch(
-        image=torch.stack([s.image for s in samples]),
-        mask=torch.stack([s.mask for s in samples]),
-        name=tuple(s.name for s in samples),
-        index=torch.tensor([s.index for s in samples], dtype=torch.int64),
+    return share(
+        Batch(
+            image=torch.stack([s.image for s in samples]),
+            mask=torch.stack([s.mask for s in samples]),
+            name=tuple(s.name for s in samples),
+            index=torch.tensor([s.index for s in samples], dtype=torch.int64),
+        )
     )
+
+
+def share(batch: Batch) -> Batch:
+    """Move a batch of a worker process to shared memory.
+
+    Torch would do so in a thread of the worker, where a full /dev/shm loses the batch: the loader would wait for ever.
+    """
+    if get_worker_info() is not None:
+        image = batch.image
+        features = (image.embedding, *image.taps) if isinstance(image, Encoded) else (image,)
+        for tensor in (*features, batch.mask, batch.index):
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return batch
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -9,20 +9,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.errors import UserError
+from promise.runtime.files import require_file, require_size
 
 DICOM_EXTENSIONS = (".dcm", ".dicom")
 _OUTSIDE = 1e9  # larger than any stored value
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its suffix or by its first bytes; False if it cannot be opened."""
+    """Whether a file is DICOM, by its suffix or by its first bytes; False if it cannot be opened.
+
+    Only regular files are opened: a named pipe would wait for ever.
+    """
     if path.suffix.lower() in DICOM_EXTENSIONS:
         return True
     try:
+        require_file(path)
         with path.open("rb") as stream:
             return stream.read(132)[128:] == b"DICM"
-    except OSError:
+    except (OSError, UserError):
         return False
 
 
@@ -85,8 +90,7 @@ def read_dicom_size(path: Path) -> tuple[int, int]:
 def _open(path: Path, *, header: bool = False) -> Any:
     from pydicom import dcmread
 
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file.", code="missing-file")
+    require_file(path)
     try:
         data = dcmread(path, stop_before_pixels=header)
     except Exception as error:
@@ -95,6 +99,7 @@ def _open(path: Path, *, header: bool = False) -> Any:
         ) from error
     if "Rows" not in data or "Columns" not in data:
         raise UserError(f"{path}: the DICOM file contains no image.", code="dicom-without-image")
+    require_size(path, int(data.Rows), int(data.Columns))
     return data
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from promise.runtime.errors import MissingFileError, UserError
-from promise.runtime.files import atomic_path
+from promise.runtime.errors import UserError
+from promise.runtime.files import PIXELS_VARIABLE, atomic_path, require_file, require_size
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 JPEG_MAX_GREY = 0.25  # largest fraction of grey pixels (64 to 191) in a JPEG mask
+_WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112  # tags of TIFF and EXIF
+_STRIP = 2**22  # pixels that are converted at a time
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
@@ -28,9 +32,11 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         MissingFileError: the file does not exist (``missing-file``).
         UserError: the file is empty (``empty-file``), truncated (``corrupt-image``), not an image (``not-an-image``),
-            has several pages (``multi-page-image``) or contains NaN or infinity (``non-finite-values``).
+            has several pages (``multi-page-image``), contains NaN or infinity (``non-finite-values``) or is too large
+            (``image-too-large``: more pixels than ``PROMISE_MAX_PIXELS``, or than fit into the memory).
     """
-    return _to_rgb(_decode(Path(path)), path)
+    with _explain_errors(Path(path)):
+        return _to_rgb(_decode(Path(path)), path)
 
 
 def rgb_pixels(image: NDArray[Any] | Image.Image) -> NDArray[np.uint8]:
@@ -88,7 +94,8 @@ def is_jpeg(path: Path) -> bool:
 def read_mask_and_value(path: str | Path) -> tuple[NDArray[np.bool_], int]:
     """As :func:`read_mask`; also returns the value of foreground pixels: 1 or 255, or 0 for an empty mask."""
     path = Path(path)
-    array = _decode(path)
+    with _explain_errors(path):
+        array = _decode(path)
     lossy = is_jpeg(path)
     grey = _single_channel(array, path, tolerance=32 if lossy else 0)
     if lossy:
@@ -116,7 +123,8 @@ def read_levels(path: str | Path) -> NDArray[np.uint8]:
         UserError: as in :func:`read_image`; also if the channels differ (``mask-channels-differ``).
     """
     path = Path(path)
-    grey = _single_channel(_decode(path), path, tolerance=32)
+    with _explain_errors(path):
+        grey = _single_channel(_decode(path), path, tolerance=32)
     highest = float(grey.max())
     if grey.dtype.kind == "b" or highest <= 1:
         return np.asarray(np.rint(grey.astype(np.float64) * 255), np.uint8)
@@ -144,17 +152,41 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
     Raises the errors of :func:`read_image`, except those that show only in the pixel data.
     """
-    path = Path(path)
-    _require_content(path)
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # `getexif` decodes the whole image if a PNG has no EXIF chunk before its pixels.
-            no_exif = image.format == "PNG" and "exif" not in image.info
-            transposed = not no_exif and image.getexif().get(0x0112, 1) >= 5  # orientations 5–8 swap the sides
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    return (width, height) if transposed else (height, width)
+    width, height, orientation = _read_header(Path(path))
+    return (width, height) if orientation >= 5 else (height, width)  # orientations 5–8 swap the sides
+
+
+def describe_turn(image: Path, mask: Path) -> str | None:
+    """A warning if an image and its mask have different EXIF orientations, so that they may not match; else ``None``.
+
+    Both files can be read.
+    """
+    turns = [_read_header(path)[2] for path in (image, mask)]
+    if turns[0] == turns[1]:
+        return None
+    texts = [f"orientation {turn}" if turn != 1 else "none" for turn in turns]
+    return (
+        f"image {image} is turned by its EXIF orientation ({texts[0]}), its mask {mask} by another ({texts[1]}). "
+        "Does the mask match the image?"
+    )
+
+
+def _read_header(path: Path) -> tuple[int, int, int]:
+    """Width and height as stored, and the EXIF orientation, 1 to 8."""
+    require_content(path)
+    with _explain_errors(path):
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                # `getexif` decodes the whole image if a PNG has no EXIF chunk before its pixels.
+                no_exif = image.format == "PNG" and "exif" not in image.info
+                orientation = 1 if no_exif else image.getexif().get(_ORIENTATION, 1)
+        except UnidentifiedImageError:
+            if not _is_tiff(path):
+                raise
+            (width, height), orientation = _tiff_size(path.read_bytes()), 1
+        require_size(path, height, width)
+    return width, height, orientation if orientation in range(1, 9) else 1
 
 
 def size_mismatch(
@@ -176,21 +208,44 @@ def size_mismatch(
     )
 
 
-def _require_content(path: Path) -> None:
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file.", code="missing-file")
+def require_content(path: Path) -> None:
+    """Check that an image file exists, is a regular file and is not empty; it is not opened.
+
+    Raises:
+        UserError: as :func:`promise.runtime.files.require_file`, or the file is empty (``empty-file``).
+    """
+    require_file(path)
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty (0 bytes).", code="empty-file")
 
 
+@contextmanager
+def _explain_errors(path: Path) -> Iterator[None]:
+    """Convert every error of a decoder, which raise many types of exceptions for corrupted files."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
 def _unreadable(path: Path, error: Exception) -> UserError:
-    if isinstance(error, UserError):
-        return error
     if isinstance(error, UnidentifiedImageError):
         return UserError(f"{path}: not an image file (supported formats: PNG, JPEG, TIFF, BMP).", code="not-an-image")
     if isinstance(error, PermissionError):
         return UserError(f"{path}: permission denied.", code="permission-denied")
-    return UserError(f"{path}: truncated or corrupted ({error}).", code="corrupt-image")
+    if isinstance(error, MemoryError) or "Insufficient memory" in str(error):  # of OpenCV
+        return UserError(
+            f"{path}: the image does not fit into the memory. Reduce or divide it.", code="image-too-large"
+        )
+    if isinstance(error, Image.DecompressionBombError):
+        return UserError(
+            f"{path}: more pixels than PIL.Image.MAX_IMAGE_PIXELS allows, which the commands replace by "
+            f"{PIXELS_VARIABLE}.",
+            code="image-too-large",
+        )
+    return UserError(f"{path}: truncated or corrupted ({' '.join(str(error).split())}).", code="corrupt-image")
 
 
 def _decode(path: Path) -> NDArray[Any]:
@@ -199,9 +254,11 @@ def _decode(path: Path) -> NDArray[Any]:
     PIL decodes first, because OpenCV fills the rest of a truncated file with grey without an error.
     PIL keeps only the high byte of 16-bit colour, so OpenCV then reads those files.
     """
-    _require_content(path)
+    require_content(path)
+    content = path.read_bytes()  # one read instead of one per chunk
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:  # one read instead of one per chunk
+        with Image.open(io.BytesIO(content)) as image:
+            require_size(path, image.height, image.width)
             frames = getattr(image, "n_frames", 1)
             if image.format == "TIFF" and frames > 1:
                 raise UserError(
@@ -212,13 +269,31 @@ def _decode(path: Path) -> NDArray[Any]:
             if not deep:
                 ImageOps.exif_transpose(image, in_place=True)
                 return _pil_to_array(image)
-    except UnidentifiedImageError as error:
-        if path.suffix.lower() not in (".tif", ".tiff"):
-            raise _unreadable(path, error) from error
-        return _decode_deep(path, error)  # TIFF variants that PIL does not support
-    except Exception as error:  # decoders raise many types of exceptions for corrupted files
-        raise _unreadable(path, error) from error
-    return _decode_deep(path, None)
+    except UnidentifiedImageError:
+        if not _is_tiff(path):
+            raise
+        width, height = _tiff_size(content)  # TIFF variants that PIL does not support
+        require_size(path, height, width)
+    return _decode_deep(content)
+
+
+def _is_tiff(path: Path) -> bool:
+    return path.suffix.lower() in (".tif", ".tiff")
+
+
+def _tiff_size(content: bytes) -> tuple[int, int]:
+    """(width, height) of a TIFF, from its first directory.
+
+    Raises ``UnidentifiedImageError`` if it has none.
+    """
+    try:
+        directory = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
+        stream = io.BytesIO(content)
+        stream.seek(directory.next)
+        directory.load(stream)
+        return int(directory[_WIDTH]), int(directory[_HEIGHT])
+    except Exception as error:
+        raise UnidentifiedImageError(str(error)) from error
 
 
 def _pil_to_array(image: Image.Image) -> NDArray[Any]:
@@ -229,11 +304,11 @@ def _pil_to_array(image: Image.Image) -> NDArray[Any]:
     return np.array(image.convert("RGB"))
 
 
-def _decode_deep(path: Path, error: Exception | None) -> NDArray[Any]:
+def _decode_deep(content: bytes) -> NDArray[Any]:
     # From memory: OpenCV's imread cannot open every file name on Windows.
-    array = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
-        raise _unreadable(path, error or ValueError("16-bit colour that OpenCV cannot decode"))
+        raise ValueError("OpenCV cannot decode it")
     decoded: NDArray[Any] = np.asarray(array)
     if decoded.ndim == 3 and decoded.shape[2] >= 3:
         decoded = decoded[:, :, [2, 1, 0, *range(3, decoded.shape[2])]]
@@ -243,11 +318,15 @@ def _decode_deep(path: Path, error: Exception | None) -> NDArray[Any]:
 def _to_eight_bits(array: NDArray[Any], origin: str | Path) -> NDArray[np.uint8]:
     """Scale the minimum and maximum of all colour channels to 0–255; a constant image becomes zeros."""
     colour = array[:, :, :3] if array.ndim == 3 else array
-    values = colour.astype(np.float64)
-    if not np.isfinite(values).all():
+    low, high = float(colour.min()), float(colour.max())  # NaN if any value is
+    if not np.isfinite((low, high)).all():
         raise UserError(f"{origin}: contains NaN or infinite values.", code="non-finite-values")
-    low, high = values.min(), values.max()
-    return np.asarray(np.rint((values - low) * 255 / (high - low or 1)), np.uint8)
+    scaled = np.empty(colour.shape, np.uint8)
+    step = max(1, _STRIP // colour.shape[1])  # strips: float64 needs eight times the memory of the result
+    for top in range(0, len(colour), step):
+        values = colour[top : top + step].astype(np.float64)
+        scaled[top : top + step] = np.rint((values - low) * 255 / (high - low or 1))
+    return scaled
 
 
 def _single_channel(array: NDArray[Any], path: Path, *, tolerance: int) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from promise.data.dicom import DICOM_EXTENSIONS, is_dicom, read_dicom, read_dico
 from promise.data.images import EXTENSIONS, read_image, read_size
 from promise.data.locate import ListedPath, Locator, Parts, shortest_names, stem
 from promise.data.records import LineFault, list_line_faults, read_column
-from promise.runtime.errors import MissingFileError, UserError, raise_all
+from promise.runtime.errors import UserError, raise_all
+from promise.runtime.files import require_file
 
 COLUMNS = ("image_name", "image", "path", "filename", "file")  # of a CSV; the first one that exists is used
 LISTS = (".txt", ".lst")
@@ -75,7 +77,7 @@ def list_inputs(
     for text in sources:
         path = Path(text).expanduser()
         try:
-            if path.is_dir():
+            if _is_folder(path):
                 named.append(_name_folder(_in_folder(path, recursive, leave_out)))
             elif path.suffix.lower() == ".csv":
                 named.append(_name_files(_in_csv(path, data_root, split)))
@@ -90,20 +92,50 @@ def list_inputs(
 
 
 def _in_folder(folder: Path, recursive: bool, leave_out: Path | None) -> list[tuple[Parts, Path]]:
-    def images(paths: Iterator[Path]) -> list[Path]:
-        return sorted(p for p in paths if _is_image_file(p) and not _is_inside(p, leave_out))
+    def images(*, below: bool) -> list[Path]:
+        return sorted(p for p in _walk(folder, below) if _is_image_file(p) and not _is_inside(p, leave_out))
 
-    found = images(folder.rglob("*") if recursive else folder.iterdir())
+    found = images(below=recursive)
     if not found:
-        below = 0 if recursive else len(images(folder.rglob("*")))
+        below = 0 if recursive else len(images(below=True))
         hint = f"; its subfolders contain {below} (--recursive includes them)" if below else ""
         raise UserError(f"{folder}: the folder contains no PNG, JPEG, TIFF, BMP or DICOM file{hint}.", code="no-images")
     return [(path.relative_to(folder).parts, path) for path in found]
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # reported when it is read
+        return False
+
+
+def _walk(folder: Path, below: bool) -> Iterator[Path]:
+    """The files of a folder and, with ``below``, of its subfolders, also linked ones; hidden folders are left out."""
+
+    def report(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be listed ({error.strerror}).", code="unreadable-folder") from error
+
+    root = folder.resolve()
+    entered: set[Path] = set()
+
+    def is_new(path: Path) -> bool:
+        """Whether a subfolder is not walked anyway: links may form a loop."""
+        target = path.resolve()
+        return not (path.is_symlink() and (target in entered or target.is_relative_to(root)))
+
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=report):
+        yield from (Path(parent, name) for name in names)
+        entered.add(Path(parent).resolve())
+        folders[:] = [name for name in folders if below and name[0] != "." and is_new(Path(parent, name))]
+
+
 def _is_image_file(path: Path) -> bool:
-    """Whether a file has the extension of an image, or is DICOM without extension; hidden files are not images."""
-    if path.name.startswith(".") or not path.is_file():
+    """Whether a path has the extension of an image, or is DICOM without extension; hidden files are not images.
+
+    A broken link or a named pipe with the extension of an image is listed too: it is reported when it is read.
+    """
+    if path.name.startswith(".") or path.is_dir():
         return False
     return path.suffix.lower() in (*EXTENSIONS, *DICOM_EXTENSIONS) or (not path.suffix and is_dicom(path))
 
@@ -114,10 +146,13 @@ def _is_inside(path: Path, folder: Path | None) -> bool:
 
 def _matching(path: Path) -> list[tuple[Parts, Path]]:
     """A single file, or the image files that match a pattern."""
-    if path.is_file():
+    try:
+        require_file(path)
+    except UserError:
+        if not glob.has_magic(str(path)):
+            raise
+    else:
         return [(path.parts, path)]
-    if not glob.has_magic(str(path)):
-        raise MissingFileError(f"{path}: no such file or folder.", code="missing-file")
     matches = [Path(text) for text in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 (absolute ones too)
     images = [match for match in matches if _is_image_file(match)]
     if not images:
@@ -147,12 +182,13 @@ def _in_csv(path: Path, data_root: str | None, split: str | None) -> list[tuple[
 
 
 def _in_list(path: Path, data_root: str | None) -> list[tuple[Parts, Path]]:
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file.", code="missing-file")
+    require_file(path)
     try:
         lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}).", code="not-utf8") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).", code="unreadable-file") from error
     texts = {line: text.strip() for line, text in lines if text.strip() and not text.lstrip().startswith("#")}
     if not texts:
         raise UserError(f"{path}: the list contains no path.", code="no-images")
@@ -169,7 +205,7 @@ def _find(path: Path, texts: dict[int, str], data_root: str | None) -> list[tupl
         located = None if plain.is_absolute() and data_root is None else locator.find(listed, role="image")
         if located is not None:
             found.append((listed.parts, located.path))
-        elif plain.is_absolute() and plain.is_file():
+        elif data_root is None and plain.is_absolute() and (plain.exists() or plain.is_symlink()):
             found.append((listed.parts, plain))
         else:
             missing.append(LineFault(line, "missing-file", text))
@@ -197,8 +233,8 @@ def _name_folder(found: list[tuple[Parts, Path]]) -> list[tuple[str, Path]]:
 
 def _name_files(found: list[tuple[Parts, Path]]) -> list[tuple[str, Path]]:
     """Name images by as many parts of their paths as are needed to make the names unique."""
-    once = {path.resolve(): (parts, path) for parts, path in reversed(found)}
-    kept = [once[key] for key in dict.fromkeys(path.resolve() for _, path in found)]
+    once = {_identity(path): (parts, path) for parts, path in reversed(found)}
+    kept = [once[key] for key in dict.fromkeys(_identity(path) for _, path in found)]
     names = shortest_names([ListedPath("/".join(parts)).plain for parts, _ in kept])
     return [(name, path) for name, (_, path) in zip(names, kept, strict=True)]
 
@@ -207,8 +243,13 @@ def _unique(sources: Sequence[Sequence[tuple[str, Path]]]) -> list[Input]:
     """Keep each file once; if names of two sources collide, all files are named by their full paths."""
     once: dict[Path, Input] = {}
     for name, path in (item for source in sources for item in source):
-        once.setdefault(path.resolve(), Input(name, path))
+        once.setdefault(_identity(path), Input(name, path))
     if len({one.name.casefold() for one in once.values()}) == len(once):
         return list(once.values())
     names = shortest_names([path.parts[1:] for path in once])
     return [Input(name, one.path) for name, one in zip(names, once.values(), strict=True)]
+
+
+def _identity(path: Path) -> Path:
+    """Path without links in its folders. Two links to one file are two images, each with a mask of its own name."""
+    return path.parent.resolve() / path.name

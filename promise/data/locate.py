@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,6 +53,11 @@ class ListedPath:
         return (*self.plain[:-1], found["folder"], found["name"]) if found else self.plain
 
 
+def composed(text: str) -> str:
+    """Text in Unicode's composed form (NFC). Archives of a Mac contain names in the decomposed form."""
+    return unicodedata.normalize("NFC", text)
+
+
 def stem(parts: Parts) -> str:
     """File name without extension."""
     return posixpath.splitext(parts[-1])[0] if parts else ""
@@ -85,13 +91,15 @@ class Locator:
 
     Args:
         base: the data root, or the folder of the CSV.
-        reroot: also search for shorter and shorter suffixes of a path below ``base``, and in ``base`` itself.
+        reroot: also search for shorter and shorter suffixes of a path below ``base``, and in ``base`` itself; no path
+            leads out of ``base``, except through a link in it.
     """
 
     def __init__(self, base: Path, *, reroot: bool) -> None:
         self.base = base
         self.reroot = reroot
         self._listings: dict[Path, dict[str, dict[str, str]]] = {}
+        self._composed: dict[Path, dict[str, str]] = {}
         self._folders: dict[Parts, list[tuple[Path, str]]] = {}
         self._below: list[Path] | None = None
 
@@ -107,10 +115,13 @@ class Locator:
         if listed.parts != listed.plain:
             readings.append(listed.parts)
         for parts in readings:
-            for folder, renamed in self._candidates(listed, parts):
+            for written, renamed in self._candidates(listed, parts):
+                folder = self._present(written)
                 located = self._in_folder(folder, parts[-1], role, exclude)
                 if located is not None:
                     tolerances = list(located.tolerances)
+                    if folder != written:
+                        tolerances.append(("in a folder whose name has another Unicode form", folder.name))
                     if renamed:
                         tolerances.append(("under a folder without the size suffix", renamed))
                     if parts is not listed.plain:
@@ -122,7 +133,7 @@ class Locator:
 
     def _candidates(self, listed: ListedPath, parts: Parts) -> Iterator[tuple[Path, str]]:
         """Folders that may contain the file, the most literal first, with "old → new" for a renamed folder."""
-        if not (listed.absolute and self.reroot):
+        if not (self.reroot and (listed.absolute or listed.normal.startswith(".."))):
             parent = Path(posixpath.dirname(listed.normal))
             folder = self.base / parent / Path(*parts[len(listed.plain) - 1 : -1])
             yield folder, ""
@@ -142,10 +153,20 @@ class Locator:
                 renamed = ", ".join(f"{old} → {new}" for old, new in zip(suffix, short, strict=True) if old != new)
                 for parts, note in ((suffix, ""), (short, renamed)):
                     folder = self.base.joinpath(*parts)
-                    if (parts is suffix or renamed) and folder.is_dir():
+                    if (parts is suffix or renamed) and self._present(folder).is_dir():
                         found.append((folder, note))
             self._folders[folders] = found
         return self._folders[folders]
+
+    def _present(self, folder: Path) -> Path:
+        """The folder, or the one below ``base`` whose name is the same text in another Unicode form."""
+        if str(folder).isascii() or not folder.is_relative_to(self.base) or folder.is_dir():
+            return folder
+        found = self.base
+        for part in folder.relative_to(self.base).parts:
+            same = [] if (found / part).exists() or not found.is_dir() else list(found.iterdir())
+            found = next((path for path in same if composed(path.name) == composed(part)), found / part)
+        return found
 
     def _names(self, folder: Path) -> dict[str, dict[str, str]]:
         """stem → extension → file name, for the files in ``folder``; empty if the folder does not exist."""
@@ -166,18 +187,29 @@ class Locator:
         names = self._names(folder)
         stem, extension = posixpath.splitext(name)
         for candidate in _stems(stem, role):
-            for found in _by_preference(names.get(candidate, {}), extension):
+            same = candidate if candidate in names else self._other_form(folder, candidate)
+            for found in _by_preference(names.get(same, {}), extension):
                 path = folder / found
                 if path == exclude:
                     continue
                 tolerances = []
                 if path.suffix != extension:
                     tolerances.append(("with a different extension", f"{extension} → {path.suffix}"))
+                if same != candidate:
+                    tolerances.append(("under another Unicode form", found))
                 if candidate != stem:
                     with_or_without = "with" if len(candidate) > len(stem) else "without"
                     tolerances.append((f"{with_or_without} the suffix {SEGMENTATION_SUFFIX}", found))
                 return LocatedFile(path, tuple(tolerances))
         return None
+
+    def _other_form(self, folder: Path, stem: str) -> str:
+        """The stem in the folder that is the same text in another Unicode form; else ``stem``."""
+        if stem.isascii():
+            return stem
+        if folder not in self._composed:
+            self._composed[folder] = {composed(name): name for name in self._names(folder)}
+        return self._composed[folder].get(composed(stem), stem)
 
     def _find_isic(self, name: str, role: str, exclude: Path | None) -> LocatedFile | None:
         """Search all folders up to two levels below ``base``: ISIC numbers are unique across data sets.

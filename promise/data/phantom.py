@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 
 from promise.data.images import write_png
 from promise.runtime.errors import UserError
-from promise.runtime.files import write_text
+from promise.runtime.files import exclusive, write_text
 from promise.runtime.settings import SPLITS
 
 Field = NDArray[np.float32]  # (H, W)
@@ -93,11 +93,11 @@ def make_phantoms(
         return name
 
     assigned = _assign(count, splits)
-    with ThreadPoolExecutor() as pool:
+    with exclusive(output), ThreadPoolExecutor() as pool:
         for name, split in zip(pool.map(write, range(count)), assigned, strict=True):
             lines.append(f"images/{name},{split},masks/{name}")
-    csv_path = output / "split.csv"
-    write_text(csv_path, "\n".join(lines) + "\n")
+        csv_path = output / "split.csv"
+        write_text(csv_path, "\n".join(lines) + "\n")
     return csv_path
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from promise.runtime.errors import MissingFileError, UserError, unknown_name
+from promise.runtime.files import require_file
 from promise.runtime.settings import SPLITS
 
 _ALIASES = {"validation": "val", "valid": "val"}  # of a split, in published lists
@@ -162,8 +163,7 @@ def without_extension(name: str) -> str:
 
 
 def _read_json(path: Path, flag: str) -> Any:
-    if not path.is_file():
-        raise MissingFileError(f"{flag} {path}: no such file.", code="missing-file")
+    require_file(path, MissingFileError(f"{flag} {path}: no such file."))
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:

@@ -10,7 +10,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from promise.data.locate import SEGMENTATION_SUFFIX, ListedPath, LocatedFile, Locator, Parts, shortest_names, stem
+from promise.data.locate import (
+    SEGMENTATION_SUFFIX,
+    ListedPath,
+    LocatedFile,
+    Locator,
+    Parts,
+    composed,
+    shortest_names,
+    stem,
+)
 from promise.data.records import LineFault, list_line_faults, read_records
 from promise.runtime.errors import MissingFileError, UserError
 from promise.runtime.settings import SPLITS
@@ -165,8 +174,8 @@ def _check_entry(entry: _Entry, faults: _Faults) -> None:
 
 
 def _same_base(image: Parts, mask: Parts) -> bool:
-    base = stem(image)
-    return stem(mask) in (base, base + SEGMENTATION_SUFFIX)
+    base = composed(stem(image))
+    return composed(stem(mask)) in (base, base + SEGMENTATION_SUFFIX)
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +15,11 @@ from promise.data.images import read_image, read_mask, write_png
 from promise.data.table import Row
 from promise.inference.overlay import draw_overlay
 from promise.prompts.sets import ImagePrompts
+from promise.runtime.errors import WriteError
+
+log = logging.getLogger(__name__)
+
+LONGEST_NAME = 230  # bytes; file systems allow 255, and some overlays have a prefix
 
 
 def draw_row(path: Path, row: Row, predicted: np.ndarray, prompts: ImagePrompts, caption: str) -> None:
@@ -26,9 +36,21 @@ def draw_row(path: Path, row: Row, predicted: np.ndarray, prompts: ImagePrompts,
     write_png(path, overlay)
 
 
+@contextmanager
+def warn_if_unwritten() -> Iterator[None]:
+    """An overlay that cannot be written is reported; the scores are not lost for it."""
+    try:
+        yield
+    except WriteError as error:
+        log.warning("%s", error)
+
+
 def file_name(name: str) -> str:
-    """The file name of the overlay of a row."""
-    return f"{name.replace('/', '_').replace(chr(92), '_')}.png"
+    """The file name of the overlay of a row; a long name is cut, and its end replaced by its checksum."""
+    plain = name.replace("/", "_").replace("\\", "_")
+    if len(os.fsencode(plain)) > LONGEST_NAME:
+        plain = os.fsencode(plain)[: LONGEST_NAME - 9].decode(errors="ignore") + f"-{zlib.crc32(name.encode()):08x}"
+    return f"{plain}.png"
 
 
 def remove_overlays(folder: Path) -> None:

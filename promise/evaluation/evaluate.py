@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from promise.data.selection import DataSet, select_rows
 from promise.evaluation import clicks
 from promise.evaluation.clicks import ClickStudy
 from promise.evaluation.config import EMPTY_RULES, EvalConfig
-from promise.evaluation.drawing import draw_row, file_name, remove_overlays
+from promise.evaluation.drawing import draw_row, file_name, remove_overlays, warn_if_unwritten
 from promise.evaluation.gallery import Gallery
 from promise.evaluation.score_table import ScoreTable
 from promise.evaluation.scoring import Scored, score
@@ -30,7 +31,8 @@ from promise.prompts.sampling import NONE
 from promise.prompts.sets import ImagePrompts
 from promise.prompts.source import PromptSource
 from promise.runtime.environment import describe_environment
-from promise.runtime.files import check_output_dir, write_json, write_lines
+from promise.runtime.errors import WriteError
+from promise.runtime.files import check_output_dir, exclusive, remove_leftovers, write_json, write_lines
 from promise.runtime.memory import explain_out_of_memory, peak_memory
 from promise.runtime.notices import describe, unique
 from promise.runtime.progress import progress_bar
@@ -69,6 +71,13 @@ def evaluate(config: EvalConfig) -> EvalResult:
     if config.ckpt is not None:
         checkpoint.require(config.ckpt)
     folder = check_output_dir(_folder(config), ("summary.json", "per_image.csv"), overwrite=config.overwrite)
+    with exclusive(folder):
+        check_output_dir(folder, ("summary.json", "per_image.csv"), overwrite=config.overwrite)
+        return _evaluate(config, folder)
+
+
+def _evaluate(config: EvalConfig, folder: Path) -> EvalResult:
+    remove_leftovers(folder)
     datasets, notes = select_rows(
         config.split_csv, data_root=config.data_root, split=config.split, level=config.check, progress=not config.quiet
     )
@@ -102,7 +111,10 @@ def evaluate(config: EvalConfig) -> EvalResult:
         "environment": describe_environment(setup.loaded.device),
         "peak_memory_gib": peak_memory(setup.loaded.device),
     }
-    _write(folder, summary, setup, scored)
+    try:
+        _write(folder, summary, setup, scored)
+    except WriteError as error:
+        _keep(error, summary, setup, scored)
     return EvalResult(folder, summary)
 
 
@@ -210,7 +222,8 @@ class _DataSetScorer:
             native = scored.scores["native"]
             path = self.folder / "overlays" / self.dataset.name / file_name(row.name)
             caption = f"{self.caption}  Dice {native['dice']:.3f}  IoU {native['iou']:.3f}"
-            draw_row(path, self.dataset.rows[row.index], scored.mask, prompts, caption)
+            with warn_if_unwritten():
+                draw_row(path, self.dataset.rows[row.index], scored.mask, prompts, caption)
 
     def summarise(self) -> dict[str, Any]:
         """The entry of the data set in summary.json."""
@@ -228,6 +241,20 @@ class _DataSetScorer:
         return self.gallery.draw(
             self.folder, self.dataset.name, dice=dice, iou=iou, prompts=self.prompts[0], caption=self.caption
         )
+
+
+def _keep(
+    error: WriteError, summary: Mapping[str, Any], setup: EvaluationSetup, scored: Sequence[_DataSetScorer]
+) -> None:
+    """Write the scores to the folder of temporary files, since their own cannot be written; raises the error."""
+    try:
+        spare = Path(tempfile.mkdtemp(prefix="promise-eval-"))
+        _write(spare, summary, setup, scored)
+    except OSError:  # WriteError is one
+        raise error from None
+    raise WriteError(
+        f"{error} The scores are in {spare}: move them before it is cleared.", number=error.errno or 0
+    ) from error
 
 
 def _write(folder: Path, summary: Mapping[str, Any], setup: EvaluationSetup, scored: Sequence[_DataSetScorer]) -> None:

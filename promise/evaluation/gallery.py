@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from promise.data.table import Row
-from promise.evaluation.drawing import draw_row, file_name
+from promise.evaluation.drawing import draw_row, file_name, warn_if_unwritten
 from promise.prompts.sets import ImagePrompts
 
 KINDS = ("best", "median", "worst")
@@ -75,7 +75,8 @@ class Gallery:
                 row = self._rows[index]
                 path = Path("gallery") / dataset / f"{kind}-{rank}-{file_name(row.name)}"
                 text = f"{kind} {rank}  {caption}  Dice {dice[index]:.3f}  IoU {iou[index]:.3f}"
-                draw_row(folder / path, row, self._mask(index), prompts[row.name], text)
+                with warn_if_unwritten():
+                    draw_row(folder / path, row, self._mask(index), prompts[row.name], text)
                 entries.append(
                     {
                         "dataset": dataset,

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,7 @@ from promise.inference.postprocess import Postprocess, fill_holes, largest_compo
 from promise.models import checkpoint
 from promise.prompts.sampling import AUTO
 from promise.runtime.errors import UserError, all_of, raise_all
-from promise.runtime.files import check_output_dir, write_lines
+from promise.runtime.files import check_output_dir, exclusive, write_lines
 from promise.runtime.memory import explain_out_of_memory
 from promise.runtime.notices import describe
 from promise.runtime.progress import progress_bar
@@ -87,11 +88,19 @@ def tune(config: EvalConfig) -> TuneResult:
     """
     _check(config)
     ckpt = Path(config.ckpt or "")
+    checkpoint.require(ckpt)
     folder = check_output_dir(
         Path(config.output) if config.output else ckpt.parent / "tune",
         ("tune.csv", LESIONS),
         overwrite=config.overwrite,
     )
+    advice = "The result is stored in the checkpoint: copy it to another folder."
+    same = folder.resolve() == ckpt.parent.resolve()
+    with exclusive(ckpt.parent, advice=advice), nullcontext() if same else exclusive(folder):
+        return _tune(config, ckpt, folder)
+
+
+def _tune(config: EvalConfig, ckpt: Path, folder: Path) -> TuneResult:
     stored = checkpoint.read_metadata(ckpt)
     datasets, notes = select_rows(
         config.split_csv, data_root=config.data_root, split="val", level=config.check, progress=not config.quiet

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from promise.data.dataset import SegmentationDataset, sample_seed
+from promise.data.dataset import SegmentationDataset, sample_seed, share
 from promise.data.images import content_hash
 from promise.features.store import CorruptEntry, Entry, FeatureSpace, entry_key
 from promise.runtime.errors import UserError
@@ -112,9 +112,11 @@ def mirror(entry: Entry, symmetry: int) -> Entry:
 
 def collate_cached(samples: Sequence[CachedSample]) -> Batch:
     """Collate B samples into a batch whose ``image`` is ``Encoded``."""
-    return Batch(
-        image=join([Encoded(s.entry.embedding[None], tuple(tap[None] for tap in s.entry.taps)) for s in samples]),
-        mask=torch.stack([s.entry.mask for s in samples]),
-        name=tuple(s.name for s in samples),
-        index=torch.tensor([s.index for s in samples], dtype=torch.int64),
+    return share(
+        Batch(
+            image=join([Encoded(s.entry.embedding[None], tuple(tap[None] for tap in s.entry.taps)) for s in samples]),
+            mask=torch.stack([s.entry.mask for s in samples]),
+            name=tuple(s.name for s in samples),
+            index=torch.tensor([s.index for s in samples], dtype=torch.int64),
+        )
     )

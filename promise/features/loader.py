@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from promise.features.fill import fill
 from promise.features.store import FeatureSpace, cache_folder, free_bytes
 from promise.models.promise import Promise
 from promise.models.sam.weights import state_sha256
-from promise.runtime.errors import UserError
+from promise.runtime.errors import UserError, WriteError
 from promise.runtime.memory import explain_out_of_memory
 from promise.types import Batch, Encoded
 
@@ -36,7 +37,7 @@ class CacheOptions:
     """Which features are cached, where and how."""
 
     policy: str = "eval"  # off, eval (rows that are not trained on), all
-    folder: Path = field(default_factory=cache_folder)
+    folder: Path | None = field(default_factory=cache_folder)  # None: there is none
     dtype: str = "auto"  # auto, fp32, bf16
     views: int = 1  # augmented views per training image
     augment: str = "none"  # of the features of training rows; see promise.features.dataset.SYMMETRIES
@@ -98,7 +99,13 @@ def cached_or_raw(
                 code="cache-of-trained-encoder",
             )
         return raw
-    space, size = _space(dataset, net, options, recipe)
+    if options.folder is None:
+        fault = "no home folder for the cache: choose a folder with --cache-dir or PROMISE_FEATURES"
+        if options.policy == "all":
+            raise UserError(f"{fault}.", code="cache-not-writable")
+        log.warning("features are not cached: %s.", fault)
+        return raw
+    space, size = _space(dataset, net, options, options.folder, recipe)
     cached = CachedDataset(dataset, space, views=options.views, augment=options.augment if training else "none")
     missing = space.missing(cached.items())
     if not _has_room(options, space, needed=size * len(missing), images=len(missing)):
@@ -141,11 +148,10 @@ def _fill_or_explain(
                 shard=(processes.index, processes.count),
                 quiet=options.quiet,
             )
-    except UserError:
-        raise
-    except OSError as error:  # the disk is full, or the folder is not writable
+    except WriteError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
         folder = cached.space.folder
-        fault = f"features cannot be written to {folder} ({error.strerror}). Choose another disk with --cache-dir"
+        fault = f"features cannot be written to {folder} ({reason}). Choose another disk with --cache-dir"
         if options.policy == "all":
             raise UserError(f"{fault}, or use --cache off.", code="cache-not-writable") from error
         log.warning("features are not cached: %s.", fault)
@@ -217,7 +223,9 @@ def row_loader(  # noqa: PLR0913
     )
 
 
-def _space(dataset: SegmentationDataset, net: Promise, options: CacheOptions, recipe: str) -> tuple[FeatureSpace, int]:
+def _space(
+    dataset: SegmentationDataset, net: Promise, options: CacheOptions, folder: Path, recipe: str
+) -> tuple[FeatureSpace, int]:
     """Return the feature space of a net, and the size of an entry in bytes."""
     backbone, transform, taps = net.sam.backbone, dataset.transform, net.needs_taps
     stored = net.precision if options.dtype == "auto" else options.dtype
@@ -236,7 +244,7 @@ def _space(dataset: SegmentationDataset, net: Promise, options: CacheOptions, re
     values = backbone.embedding_channels * side**2
     values += sum(backbone.tap_channels) * math.ceil(side / pooling) ** 2 if taps else 0
     size = values * (4 if stored == "fp32" else 2) + transform.image_size**2 // 8
-    return FeatureSpace(options.folder, description, taps=taps, tap_pooling=pooling), size
+    return FeatureSpace(folder, description, taps=taps, tap_pooling=pooling), size
 
 
 def _has_room(options: CacheOptions, space: FeatureSpace, *, needed: int, images: int) -> bool:

@@ -39,8 +39,8 @@ EMBEDDING = ".embedding.safetensors"
 TAPS = {1: ".taps.safetensors", 2: ".taps-half.safetensors"}  # by the prompter's tap_pooling
 
 
-def cache_folder(folder: str | Path | None = None) -> Path:
-    """Return the folder of all spaces.
+def cache_folder(folder: str | Path | None = None) -> Path | None:
+    """Return the folder of all spaces; ``None`` if the user has no home folder and no other folder is set.
 
     Args:
         folder: the folder; default: ``$PROMISE_FEATURES``, else ``promise/features`` in the cache folder of the user.
@@ -50,12 +50,15 @@ def cache_folder(folder: str | Path | None = None) -> Path:
     return _default_folder()
 
 
-def _default_folder() -> Path:
+def _default_folder() -> Path | None:
     configured = os.environ.get(HOME_VARIABLE)
     if configured:
         return Path(configured).expanduser()
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "promise" / "features"
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "promise" / "features"
+    except RuntimeError:  # no HOME, and no entry in the system's table of users
+        return None
 
 
 @dataclass(frozen=True)

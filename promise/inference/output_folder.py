@@ -7,8 +7,10 @@ interruption loses only the images that were being processed.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ DATASET = "images"  # name of the only data set in the prompts file
 FOLDERS = {"mask": "masks", "probability": "probabilities", "overlay": "overlays"}
 CONTOUR = "contour"  # stored in the records
 
+_LONGEST_NAME = 250  # bytes, without the suffix .json; file systems allow 255
+
 Record = dict[str, Any]
 
 
@@ -40,6 +44,13 @@ class PredictionFolder:
     def image_path(self, kind: str, name: str) -> Path:
         """Path of the mask, probability map or overlay of an image."""
         return self.path / FOLDERS[kind] / f"{name}.png"
+
+    def record_path(self, name: str) -> Path:
+        """Path of the record of an image; its longer suffix must not make the name too long."""
+        *folders, last = name.split("/")
+        if len(os.fsencode(last)) > _LONGEST_NAME:
+            last = hashlib.blake2b(os.fsencode(last), digest_size=16).hexdigest()
+        return self.path.joinpath(RECORDS, *folders, f"{last}.json")
 
     def check(self, settings: Mapping[str, Any], *, overwrite: bool) -> None:
         """Check that the results in the folder were produced with the same settings. Changes nothing.
@@ -105,7 +116,7 @@ class PredictionFolder:
 
     def _state(self, one: Input, kinds: Collection[str]) -> tuple[bool, str | None]:
         """Whether an image is finished; and the path of another image whose results have its name, if any."""
-        record = self._read(self.path / RECORDS / f"{one.name}.json")
+        record = self._read(self.record_path(one.name))
         if record is None:
             return False, None
         if not _is_source(one.path, record["source"]):
@@ -162,7 +173,7 @@ class PredictionFolder:
             },
             **values,
         }
-        write_text(self.path / RECORDS / f"{one.name}.json", json.dumps(record) + "\n")
+        write_text(self.record_path(one.name), json.dumps(record) + "\n")
 
     def join(self, source: str) -> list[str]:
         """Write prompts.json, and contours.json if there are contours, for all finished images.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -36,8 +38,9 @@ from promise.prompts.sampling import AUTO, FILE
 from promise.prompts.source import Prompting, PromptSource
 from promise.runtime.device import resolve_device, resolve_precision
 from promise.runtime.environment import describe_environment
-from promise.runtime.errors import UserError, all_of
-from promise.runtime.memory import explain_out_of_memory
+from promise.runtime.errors import UserError, WriteError, all_of
+from promise.runtime.files import exclusive, writing
+from promise.runtime.memory import explain_out_of_memory, is_out_of_memory
 from promise.runtime.progress import progress_bar
 from promise.runtime.workers import ordered_map
 from promise.types import Batch
@@ -78,7 +81,21 @@ def predict(config: PredictConfig) -> PredictResult:
         require_pydicom()
     device, processes = _processes(config)
     settings = _settings(config, device)
-    folder.check(settings, overwrite=config.overwrite)
+    folder.check(settings, overwrite=config.overwrite)  # before a missing folder is created
+    with exclusive(folder.path):  # for all processes of this launch
+        folder.check(settings, overwrite=config.overwrite)
+        return _predict(config, folder, inputs, file, settings, device, processes)
+
+
+def _predict(
+    config: PredictConfig,
+    folder: PredictionFolder,
+    inputs: list[Input],
+    file: PromptFile | None,
+    settings: Mapping[str, Any],
+    device: torch.device,
+    processes: ProcessGroup,
+) -> PredictResult:
     kinds = _kinds(config)
     finished = [False] * len(inputs) if config.overwrite else folder.finished(inputs, kinds)
     work = _Work(config, folder, inputs, frozenset(i for i, done in enumerate(finished) if not done), kinds)
@@ -89,17 +106,13 @@ def predict(config: PredictConfig) -> PredictResult:
         names = {inputs[i].name for i in work.todo} if config.overwrite else set()
         folder.prepare(settings, describe_environment(device), names)
     processes.wait()
-    try:
-        work.run(processes)
-        made, failed = _gather(work, processes)
+    work.run(processes)
+    made, failed = _gather(work, processes)
+    with writing(folder.path):
         empty = folder.join(file.source if file else "auto") if processes.index == 0 else []
         review = None
         if config.review_below is not None and processes.index == 0:
             review = tuple(folder.review(config.review_below))
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder.path} ({error.strerror or error}).", code="output-not-writable"
-        ) from error
     processes.wait()
     return PredictResult(folder.path, len(inputs), made, tuple(failed), tuple(empty), review, processes.index == 0)
 
@@ -304,8 +317,8 @@ class _Work:
         with bar, explain_out_of_memory(self.config.batch_size):
             rows = predict_draws(net, self._load_batches(mine), sources=self.sources, device=device)
             unfinished = (row for row in rows if row.index in self.todo)
-            for _ in ordered_map(self._write, unfinished, workers=self.config.workers):
-                self.made += 1
+            for written in ordered_map(self._write, unfinished, workers=self.config.workers):
+                self.made += written
                 bar.update()
 
     def _batches(self) -> list[range]:
@@ -340,13 +353,26 @@ class _Work:
     def _load(self, index: int) -> tuple[int, Tensor | None]:
         assert self.segmenter is not None
         try:
-            tensor, self.sizes[index] = self.segmenter.prepare(self.inputs[index].path)
+            with _explain_memory():
+                tensor, self.sizes[index] = self.segmenter.prepare(self.inputs[index].path)
         except UserError as error:
             self.failures[index] = str(error)
             return index, None
         return index, tensor
 
-    def _write(self, row: RowPrediction) -> None:
+    def _write(self, row: RowPrediction) -> bool:
+        """Write the results of an image; whether that was possible. Only a full disk and the like end the run."""
+        try:
+            with _explain_memory():
+                self._write_files(row)
+        except UserError as error:
+            if isinstance(error, WriteError) and error.errno != errno.ENAMETOOLONG:
+                raise
+            self.failures[row.index] = str(error)
+            return False
+        return True
+
+    def _write_files(self, row: RowPrediction) -> None:
         assert self.segmenter is not None
         one, size, folder = self.inputs[row.index], self.sizes[row.index], self.folder
         found = self.segmenter.finish(row, size)
@@ -371,6 +397,19 @@ class _Work:
                 pixels = _grey(found.mask if kind == "mask" else found.probability)
                 write_png(folder.image_path(kind, one.name), pixels)
         folder.add(one, prompts, self.kinds, **values)
+
+
+@contextmanager
+def _explain_memory() -> Iterator[None]:
+    """Convert a lack of memory for one image into an error of this image."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            "the image does not fit into the memory. Reduce or divide it.", code="image-too-large"
+        ) from error
 
 
 def _grey(values: Bools | Float32s) -> NDArray[np.uint8] | NDArray[np.uint16]:

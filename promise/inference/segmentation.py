@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from promise.inference.contours import outlines
+from promise.inference.contours import outlines, smooth_outlines
 from promise.prompts.sets import ImagePrompts
 
 
@@ -34,6 +34,7 @@ class Segmentation:
         seconds: duration of prompting and decoding.
         quality: the net's learned estimate of the IoU of its automatic mask; ``None`` if the checkpoint has none, for
             other prompts, or without a lesion. See ``docs/predict.md``.
+        threshold: pixels with at least this probability are foreground, before other postprocessing.
         points: (P, 2) float64, the point prompts of all lesions.
         labels: (P,) int64, 1 foreground, 0 background, -1 a padding point, which is ignored.
         lesion: (P,) int64, the number of the lesion of each point, from 0.
@@ -55,6 +56,7 @@ class Segmentation:
     mask_index: int | None
     seconds: float
     quality: float | None = None
+    threshold: float = 0.5
 
     @property
     def points(self) -> npt.NDArray[np.float64]:
@@ -113,3 +115,11 @@ class Segmentation:
             One array (N, 2) per outline: x, y of the border pixels at which the direction changes.
         """
         return outlines(self.mask)
+
+    def smooth_contours(self) -> list[npt.NDArray[np.float64]]:
+        """Outlines with subpixel accuracy, for display: see :func:`promise.inference.contours.smooth_outlines`.
+
+        Returns:
+            One array (N, 2) per outline: x, y between the centres of foreground and background pixels.
+        """
+        return smooth_outlines(self.mask, self.probability, self.threshold)

@@ -227,6 +227,7 @@ class Segmenter:
             mask_index=self.own_mask_index if row.mask_index is None else row.mask_index,
             seconds=row.seconds,
             quality=row.quality,
+            threshold=self.postprocess.threshold,
         )
 
     def _predict(self, images: Sequence[ImageLike], batch_size: int) -> Iterable[Segmentation]:

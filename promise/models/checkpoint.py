@@ -26,7 +26,7 @@ from promise.models.reference_names import is_reference_name, own_name, referenc
 from promise.models.registry import DEFAULT_POINTS, NETS, NetSpec, build_net, parse_net_name
 from promise.models.sam.weights import read_state_dict, weights_setting
 from promise.runtime.errors import MissingFileError, UserError
-from promise.runtime.files import atomic_path
+from promise.runtime.files import atomic_path, require_file
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +98,10 @@ def find(ckpt: Path | str) -> Path:
 
 
 def require(ckpt: Path | str) -> Path:
-    """:func:`find` a checkpoint; raise ``MissingFileError`` if it does not exist. The file is not loaded."""
+    """:func:`find` a checkpoint; raise ``UserError`` if there is no regular file. The file is not opened."""
     path = find(ckpt)
-    if not path.is_file():
-        raise MissingFileError(f"no checkpoint at {path}. Is the path right?", code="missing-checkpoint")
+    missing = MissingFileError(f"no checkpoint at {path}. Is the path right?", code="missing-checkpoint")
+    require_file(path, missing)
     return path
 
 

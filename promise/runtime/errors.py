@@ -54,6 +54,17 @@ class ExistingRunError(UserError, FileExistsError):
         return ValueError.__str__(self)
 
 
+class WriteError(UserError, OSError):
+    """A file cannot be written: no space, no permission, a name that is too long. ``errno`` is the system's, or 0."""
+
+    def __init__(self, message: str, *, code: str = "output-not-writable", number: int = 0) -> None:
+        super().__init__(message, code=code)
+        self.errno = number
+
+    def __str__(self) -> str:
+        return ValueError.__str__(self)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Create the error for a name that is not in a table. The message lists the known names and the closest one.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,11 +72,38 @@ def explain_out_of_memory(batch_size: int, *, advice: str = "") -> Iterator[None
 
     try:
         yield
-    except RuntimeError as error:  # base class of torch.OutOfMemoryError
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:  # RuntimeError is the base class of torch.OutOfMemoryError
+        _explain_workers(error)
+        if not isinstance(error, torch.OutOfMemoryError) and not is_out_of_memory(error):
             raise
         if batch_size == 1:
             suggestion = "one image does not fit. Use a smaller --sam, or --precision bf16"
         else:
             suggestion = f"try --batch-size {batch_size // 2}{advice}"
         raise UserError(f"out of memory with --batch-size {batch_size}: {suggestion}.", code="out-of-memory") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the main memory is full, in Python, torch or OpenCV."""
+    texts = ("can't allocate memory", "Insufficient memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
+
+
+def _explain_workers(error: BaseException) -> None:
+    """Raise ``UserError`` if worker processes had too little shared memory, or one of them was killed."""
+    text = str(error)
+    bus_error = "killed by signal: Bus error" in text
+    if bus_error or "unable to allocate shared memory" in text or "unable to write to file </torch_" in text:
+        try:
+            size = f" ({shutil.disk_usage('/dev/shm').total / 2**20:.0f} MB)"
+        except OSError:
+            size = ""
+        raise UserError(
+            f"/dev/shm{size} is full: use --workers 0, or start the container with docker run --shm-size 2g.",
+            code="shared-memory-full",
+        ) from error
+    if "DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):
+        raise UserError(
+            f"a worker process died ({text.partition('. ')[0]}), perhaps for lack of memory: use fewer --workers.",
+            code="worker-died",
+        ) from error

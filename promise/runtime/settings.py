@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get
 import yaml
 
 from promise.runtime.errors import MissingFileError, UserError, unknown_name
-from promise.runtime.files import write_text
+from promise.runtime.files import require_file, write_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -107,8 +107,7 @@ def read_yaml(path: Path, kind: type[Any], *, others: Mapping[str, type[Any]] | 
         UserError: the file is not a mapping, belongs to another command, or has unknown keys or values of the wrong
             type. All keys and values are reported together.
     """
-    if not path.is_file():
-        raise MissingFileError(f"no configuration at {path}. Check the path.", code="missing-config")
+    require_file(path, MissingFileError(f"no configuration at {path}. Check the path.", code="missing-config"))
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

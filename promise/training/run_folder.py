@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from promise.runtime.errors import ExistingRunError, MissingFileError, UserError
-from promise.runtime.files import atomic_path, write_json
+from promise.runtime.files import atomic_path, write_json, writing
 from promise.training.resume_state import Progress
 
 OURS = (
@@ -32,6 +32,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
+        self.log = path / "log.csv"
         self.curves = path / "curves.png"
         self.best = path / "best.safetensors"
         self.last = path / "last.safetensors"
@@ -51,34 +52,44 @@ class RunFolder:
                 f"{self.path} is a file, not a folder. Choose another with --output.", code="not-a-folder"
             )
         present = self._present()
-        if present and not any(path.exists() for path in (self.state, self.last, self.best)):
-            if resume:
-                raise MissingFileError(
-                    f"the run in {self.path} was stopped before its first epoch ended: nothing to resume. Start it "
-                    "again without --resume.",
-                    code="nothing-to-resume",
+        if self.state.is_file():
+            if not (resume or overwrite):
+                raise ExistingRunError(
+                    f"{self.path} already holds a run ({', '.join(present[:3])}, …). Continue it with --resume, "
+                    "replace it with --overwrite, or choose another folder with --output.",
+                    code="existing-run",
                 )
-            return  # nothing that could be lost
-        if resume and not self.state.is_file():
+            return
+        # The log is written after the first state: without both, no epoch was saved whole, and nothing can be lost.
+        finished = self.log.is_file()
+        if present and finished and not overwrite:
+            raise ExistingRunError(
+                f"{self.path} holds a run without {self.state.relative_to(self.path)}, so it cannot be continued. "
+                "Replace it with --overwrite, or choose another folder with --output.",
+                code="nothing-to-resume" if resume else "existing-run",
+            )
+        if resume and present:
+            raise MissingFileError(
+                f"the run in {self.path} was stopped before its first epoch was saved: nothing to resume. Start it "
+                "again without --resume.",
+                code="nothing-to-resume",
+            )
+        if resume:
             raise MissingFileError(
                 f"nothing to resume in {self.path}: {self.state} does not exist. Drop --resume to start a run, or set "
                 "--output to the folder of the run.",
                 code="nothing-to-resume",
             )
-        if present and not (resume or overwrite):
-            raise ExistingRunError(
-                f"{self.path} already holds a run ({', '.join(present[:3])}, …). Continue it with --resume, replace it "
-                "with --overwrite, or choose another folder with --output.",
-                code="existing-run",
-            )
 
     def clear(self) -> None:
         """Create the folder and delete the files of an earlier run in it; other files are kept."""
-        for name in self._present():
-            (self.path / name).unlink()
-        for events in self.events.glob("events.out.tfevents.*"):
-            events.unlink()
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            # The state and the log first: what a killed process leaves is no longer a run.
+            for name in sorted(self._present(), key=lambda name: name not in ("state/resume.pt", "log.csv")):
+                (self.path / name).unlink()
+            for events in self.events.glob("events.out.tfevents.*"):
+                events.unlink()
+            self.path.mkdir(parents=True, exist_ok=True)
 
     def _present(self) -> list[str]:
         return [name for name in OURS if (self.path / name).exists()]

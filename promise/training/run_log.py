@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,9 @@ class RunLog:
         """Log the last row of the history; the files are rewritten from all of it."""
         self.write(history)
         row = history[-1]
-        if self.events is not None:
+        with self._extra("TensorBoard events"):
             for name, value in row.items():
-                if value is not None and name != "epoch":
+                if self.events is not None and value is not None and name != "epoch":
                     self.events.add_scalar(name, value, row["epoch"])
         log.info(_line(row, self.epochs, best=best))
 
@@ -65,10 +66,22 @@ class RunLog:
 
     def close(self, history: Sequence[EpochRow]) -> None:
         """Draw the curves and close the file of TensorBoard."""
-        if history:
-            draw_curves(self.folder / "curves.png", history)
-        if self.events is not None:
-            self.events.close()
+        with self._extra("curves.png"):
+            if history:
+                draw_curves(self.folder / "curves.png", history)
+        with self._extra("TensorBoard events"):
+            if self.events is not None:
+                self.events.close()
+
+    @contextmanager
+    def _extra(self, name: str) -> Iterator[None]:
+        """A full disk costs the pictures, not the run, and must not hide the error that ended it."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("%s is not written (%s).", name, error.strerror or error)
+            if name != "curves.png":
+                self.events = None
 
 
 def _open_events(folder: Path, done: int) -> Any:
@@ -76,7 +89,11 @@ def _open_events(folder: Path, done: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # the [logging] extra is not installed
         return None
-    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+    try:
+        return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+    except OSError as error:
+        log.warning("TensorBoard events are not written (%s).", error.strerror or error)
+        return None
 
 
 def _line(row: Mapping[str, float | None], epochs: int, *, best: bool) -> str:

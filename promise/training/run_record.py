@@ -16,6 +16,7 @@ from promise.models import checkpoint
 from promise.models.promise import Promise
 from promise.models.quality import LEAST_ROWS, QualityEstimate
 from promise.runtime.environment import describe_environment
+from promise.runtime.errors import WriteError
 from promise.runtime.files import remove_leftovers
 from promise.runtime.memory import peak_memory
 from promise.runtime.notices import Notice, describe
@@ -44,6 +45,7 @@ class RunRecord:
         self.epochs = epochs
         self.tensorboard = tensorboard
         self._log: RunLog | None = None
+        self._saved = 0  # the last epoch whose state was written
 
     def start(self, config: Any, net: Promise, device: torch.device, *, notices: Sequence[Notice]) -> None:
         """Prepare the folder of a new run: delete the files of an earlier run, write settings and environment.
@@ -68,6 +70,7 @@ class RunRecord:
     @contextmanager
     def open(self, progress: Progress) -> Iterator[None]:
         """Log while inside; on an interruption, log how to resume."""
+        self._saved = progress.epoch
         run_log = self._log = RunLog(
             self.folder.path, epochs=self.epochs, done=progress.epoch, tensorboard=self.tensorboard
         )
@@ -75,6 +78,9 @@ class RunRecord:
         run_log.write(progress.history)
         try:
             yield
+        except WriteError as error:
+            kept = f"Epoch {self._saved} is kept: resume with --resume." if self._saved else "No epoch was saved."
+            raise WriteError(f"{error} {kept}", code=error.code, number=error.errno or 0) from error
         except (KeyboardInterrupt, SystemExit):
             if progress.epoch:
                 log.warning(
@@ -110,6 +116,7 @@ class RunRecord:
             self.save_checkpoint(net, self.folder.last, progress)
         # After the checkpoints: if the process is killed before this line, resuming repeats the epoch bit for bit.
         self.folder.save_state(progress, state)
+        self._saved = progress.epoch
         if self._log is not None:
             self._log.append(progress.history, best=best)
 

@@ -24,6 +24,7 @@ from promise.models.promise import Promise
 from promise.models.quality import QualityEstimate, fit_quality
 from promise.runtime.device import resolve_device
 from promise.runtime.errors import UserError
+from promise.runtime.files import exclusive
 from promise.runtime.memory import explain_out_of_memory
 from promise.runtime.notices import describe
 from promise.runtime.progress import progress_bar
@@ -376,7 +377,19 @@ def train(
     extra_scores = (*trainer_class.score_names, *CallbackList(callbacks).score_names)
     config = resolve_config(config, explicit, extra_scores=extra_scores)
     folder = RunFolder(Path(config.output or ""))
-    folder.check(resume=config.resume, overwrite=config.overwrite)
+    folder.check(resume=config.resume, overwrite=config.overwrite)  # before a missing folder is created
+    with exclusive(folder.path):
+        folder.check(resume=config.resume, overwrite=config.overwrite)
+        return _train(config, folder, callbacks, trainer_class, started)
+
+
+def _train(
+    config: TrainConfig,
+    folder: RunFolder,
+    callbacks: Sequence[Callback],
+    trainer_class: type[Trainer],
+    started: float,
+) -> TrainResult:
     table, warnings = read_rows(
         config.split_csv or "", data_root=config.data_root, check=config.check, quiet=config.quiet
     )

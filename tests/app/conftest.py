@@ -107,12 +107,17 @@ class Page:
     def overflowing(self) -> list[str]:
         """Elements that reach out of the window or of their card."""
         return self.page.evaluate(
-            """() => [...document.querySelectorAll("header *, .tools *, .side *")]
+            """() => [...document.querySelectorAll("header *, .tools *, .steps *, .thumbnails, .side *")]
                 .filter((e) => e.offsetParent && !e.closest(".unseen")).map((e) => [e, e.getBoundingClientRect()])
                 .filter(([e, r]) => r.right > innerWidth + 0.5 || r.left < -0.5
                     || (e.closest(".card") && r.right > e.closest(".card").getBoundingClientRect().right + 0.5))
                 .map(([e]) => e.outerHTML.slice(0, 80))"""
         )
+
+    @property
+    def samples(self) -> list[str]:
+        """File names of the samples in the present order."""
+        return self.page.locator("#thumbnails img").evaluate_all("all => all.map((image) => image.alt)")
 
 
 @pytest.fixture(scope="session")
@@ -155,30 +160,69 @@ def lesion_segmenter(lesion_ckpt: Path) -> Any:
 @pytest.fixture(scope="session")
 def served(segmenter: Any, phantoms: Path) -> Iterator[tuple[str, Any]]:
     """The address of the page, and the open images of the server."""
-    with serve(segmenter, phantoms) as found:
+    with _serve(segmenter, phantoms.parent / "images") as found:
         yield found
 
 
 @pytest.fixture(scope="session")
 def served_lesions(lesion_segmenter: Any, phantoms: Path) -> Iterator[tuple[str, Any]]:
     """The page of a net that finds lesions."""
-    with serve(lesion_segmenter, phantoms) as found:
+    with _serve(lesion_segmenter, phantoms.parent / "images") as found:
         yield found
 
 
+@pytest.fixture(scope="session")
+def estimating_segmenter(save_lesion_net: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The tiny net that finds lesions, with an estimate of its IoU that differs between the phantoms."""
+    import promise
+    from promise.models.quality import FEATURES, QualityEstimate
+
+    weights = {**dict.fromkeys(FEATURES, 0.0), "probability_inside": 4.0}
+    path = tmp_path_factory.mktemp("app") / "estimates.safetensors"
+    save_lesion_net(path, prompts="box+points", quality=QualityEstimate(weights, -2.26, 30, 0.5, 0.125))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return promise.load(path, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def served_estimates(estimating_segmenter: Any, phantoms: Path) -> Iterator[tuple[str, Any]]:
+    """The page of a net with a learned estimate of its IoU."""
+    with _serve(estimating_segmenter, phantoms.parent / "images") as found:
+        yield found
+
+
+@pytest.fixture
+def serve_folder(segmenter: Any) -> Callable[..., Any]:
+    """A context manager that serves the page of the tiny net with the samples of a folder."""
+    return lambda folder: _serve(segmenter, folder)
+
+
+@pytest.fixture
+def serve_sessions() -> Callable[..., Any]:
+    """A context manager that serves sessions of an encoder, properties of its net, and samples."""
+    return _serve_sessions
+
+
+def _serve(segmenter: Any, folder: Path) -> Any:
+    from promise.app.run import describe, read_samples
+
+    return _serve_sessions(segmenter.session, describe(segmenter), read_samples(folder))
+
+
 @contextlib.contextmanager
-def serve(segmenter: Any, phantoms: Path) -> Iterator[tuple[str, Any]]:
+def _serve_sessions(encode: Callable[..., Any], about: dict[str, Any], samples: Any) -> Iterator[tuple[str, Any]]:
     pytest.importorskip("starlette", reason="needs the [app] extra")
     uvicorn = pytest.importorskip("uvicorn", reason="needs the [app] extra")
     from promise.app.open_images import OpenImages
-    from promise.app.run import bind, describe, read_samples
+    from promise.app.run import bind
     from promise.app.server import build_server
 
     images = OpenImages(limit=8, idle_seconds=600)
     app = build_server(
-        segmenter.session,
-        about=describe(segmenter),
-        samples=read_samples(phantoms.parent / "images"),
+        encode,
+        about=about,
+        samples=samples,
         limits=LIMITS,
         images=images,
         hosts=["127.0.0.1"],
@@ -188,10 +232,12 @@ def serve(segmenter: Any, phantoms: Path) -> Iterator[tuple[str, Any]]:
     listener.listen()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}", images
-    server.should_exit = True
-    thread.join(30)
-    listener.close()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", images
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
     assert len(images) == 0  # removed when the server stops
 
 

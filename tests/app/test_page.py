@@ -297,7 +297,7 @@ def test_images_can_be_dropped_and_samples_opened(visit: Callable[..., Page], se
     assert page.text("#status").startswith("dropped.png, 64 × 64 pixels")
 
     other = visit()
-    other.page.click("#samples button:nth-child(3)")
+    other.page.click("#thumbnails button:nth-child(3)")
     other.ready()
     assert np.array_equal(other.mask, segmenter.predict(image).mask)
 

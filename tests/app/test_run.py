@@ -60,10 +60,10 @@ def test_samples_are_the_images_of_a_folder_or_synthetic(
     pytest.importorskip("starlette", reason="needs the [app] extra")
     samples = read_samples(phantoms.parent / "images")
     assert [sample.name for sample in samples] == [f"phantom_{i:04d}.png" for i in range(12)]
-    assert np.array_equal(samples[3].pixels, read_image(phantoms.parent / "images/phantom_0003.png"))
+    assert np.array_equal(samples[3].read(), read_image(phantoms.parent / "images/phantom_0003.png"))
     synthetic = read_samples(None)
     assert len(synthetic) == 4
-    assert np.array_equal(synthetic[1].pixels, make_phantom(seed=5, index=1, size=(256, 256))[0])
+    assert np.array_equal(synthetic[1].read(), make_phantom(seed=5, index=1, size=(256, 256))[0])
     with user_error("missing-samples") as caught:
         read_samples(tmp_path / "absent")
     assert isinstance(caught.value, MissingFileError)

@@ -92,7 +92,8 @@ def test_prompts_and_mask_index_reach_the_net(client: Client, segmenter: Any, im
     assert result["mask_index"] == 2
     older = {name: value for name, value in prompts.items() if name != "mask_index"} | {"choice": 2}
     assert json.loads(client(f"/api/images/{key}/predict", older)[1])["mask"] == result["mask"]
-    assert result["outlines"] == [outline.reshape(-1).tolist() for outline in expected.contours()]
+    outlines = [np.round(outline, 2).reshape(-1).tolist() for outline in expected.smooth_contours()]
+    assert result["outlines"] == outlines != []
 
 
 @pytest.mark.parametrize("mask_index", [0, 1])

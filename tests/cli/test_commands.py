@@ -224,3 +224,12 @@ def test_examples_in_help_are_parsed(example: str, monkeypatch: pytest.MonkeyPat
 def test_every_command_has_an_example() -> None:
     without = {"completion", "train"}  # redirected to files; described in one paragraph
     assert {example.split()[0].removeprefix("promise-") for example in _examples()} >= set(COMMANDS) - without
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_printed_on_a_console_without_unicode(command: str) -> None:
+    code = f"import promise.cli.{command} as c, sys; sys.argv = ['x', '--help']; c.main()"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-300:]
+    assert "usage" in done.stdout

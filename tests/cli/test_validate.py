@@ -95,3 +95,13 @@ def test_bad_usage_is_status_2(data: Path) -> None:
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2
+
+
+def test_a_report_that_cannot_be_written_is_known_before_the_files_are_read(phantoms, tmp_path, capsys) -> None:
+    (tmp_path / "file").touch()
+    for flag in ("--json", "--picture"):
+        assert main([str(phantoms), flag, str(tmp_path / "file/report.png")]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert len(captured.err.splitlines()) == 1
+        assert "cannot be written" in captured.err

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,3 +151,33 @@ def test_image_and_mask_of_different_size(rows: list[Row], user_error: Callable[
     with user_error("image-size-mismatch") as caught:
         SegmentationDataset(rows, TRAIN, seed=0)[0]
     assert all(fact in str(caught.value) for fact in ("line 2: ", "images/a.png", "32×24", "masks/a.png", "9×8"))
+
+
+def test_a_full_shared_memory_ends_in_one_line(phantoms: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+from promise.cli.common import run
+from promise.data.dataset import SegmentationDataset, build_loader
+from promise.data.table import read_table
+from promise.data.transforms.recipes import build_transform
+from promise.runtime.memory import explain_out_of_memory
+
+def work():
+    transform = build_transform("none", image_size=512, pixels="imagenet")
+    dataset = SegmentationDataset(read_table(sys.argv[1]).rows, transform, seed=0)
+    with explain_out_of_memory(2):
+        for _ in build_loader(dataset, batch_size=2, shuffle=False, seed=0, workers=2):
+            pass
+    return 0
+
+sys.exit(run("loading", work))
+"""
+    script = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("needs a mount namespace, which needs root")
+    command = ["unshare", "-m", "bash", "-c", script, "x", sys.executable, "-c", code, str(phantoms)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        1,
+        ["loading: /dev/shm (1 MB) is full: use --workers 0, or start the container with docker run --shm-size 2g."],
+    )

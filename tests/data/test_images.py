@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from promise.data.images import read_image, read_levels, read_mask, read_size, rgb_pixels, write_png
+from promise.data import images
+from promise.data.images import describe_turn, read_image, read_levels, read_mask, read_size, rgb_pixels, write_png
 from promise.runtime.errors import MissingFileError
 
 Errors = Callable[..., Any]
@@ -231,3 +236,89 @@ def test_images_are_saved_in_rgb(tmp_path: Path) -> None:
 def test_a_written_file_contains_the_same_pixels(tmp_path: Path, pixels: np.ndarray) -> None:
     write_png(tmp_path / "new/a.png", pixels)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new/a.png")), pixels)
+
+
+# --- files that would take all memory -------------------------------------------------------------
+
+
+def tiff_header(path: Path, width: int, height: int) -> Path:
+    """A TIFF of one strip whose header promises more pixels than the file has."""
+    entries = {256: width, 257: height, 258: 64, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: 8, 339: 3}
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items()))
+    path.write_bytes(
+        struct.pack("<2sHI", b"II", 42, 16) + bytes(8) + struct.pack("<H", len(entries)) + fields + bytes(4)
+    )
+    return path
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask, read_levels, read_size])
+def test_a_tiff_of_900_million_pixels_is_refused_by_its_header(read, tmp_path: Path, user_error: Errors) -> None:
+    path = tiff_header(tmp_path / "a.tif", 30_000, 30_000)
+    assert path.stat().st_size < 200
+    with user_error("image-too-large") as caught:
+        read(path)
+    assert "30000 × 30000" in str(caught.value)
+
+
+def test_a_png_bomb_is_refused_by_its_header(tmp_path: Path, user_error: Errors, monkeypatch) -> None:
+    Image.new("1", (3000, 3000)).save(tmp_path / "a.png")
+    monkeypatch.setenv("PROMISE_MAX_PIXELS", "8000000")
+    for read in (read_image, read_mask, read_size):
+        with user_error("image-too-large"):
+            read(tmp_path / "a.png")
+
+
+def test_a_tiff_of_three_channels_of_32_bits_is_scaled(tmp_path: Path) -> None:
+    pixels = np.arange(4 * 5 * 3, dtype=np.uint32).reshape(4, 5, 3) * 10**6
+    data, long, short = pixels.tobytes(), 4, 3
+    fields = [(256, long, 1, 5), (257, long, 1, 4), (258, short, 3, 8), (259, short, 1, 1), (262, short, 1, 2)]
+    fields += [(273, long, 1, 16), (277, short, 1, 3), (278, long, 1, 4), (279, long, 1, len(data)), (339, short, 1, 1)]
+    head = struct.pack("<2sHI4H", b"II", 42, 16 + len(data), 32, 32, 32, 0)
+    entries = b"".join(struct.pack("<HHII", *field) for field in fields)
+    (tmp_path / "a.tif").write_bytes(head + data + struct.pack("<H", len(fields)) + entries + bytes(4))
+    expected = np.rint(pixels.astype(np.float64) * 255 / (59 * 10**6)).astype(np.uint8)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), expected)
+    assert read_size(tmp_path / "a.tif") == (4, 5)
+
+
+def test_an_image_that_does_not_fit_into_the_memory_is_its_own_error(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from promise.data.images import read_image
+from promise.runtime.errors import UserError
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 150 * 2**20,) * 2)
+try:
+    read_image(sys.argv[1])
+except UserError as error:
+    print(error.code)
+"""
+    pytest.importorskip("resource", reason="POSIX limits")
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), np.zeros((6000, 6000, 3), np.uint16))
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "image-too-large\n"), done.stderr
+
+
+def test_deep_colour_is_scaled_by_strips(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), RAMP)
+    whole = read_image(path)
+    monkeypatch.setattr(images, "_STRIP", 64)
+    np.testing.assert_array_equal(read_image(path), whole)
+
+
+def test_special_files_are_not_opened(tmp_path: Path, user_error: Errors) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    for read in (read_image, read_mask, read_levels, read_size):
+        with user_error("not-a-file"):
+            read(tmp_path / "a.png")
+
+
+def test_different_exif_orientations_are_described(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    turned, plain = save(tmp_path / "a.jpg", RGB, exif=exif), save(tmp_path / "b.png", SQUARE)
+    assert "orientation 3" in (describe_turn(turned, plain) or "")
+    assert describe_turn(plain, plain) is None
+    assert describe_turn(turned, turned) is None

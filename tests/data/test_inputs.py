@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -97,3 +98,65 @@ def test_a_list_contains_one_path_per_line(tree, tmp_path, user_error) -> None:
 def test_size_and_pixels_of_an_image(tree) -> None:
     assert input_size(tree / "a.png") == (6, 4)
     assert read_input(tree / "a.png").shape == (4, 6, 3)
+
+
+def test_hidden_folders_are_left_out_and_linked_ones_are_not(tree) -> None:
+    hidden = tree / ".ipynb_checkpoints"
+    hidden.mkdir()
+    (tree / "a.png").rename(hidden / "a-checkpoint.png")
+    (tree / "linked").symlink_to(tree / "other")
+    (tree / "sub/loop").symlink_to(tree / "sub")
+    (tree.parent / "outside").mkdir()
+    (tree / "sub/deep/c.bmp").rename(tree.parent / "outside/c.bmp")
+    (tree.parent / "outside/loop").symlink_to(tree.parent / "outside")
+    (tree / "far").symlink_to(tree.parent / "outside")
+    assert names(tree, recursive=True) == ["b", "far/c", "other/a", "sub/a", "sub/deep/c"]
+
+
+def test_special_files_are_listed_and_reported_when_read(tree, user_error) -> None:
+    os.mkfifo(tree / "fifo.png")
+    os.mkfifo(tree / "fifo")  # without extension: DICOM is recognised by its first bytes
+    (tree / "broken.png").symlink_to("/nowhere/annex/broken.png")
+    found = {one.name: one.path for one in list_inputs([str(tree)])}
+    assert list(found) == ["a", "b", "broken", "fifo"]
+    for name, code in (("fifo", "not-a-file"), ("broken", "missing-file")):
+        for read in (read_input, input_size):
+            with user_error(code):
+                read(found[name])
+    with user_error("not-a-file"):
+        list_inputs([str(tree / "fifo")])
+
+
+def test_lists_and_csvs_that_are_pipes_are_refused(tree, user_error) -> None:
+    for name in ("a.csv", "a.txt"):
+        os.mkfifo(tree / name)
+        with user_error("not-a-file"):
+            list_inputs([str(tree / name)])
+
+
+def test_a_pipe_that_a_csv_names_is_an_error_of_its_own(tree, user_error) -> None:
+    os.mkfifo(tree / "fifo.png")
+    (tree / "a.csv").write_text(f"image_name\nfifo.png\n{tree}/fifo.png\n")
+    (one,) = list_inputs([str(tree / "a.csv")])
+    with user_error("not-a-file"):
+        read_input(one.path)
+
+
+def test_two_links_to_one_file_are_two_images(tree) -> None:
+    for name in ("first.png", "second.png"):
+        (tree / name).symlink_to("a.png")
+    assert names(tree) == ["a", "b", "first", "second"]
+    assert names(tree, tree / "a.png") == ["a", "b", "first", "second"]
+
+
+@pytest.mark.parametrize("path", ["../outside/x.png", "{tree}/../outside/x.png", "sub/../../outside/x.png"])
+def test_a_csv_does_not_lead_out_of_the_data_root(path: str, tree, user_error) -> None:
+    (tree.parent / "outside").mkdir()
+    (tree / "a.png").rename(tree.parent / "outside/x.png")
+    (tree / "a.csv").write_text(f"image_name\n{path.format(tree=tree)}\n")
+    assert names(tree / "a.csv") == ["x"]  # without a data root, the paths are the owner's own
+    with user_error("missing-file"):
+        names(tree / "a.csv", data_root=str(tree))
+    (tree / "x.png").touch()
+    (one,) = list_inputs([str(tree / "a.csv")], data_root=str(tree))
+    assert one.path.resolve() == (tree / "x.png").resolve()

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -294,3 +295,35 @@ def test_ten_thousand_rows_take_seconds(tmp_path: Path, make_table: MakeTable) -
     table = read_table(make_table(lines), data_root=tmp_path / "root")
     assert time.perf_counter() - start < 5
     assert len({row.image for row in table.rows}) == 10_000
+
+
+# --- the data root, Unicode, special files ---
+
+
+@pytest.mark.parametrize("path", ["../outside/{}/a.png", "sub/../../outside/{}/a.png"])
+def test_no_path_leads_out_of_the_data_root(path: str, pairs: Path, make_table: MakeTable) -> None:
+    root = pairs / "root"
+    root.mkdir()
+    for kind in ("images", "masks"):
+        (pairs / "outside").mkdir(exist_ok=True)
+        (pairs / kind).rename(pairs / "outside" / kind)
+    csv = make_table([f"{path.format('images')},train,{path.format('masks')}"])
+    assert failure(csv, data_root=root).code == "faulty-table"
+    for kind in ("images", "masks"):
+        touch(root, f"outside/{kind}/a.png")
+    assert read_table(csv, data_root=root).rows[0].image == root / "outside/images/a.png"
+
+
+def test_names_in_another_unicode_form_are_found_and_noted(tmp_path: Path, make_table: MakeTable) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Läsion") for form in ("NFC", "NFD"))
+    touch(tmp_path, f"{decomposed}/images/{decomposed}_1.png", f"{decomposed}/masks/{decomposed}_1_segmentation.png")
+    csv = make_table([f"{composed}/images/{composed}_1.png,test,{composed}/masks/{decomposed}_1.png"])
+    for table in (read_table(csv), read_table(csv, data_root=tmp_path)):
+        assert table.rows[0].image.is_file()
+        assert table.rows[0].mask.is_file()
+        assert any("another Unicode form" in note for note in table.notes)
+
+
+def test_a_csv_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "split.csv")
+    assert failure(tmp_path / "split.csv").code == "not-a-file"

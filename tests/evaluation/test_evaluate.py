@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 from promise import checkpoint
 from promise.cli.eval import main
 from promise.data.images import read_image
+from promise.data.table import read_table
 from promise.evaluation.config import EvalConfig
 from promise.evaluation.evaluate import EvalResult, evaluate
 from promise.evaluation.metrics import METRICS, Metric, binary_metrics, register, soft_metrics
@@ -809,3 +812,47 @@ def test_the_command_prints_intervals_and_the_statement(ckpt: Path, phantoms: Pa
     assert "APM_IPS_cross points and box" in printed
     assert main([*common, "--prompts", f"file:{tmp_path / 'a/prompts.json'}", "--output", str(tmp_path / "b")]) == 0
     assert f"prompts from {tmp_path / 'a/prompts.json'} (source: gt)." in capsys.readouterr().out
+
+
+# --- other processes, full disks, long names ------------------------------------------------------
+
+
+def test_a_second_evaluation_in_one_folder_is_refused(run, user_error, hold_folder, tmp_path: Path) -> None:
+    hold_folder(tmp_path / "eval")
+    with user_error("folder-in-use"):
+        run()
+    assert [path.name for path in (tmp_path / "eval").iterdir()] == [".promise.lock"]
+
+
+def test_a_full_disk_keeps_the_scores(run, user_error, small_disk, tmp_path: Path, monkeypatch, caplog) -> None:
+    whole = run(output=str(tmp_path / "whole")).folder
+    (tmp_path / "spare").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spare"))
+    (small_disk / "filler").write_bytes(bytes(2**20 - 2 * 4096))  # a lock fits, the results do not
+    with user_error("output-not-writable") as caught:
+        run(overlays=1, output=str(small_disk / "eval"))
+    (spare,) = (tmp_path / "spare").glob("promise-eval-*")
+    assert str(spare) in str(caught.value)
+    assert (spare / "per_image.csv").read_text() == (whole / "per_image.csv").read_text()
+    assert json.loads((spare / "summary.json").read_text())["datasets"]
+    assert "overlays" in caplog.text
+    shutil.rmtree(small_disk / "eval", ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (small_disk / "rest").write_bytes(bytes(2**20))
+    with user_error("output-not-writable"):  # before anything is scored
+        run(output=str(small_disk / "other"))
+    assert len(list((tmp_path / "spare").iterdir())) == 1
+
+
+def test_names_of_250_bytes_are_drawn(run, phantoms: Path, tmp_path: Path) -> None:
+    name = "病" * 82 + "aaaa"
+    rows = read_table(phantoms).split("test")
+    for kind, path in (("images", rows[0].image), ("masks", rows[0].mask)):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / f"{name}.png").write_bytes(path.read_bytes())
+    csv_path = tmp_path / "long.csv"
+    csv_path.write_text(f"image_name,train_type,mask_name\nimages/{name}.png,test,masks/{name}.png\n")
+    folder = run(split_csv=(str(csv_path),), overlays=1).folder
+    (drawn,) = (folder / "overlays/long").iterdir()
+    assert drawn.name.startswith("病")
+    assert per_image(folder)[0]["name"] == name

@@ -168,3 +168,27 @@ def test_weights_precision_and_normalisation_select_the_space(build, dataset, tm
     settings = CacheOptions("all", tmp_path, workers=0, quiet=True)
     cached_or_raw(dataset(), net, settings, recipe="basic_color", training=True, device=torch.device("cpu"))
     assert len(list_spaces(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("fault", ["full", "file"])
+def test_a_cache_that_cannot_be_written_does_not_cost_the_run(fault, run, request, monkeypatch, caplog) -> None:
+    folder = request.getfixturevalue("small_disk" if fault == "full" else "tmp_path") / "features"
+    if fault == "full":
+        (folder.parent / "filler").write_bytes(bytes(2**20 - 4096))
+        monkeypatch.setitem(module.MAX_FRACTION, "eval", 1e9)  # the room is lost while features are written
+    else:
+        folder.write_text("a file, below which nothing can be written")
+    plain = run("plain", cache="off", epochs=1, net="IPS_GT")
+    cached = run("cached", cache="eval", epochs=1, net="IPS_GT", cache_dir=str(folder))
+    assert "features are not cached" in caplog.text
+    assert logged(cached) == logged(plain)
+
+
+def test_without_a_home_nothing_is_cached(run, monkeypatch, caplog, user_error) -> None:
+    for name in ("HOME", "PROMISE_FEATURES", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # an arbitrary uid of a container
+    assert run("run", epochs=1, cache="eval").is_dir()
+    assert "no home folder for the cache" in caplog.text
+    with user_error("cache-not-writable"):
+        run("all", epochs=1, cache="all")

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from promise.inference.contours import coco_shape, outlines
+from promise.inference.contours import coco_shape, outlines, smooth_outlines
 
 
 @pytest.fixture
@@ -68,3 +68,41 @@ def test_outlines_run_through_the_mask(blob) -> None:
     found = outlines(blob)
     assert len(found) >= len(parts) > 1
     assert all(blob[y, x] for outline in found for x, y in outline)
+
+
+def enclosed(found: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """Pixels whose centres an odd number of outlines encloses."""
+    inside = np.zeros(shape, int)
+    for outline in found:
+        corners = outline.astype(np.float32)
+        inside += [[cv2.pointPolygonTest(corners, (x, y), False) > 0 for x in range(shape[1])] for y in range(shape[0])]
+    return inside % 2 == 1
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3])
+def test_smooth_outlines_follow_the_probability(threshold: float) -> None:
+    y, x = np.mgrid[:60, :80]
+    distance = np.hypot(x - 41.3, y - 28.6)
+    probability = np.float32(np.clip(threshold + (17.25 - distance) * 0.1, 0, 1))
+    (found,) = smooth_outlines(probability >= threshold, probability, threshold)
+    radius = np.hypot(found[:, 0] - 41.3, found[:, 1] - 28.6)
+    assert np.abs(radius - 17.25).max() < 0.02
+    pixels = outlines(probability >= threshold)[0]
+    assert np.abs(np.hypot(pixels[:, 0] - 41.3, pixels[:, 1] - 28.6) - 17.25).max() > 0.5
+
+
+def test_smooth_outlines_enclose_the_centres_of_the_mask_and_no_others(blob) -> None:
+    blob[3, 80:] = blob[10, 5] = True  # along the border, and alone
+    blob[20, 20] = blob[21, 21] = True
+    assert np.array_equal(enclosed(smooth_outlines(blob, np.float32(blob)), blob.shape), blob)
+    # A mask that postprocessing changed: the outline is that of the mask, not of the probability.
+    changed = smooth_outlines(blob, np.full(blob.shape, 0.7, np.float32))
+    assert np.array_equal(enclosed(changed, blob.shape), blob)
+
+
+def test_diagonal_pixels_are_one_component_and_the_border_ends_at_the_image() -> None:
+    mask = np.array([[1, 0], [0, 1]], bool)
+    for each in (mask, mask[::-1]):
+        (found,) = smooth_outlines(each, np.float32(each))
+        assert (found.min(), found.max()) == (-0.5, 1.5)
+    assert smooth_outlines(np.zeros((4, 5), bool), np.zeros((4, 5), np.float32)) == []

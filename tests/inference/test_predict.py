@@ -461,3 +461,73 @@ def test_images_are_distributed_among_processes(run, child, many, tmp_path) -> N
     assert "bad.png: " in done.stderr
     assert done.returncode != 0
     assert content(out) == content(whole)
+
+
+# --- names, special files, other processes --------------------------------------------------------
+
+
+def test_files_that_cannot_be_used_do_not_stop_the_rest(ckpt, scans, tmp_path, capsys, monkeypatch) -> None:
+    os.mkfifo(scans / "fifo.png")
+    (scans / "broken.png").symlink_to("/nowhere/annex/broken.png")
+    Image.new("L", (3000, 3000)).save(scans / "huge.png")
+    monkeypatch.setenv("PROMISE_MAX_PIXELS", "1000000")
+    longest = "病" * 83 + "aaaaaa"  # 255 bytes, to which the mask adds .png
+    data = pytest.importorskip("pydicom").dcmread(make_dicom(tmp_path / "a.dcm"))
+    data.save_as(scans / longest)
+    arguments = ["--ckpt", str(ckpt), "--device", "cpu", "--quiet", "--output", str(tmp_path / "out"), str(scans)]
+    assert main(arguments) == 3
+    printed = capsys.readouterr()
+    assert printed.out.startswith("3 masks written")
+    lines = printed.err.splitlines()
+    assert lines[0] == "promise-predict: 4 of 7 images could not be used:"
+    texts = ("a link to /nowhere/annex", "a named pipe", "3000 × 3000 pixels", "File name too long")
+    assert all(any(text in line for line in lines[1:]) for text in texts)
+    assert len(json.loads((tmp_path / "out/prompts.json").read_text())["draws"][0]["images"]["images"]) == 3
+
+
+@pytest.mark.parametrize("size", [243, 251])
+def test_long_names_are_kept(size: int, ckpt, scans, tmp_path, capsys) -> None:
+    name = "病" * (size // 3) + "a" * (size % 3)
+    (scans / "a.png").rename(scans / f"{name}.png")
+    arguments = ["--ckpt", str(ckpt), "--device", "cpu", "--quiet", "--output", str(tmp_path / "out"), str(scans)]
+    assert main(arguments) == 0
+    assert (tmp_path / f"out/masks/{name}.png").is_file()
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "3 already existed" in capsys.readouterr().out
+
+
+def test_a_second_prediction_in_one_folder_is_refused(ckpt, scans, tmp_path, capsys, hold_folder) -> None:
+    hold_folder(tmp_path / "out")
+    arguments = ["--ckpt", str(ckpt), "--device", "cpu", "--quiet", "--output", str(tmp_path / "out"), str(scans)]
+    assert main(arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is in use by" in line
+    assert not (tmp_path / "out/masks").exists()
+
+
+def test_a_full_disk_keeps_the_masks(ckpt, scans, tmp_path, capsys, limit_file_size) -> None:
+    arguments = ["--ckpt", str(ckpt), "--device", "cpu", "--quiet", "--output", str(tmp_path / "out"), str(scans)]
+    assert main(arguments) == 0
+    sizes = [path.stat().st_size for path in (tmp_path / "out/masks").iterdir()]
+    capsys.readouterr()
+    limit_file_size(max(sizes))  # overlays do not fit
+    assert main([*arguments, "--overlay"]) == 1
+    limit_file_size(10**9)
+    assert len([line for line in capsys.readouterr().err.splitlines() if line]) == 1
+    assert len(list((tmp_path / "out/masks").iterdir())) == 3
+    assert main([*arguments, "--overlay"]) == 0
+
+
+def make_dicom(path: Path) -> Path:
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+    data.Rows, data.Columns, data.SamplesPerPixel, data.PhotometricInterpretation = 64, 64, 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
+    data.PixelData = bytes(range(256)) * 16
+    data.save_as(path, enforce_file_format=False)
+    return path

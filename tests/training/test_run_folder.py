@@ -37,3 +37,24 @@ def test_state_and_environment_are_read_back(tmp_path: Path) -> None:
     folder.write_environment(seed=3, device="cpu")
     folder.write_environment(device="cuda")
     assert json.loads(folder.environment.read_text()) == {"seed": 3, "device": "cuda"}
+
+
+def test_a_run_stopped_in_the_first_saving_can_be_started_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for name in ("config.yaml", "environment.json", "best.safetensors", "last.safetensors"):
+        write_text(folder.path / name, "x")
+    folder.check(resume=False, overwrite=False)
+    with pytest.raises(MissingFileError, match="Start it again without --resume"):
+        folder.check(resume=True, overwrite=False)
+
+
+def test_a_run_without_its_state_is_never_sent_in_a_circle(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for name in ("config.yaml", "best.safetensors", "log.csv"):
+        write_text(folder.path / name, "x")
+    for resume in (False, True):
+        with pytest.raises(ExistingRunError) as caught:
+            folder.check(resume=resume, overwrite=False)
+        assert "--overwrite" in str(caught.value)
+        assert "--resume" not in str(caught.value)
+    folder.check(resume=False, overwrite=True)

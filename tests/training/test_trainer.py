@@ -450,6 +450,62 @@ def test_an_existing_run_is_refused_or_replaced(run: Train, tmp_path: Path) -> N
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["overwrite"] is False
 
 
+def test_a_second_training_in_one_folder_is_refused(run: Train, user_error, hold_folder, tmp_path: Path) -> None:
+    run(epochs=1)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    hold_folder(tmp_path / "run")
+    for settings in ({"resume": True}, {"overwrite": True}):
+        with user_error("folder-in-use"):
+            run(epochs=1, **settings)
+    hold_folder(tmp_path / "new")
+    with user_error("folder-in-use"):
+        run(epochs=1, output=str(tmp_path / "new"))
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+class KilledInSaving(RunRecord):
+    """Kills the process after a number of checkpoints."""
+
+    left = 1
+
+    def save_checkpoint(self, *arguments: Any) -> None:
+        super().save_checkpoint(*arguments)
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_a_run_killed_in_its_first_saving_starts_again(files: int, run: Train, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(KilledInSaving, "left", files)
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr("promise.training.trainer.RunRecord", KilledInSaving)
+        run(epochs=1)
+        os._exit(1)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert (tmp_path / "run/best.safetensors").is_file()
+    assert run(epochs=1).progress.epoch == 1
+
+
+def test_a_full_disk_keeps_the_epochs_before(run: Train, user_error, limit_file_size, tmp_path: Path) -> None:
+    class Fill(Callback):
+        def on_epoch_end(self, trainer: Trainer, row: Any) -> None:
+            if trainer.progress.epoch == 2:
+                limit_file_size(5000)
+
+    with user_error("output-not-writable") as caught:
+        run(callbacks=[Fill()])
+    limit_file_size(10**9)
+    assert all(fact in str(caught.value) for fact in ("last.safetensors", "Epoch 1 is kept", "--resume"))
+    assert len(str(caught.value).splitlines()) == 1
+    assert checkpoint.load(tmp_path / "run/best.safetensors")[1].epoch == 1
+    resumed = run(resume=True)
+    assert resumed.progress.epoch == 3
+    whole = run(output=str(tmp_path / "whole"))
+    assert same(weights(resumed.folder), weights(whole.folder))
+
+
 # --- selection ------------------------------------------------------------------------------------
 
 
@@ -491,7 +547,7 @@ def test_a_run_stopped_in_its_first_epoch_is_no_run(run: Train, monkeypatch, tmp
     with pytest.raises(MissingFileError) as caught:
         run(resume=True)
     assert caught.value.code == "nothing-to-resume"
-    assert "before its first epoch ended" in str(caught.value)
+    assert "before its first epoch was saved" in str(caught.value)
     assert run().progress.epoch == 3
 
 

@@ -57,15 +57,22 @@ export class Editor {
   // --- opening --------------------------------------------------------------------------------------
 
   // `source` opens the image and resolves to {key, name, size}. It is called again if the server has closed the image.
-  async open(source) {
+  // If `isWanted` returns false, another image is being opened: the result is null.
+  async open(source, isWanted) {
     const opened = await source();
+    if (!isWanted()) {
+      server.close(opened.key);
+      return null;
+    }
     if (this.key) server.close(this.key);
     this.#clearState();
     Object.assign(this, { key: opened.key, name: opened.name, source });
     this.view.image = opened.size;
     this.view.fit();
     const noPrompts = { lesions: [], maskIndex: null, fuse: false, automatic: false, clicks: [], result: null };
-    this.history.begin(this.about.automatic ? await this.#automatic() : noPrompts);
+    const first = this.about.automatic ? await this.#automatic() : noPrompts;
+    if (this.source !== source) return null;
+    this.history.begin(first);
     this.#show(this.history.current.result);
     return opened;
   }
@@ -80,10 +87,11 @@ export class Editor {
 
   // Send a request. If the server has closed the image, open it again and repeat the request.
   async #request(send) {
+    const { source } = this;
     try {
       return await send(this.key);
     } catch (error) {
-      if (error.status !== server.GONE) throw error;
+      if (error.status !== server.GONE || this.source !== source) throw error;
       this.key = (await this.source()).key;
       return send(this.key);
     }

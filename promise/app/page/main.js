@@ -5,6 +5,7 @@ import { listen } from "./gestures.js";
 import { listenToKeys } from "./keys.js";
 import { Marks } from "./marks.js";
 import { download, drawButtons, drawMask, drawNumbers, notify } from "./panel.js";
+import { SampleList } from "./samples.js";
 import * as server from "./server.js";
 
 const get = (id) => document.getElementById(id);
@@ -67,24 +68,31 @@ new ResizeObserver(() => {
 
 // --- opening ----------------------------------------------------------------------------------------
 
+const PAUSE = 150; // ms: of several quick steps through the samples, only the last one is opened
 let opening = 0;
+let opened = null; // the number of the sample that is open
+const samples = new SampleList(about, (number) => open(() => server.openSample(number), about.samples[number], number));
 
-async function open(source, name) {
+async function open(source, name, sample = null) {
   const turn = ++opening;
   showBusy(`Opening ${name} …`);
+  get("notice").hidden = true;
+  samples.mark(sample);
   try {
-    const opened = await editor.open(async () => {
-      const found = await source();
-      if (turn !== opening) server.close(found.key);
-      return found;
-    });
-    image.src = `/api/images/${opened.key}/picture`;
-    [image.width, image.height] = opened.size;
+    if (sample !== null) await new Promise((resolve) => setTimeout(resolve, PAUSE));
+    if (turn !== opening) return;
+    const found = await editor.open(source, () => turn === opening);
+    if (!found) return;
+    opened = sample;
+    image.src = `/api/images/${found.key}/picture`;
+    [image.width, image.height] = found.size;
     await image.decode();
     stage.classList.remove("empty");
-    stage.focus({ preventScroll: true });
+    if (!get("samples").contains(document.activeElement)) stage.focus({ preventScroll: true });
   } catch (error) {
+    if (turn !== opening) return;
     notify(error.message);
+    samples.mark(sample ?? opened, opened);
   } finally {
     if (turn === opening) showBusy(null);
     draw();
@@ -155,6 +163,7 @@ const actions = {
   nudge: (dx, dy) => editor.nudge(dx, dy),
   hide: (hidden) => stage.classList.toggle("hide", hidden),
   next: (by) => editor.selectNext(by),
+  step: (by) => samples.step(by),
 };
 const reset = withImage(() => editor.reset());
 const clear = withImage(() => editor.clear());
@@ -206,15 +215,6 @@ get("masks-note").textContent = `SAM predicts three masks and an IoU for each. T
   about.own_mask === null ? "a fourth, SAM's single mask" : "the first"
 }.`;
 get("limits").textContent = `up to ${about.limits.megabytes} MB`;
-about.samples.forEach((name, i) => {
-  const button = document.createElement("button");
-  button.title = name;
-  button.innerHTML = `<img src="/samples/${i}.jpg" width="96" height="96" alt="">`;
-  button.firstChild.alt = name;
-  button.onclick = () => open(() => server.openSample(i), name);
-  get("samples").querySelector(".row").append(button);
-});
-get("samples").hidden = !about.samples.length;
 listen(stage, editor);
 listenToKeys(stage, actions);
 changeOpacity();

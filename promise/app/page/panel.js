@@ -50,7 +50,8 @@ const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : noun ===
 
 // One row per lesion: select it or remove it.
 function drawLesions(editor, lesions) {
-  get("lesions-card").hidden = !editor.about.lesions && lesions.length < 2 && !(editor.isNew && lesions.length);
+  const several = editor.about.lesions || lesions.length > 1 || (editor.isNew && lesions.length > 0);
+  get("lesions-card").hidden = !editor.step || !several;
   get("no-lesion").hidden = lesions.length > 0;
   get("no-lesion").textContent = editor.step?.automatic ? "No lesion found." : "No lesion.";
   const key = JSON.stringify([editor.active, lesions]);

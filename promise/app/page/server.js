@@ -33,6 +33,8 @@ function toJson(step, more = {}) {
 
 export const about = async () => (await send("/api/about", { method: "GET" })).json();
 
+export const estimates = async (after) => (await send(`/api/estimates?after=${after}`, { method: "GET" })).json();
+
 export const openFile = async (file) => {
   const headers = { "X-Name": encodeURIComponent(file.name ?? "image"), "Content-Type": "application/octet-stream" };
   return (await send("/api/images", { body: file, headers })).json();

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promise.runtime.errors import MissingFileError, UserError
-from promise.runtime.files import write_text
+from promise.runtime.files import require_file, write_text
 
 BRIGHT = 20  # channel values above this are bright
 MIN_BRIGHT = 10  # a row or column with more bright values than this, over all channels, is content
@@ -166,10 +166,8 @@ def read_frames(path: str | Path) -> dict[str, Frame]:
         UserError: another header (``not-frames-csv``), or a line that is not a frame (``invalid-frame``).
     """
     path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(
-            f"{path}: no such file. promise-prepare writes frames.csv next to the images.", code="missing-file"
-        )
+    missing = f"{path}: no such file. promise-prepare writes frames.csv next to the images."
+    require_file(path, MissingFileError(missing))
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
         if list(reader.fieldnames or ()) != ["image_name", *_FIELDS]:

@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promise.data.images import EXTENSIONS
-from promise.data.locate import SEGMENTATION_SUFFIX
+from promise.data.locate import SEGMENTATION_SUFFIX, composed
 from promise.data.table import read_table
 from promise.runtime.errors import MissingFileError, UserError, unknown_name
 
 EXAMPLES = 5  # items in a message
+
+
+def _key(stem: str) -> str:
+    """A base name in lower case and in one Unicode form."""
+    return composed(stem).lower()
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,8 @@ class Rule:
     drop: str = ""
 
     def mask_of(self, stem: str) -> str:
-        """The base name of the mask, in lower case: data sets differ in ``_Segmentation`` and ``_segmentation``."""
-        return (self.prefix + stem.removesuffix(self.drop) + self.suffix).lower()
+        """The base name of the mask, as :func:`_key`: data sets differ in ``_Segmentation`` and ``_segmentation``."""
+        return _key(self.prefix + stem.removesuffix(self.drop) + self.suffix)
 
 
 @dataclass(frozen=True)
@@ -281,8 +286,9 @@ def _relabel(parts: list[_Located], split: str) -> list[_Located]:
 
 
 def _image_files(folder: Path) -> list[Path]:
+    """Files with the extension of an image; broken links too, which are reported when they are read."""
     found = [p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")]
-    return sorted(p for p in found if p.is_file())
+    return sorted(p for p in found if not p.is_dir())
 
 
 def _collect(name: str, keys: tuple[str, ...], parts: Sequence[_Located], rules: Sequence[Rule]) -> ImageSet:
@@ -300,7 +306,7 @@ def _match(images: Path, masks: Path, split: str, rules: Sequence[Rule]) -> tupl
     sources = [p for p in _image_files(images) if not p.stem.endswith("_superpixels")]  # ISIC 2017, next to the images
     candidates: dict[str, list[Path]] = {}
     for path in _image_files(masks):
-        candidates.setdefault(path.stem.lower(), []).append(path)
+        candidates.setdefault(_key(path.stem), []).append(path)
     same_folder = images.resolve() == masks.resolve()
     used: set[Path] = set()
     if same_folder:  # a file that is the mask of another file is not an image

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -20,13 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from promise.data.images import read_image, read_levels, read_mask, size_mismatch, write_png
+from promise.data.images import describe_turn, read_image, read_levels, read_mask, size_mismatch, write_png
 from promise.data.prepare.assignment import Assigned, Splitting, assign
 from promise.data.prepare.frame import Frame, content_frame, read_frames, whole_frame, write_frames
 from promise.data.prepare.layouts import ImageSet, Pair, summarise_items
 from promise.data.table import COLUMNS
-from promise.runtime.errors import SHOWN, ExistingRunError, UserError, raise_all
-from promise.runtime.files import remove_leftovers, write_text
+from promise.runtime.errors import SHOWN, ExistingRunError, UserError, WriteError, raise_all
+from promise.runtime.files import exclusive, remove_leftovers, write_text, writing
 from promise.runtime.progress import progress_bar
 from promise.runtime.workers import default_workers, ordered_map
 
@@ -39,6 +40,7 @@ SKIP_HINT = "--skip-unpaired leaves these files out."
 _FLAGS = {  # of a pair → end of the note about the pairs that have it
     "empty": "no foreground",
     "cut": "foreground outside the crop, which is lost",
+    "turned": "another EXIF orientation than the image: do they match?",
 }
 
 
@@ -82,9 +84,10 @@ class _Job:
 class _Outcome:
     job: _Job
     frame: Frame | None = None  # None: failed
-    error: UserError | None = None
     empty: bool = False
     cut: bool = False  # foreground outside the crop
+    turned: bool = False  # image and mask have different EXIF orientations
+    error: UserError | None = None
 
 
 def prepare(sets: Sequence[ImageSet], output: Path, *, options: PrepareOptions, splitting: Splitting) -> Prepared:
@@ -110,13 +113,19 @@ def prepare(sets: Sequence[ImageSet], output: Path, *, options: PrepareOptions, 
     _check_options(options)
     notes = _check_pairs(sets, skip=options.skip_unpaired)
     rows, split_notes = assign(sets, splitting)
-    notes += split_notes
-    plan = _plan(rows, several=len(sets) > 1)
+    with exclusive(output):
+        return _prepare(rows, len(sets) > 1, output, options, [*notes, *split_notes])
+
+
+def _prepare(
+    rows: Sequence[Assigned], several: bool, output: Path, options: PrepareOptions, notes: list[str]
+) -> Prepared:
+    plan = _plan(rows, several=several)
     if options.in_place:
         _forbid_existing(output, [*plan, FRAMES, JOURNAL], overwrite=options.overwrite)
         paths = {row: (_relative(row.pair.image, output), _relative(row.pair.mask, output)) for row in rows}
         return Prepared(_write_tables(output, plan, paths), tuple(notes), made=0, kept=0)
-    jobs = [_job(row, several=len(sets) > 1) for row in rows]
+    jobs = [_job(row, several=several) for row in rows]
     finished = _start(output, [*plan, FRAMES], options)
     frames, mask_notes, kept = _prepare_pairs(jobs, output, finished, options)
     paths = {job.row: (job.image.as_posix(), job.mask.as_posix()) for job in jobs}
@@ -294,12 +303,13 @@ def _prepare_pairs(
         entry = finished.get(job.image.as_posix())
         if entry is not None and _is_unchanged(job, entry, output):
             frames[entry["image"]] = Frame(**entry["frame"])
-            counts.update(flag for flag in _FLAGS if entry[flag])
+            counts.update(flag for flag in _FLAGS if entry.get(flag))
         else:
             todo.append(job)
     kept = len(jobs) - len(todo)
     errors = []
     with (
+        writing(output / JOURNAL),
         (output / JOURNAL).open("a", encoding="utf-8") as journal,
         progress_bar(total=len(jobs), name="preparing", unit="image", quiet=options.quiet) as bar,
     ):
@@ -309,7 +319,7 @@ def _prepare_pairs(
             if outcome.frame is None:
                 errors += [outcome.error] if outcome.error is not None else []
                 continue
-            flags = {"empty": outcome.empty, "cut": outcome.cut}
+            flags = {flag: getattr(outcome, flag) for flag in _FLAGS}
             counts.update(flag for flag, value in flags.items() if value)
             entry = {**outcome.job.entry(), "frame": dataclasses.asdict(outcome.frame), **flags}
             journal.write(json.dumps(entry) + "\n")
@@ -325,7 +335,10 @@ def _prepare_pairs(
 
 
 def _is_unchanged(job: _Job, entry: dict[str, Any], output: Path) -> bool:
-    same = {key: entry.get(key) for key in ("image", "sources")} == job.entry()
+    try:
+        same = {key: entry.get(key) for key in ("image", "sources")} == job.entry()
+    except OSError:  # a source is missing now; reported when it is read
+        return False
     return same and (output / job.image).is_file() and (output / job.mask).is_file()
 
 
@@ -334,6 +347,8 @@ def _worker(output: Path, options: PrepareOptions) -> Callable[[_Job], _Outcome]
         try:
             return _prepare_pair(job, output, options)
         except UserError as error:
+            if isinstance(error, WriteError) and error.errno != errno.ENAMETOOLONG:
+                raise  # a full disk fails for every pair
             return _Outcome(job, error=error)
 
     return work
@@ -349,9 +364,17 @@ def _prepare_pair(job: _Job, output: Path, options: PrepareOptions) -> _Outcome:
     frame = content_frame(image, size=size) if options.crop_border else whole_frame(width, height, size=size)
     inside = int((levels[frame.top : frame.bottom, frame.left : frame.right] > 127).sum())
     mask = frame.prepare_mask(levels)
+    if levels.any() and not mask.any() and not (levels > 127).sum() > inside:
+        raise UserError(
+            f"mask {pair.mask} has foreground, but its prepared mask of {size} × {size} pixels would be empty: its "
+            f"highest level is {levels.max()} of 255 (128 and more are foreground), or its foreground of "
+            f"{np.count_nonzero(levels):,} pixels is too small for --size.",
+            code="foreground-lost",
+        )
     write_png(output / job.mask, mask * np.uint8(255))
     write_png(output / job.image, frame.prepare(image))
-    return _Outcome(job, frame, empty=not mask.any(), cut=int((levels > 127).sum()) > inside)
+    turned = describe_turn(pair.image, pair.mask) is not None
+    return _Outcome(job, frame, not mask.any(), int((levels > 127).sum()) > inside, turned)
 
 
 def _read_levels(pair: Pair) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from promise.data.images import content_hash, read_image, read_mask_and_value, size_mismatch
+from promise.data.images import content_hash, describe_turn, read_image, read_mask_and_value, size_mismatch
 from promise.data.table import Row
 from promise.data.validate.likeness import Fingerprint, fingerprint
 from promise.runtime.errors import UserError
@@ -45,12 +45,13 @@ class Inspection:
     content: str  # hash of the bytes of the image file; empty if it cannot be read
     fingerprint: Fingerprint | None
     mask: MaskFacts | None  # None if the mask cannot be read
+    turn: str | None = None  # a warning about different EXIF orientations of image and mask
 
 
 def inspect_row(row: Row) -> Inspection:
     """Decode all pixels of both files of a row; errors are returned, not raised."""
     errors: list[UserError] = []
-    size, content, look, facts = None, "", None, None
+    size, content, look, facts, turn = None, "", None, None, None
     try:
         image = read_image(row.image)
         size, content, look = (image.shape[0], image.shape[1]), content_hash(row.image), fingerprint(image)
@@ -61,9 +62,10 @@ def inspect_row(row: Row) -> Inspection:
         facts = describe_mask(mask, value)
         if size is not None and size != mask.shape:
             errors.append(size_mismatch(row.image, size, row.mask, mask.shape))
+        turn = None if errors else describe_turn(row.image, row.mask)
     except UserError as error:
         errors.append(UserError(f"mask {error}", code=error.code))
-    return Inspection(tuple(errors), size, content, look, facts)
+    return Inspection(tuple(errors), size, content, look, facts, turn)
 
 
 def describe_mask(mask: NDArray[np.bool_], value: int) -> MaskFacts:

@@ -159,6 +159,8 @@ def _check_masks(result: Validation) -> None:
     specks: dict[str, list[int]] = {}
     for entry in result.entries:
         facts = entry.inspection.mask
+        if entry.inspection.turn is not None:
+            result.add("warning", "orientation", entry.csv, entry.row.line, entry.inspection.turn)
         if facts is None:
             continue
         suspicion = _suspicion(facts)

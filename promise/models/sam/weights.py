@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.files import require_file
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +119,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         UserError: the file is damaged or contains objects other than tensors (code ``unreadable-weights``), or it
             contains no state dict (code ``not-a-state-dict``).
     """
-    if not path.is_file():
-        raise MissingFileError(f"no weight file at {path}. Is the path right?", code="missing-weights")
+    require_file(path, MissingFileError(f"no weight file at {path}. Is the path right?", code="missing-weights"))
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -511,3 +512,74 @@ def test_flags_for_names_of_masks_are_suggested_if_no_image_has_a_mask(
     assert "mine: " in str(caught.value)
     assert "--mask-suffix" in str(caught.value)
     assert "--skip-unpaired" not in str(caught.value)
+
+
+# --- links, levels, orientations, other processes, full disks -------------------------------------
+
+
+def small_set(folder: Path, **options: object) -> Any:
+    (found,) = find_sets("folder", folder)
+    return prepare([found], folder.parent / "out", options=quick(**options), splitting=Splitting())
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    for index in range(5):
+        image, mask = make_phantom(seed=1, index=index, size=(64, 64))
+        for kind, pixels in (("images", image[:, :, ::-1]), ("masks", mask * 255)):
+            (tmp_path / "few" / kind).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / "few" / kind / f"{index}.png"), pixels)
+    return tmp_path / "few"
+
+
+def test_broken_links_are_faults(few: Path, user_error: Errors) -> None:
+    for kind in ("images", "masks"):
+        (few / kind / "2.png").unlink()
+        (few / kind / "2.png").symlink_to("/nowhere/annex/2.png")
+    with user_error("missing-file") as caught:
+        small_set(few)
+    assert "1 of 5 pairs" in str(caught.value)
+    assert "a link to /nowhere/annex/2.png" in str(caught.value)
+
+
+def test_a_mask_with_foreground_never_becomes_empty(few: Path, user_error: Errors) -> None:
+    faint, tiny = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8)
+    faint[10:30, 10:30] = 100
+    tiny[20, 20] = 255
+    cv2.imwrite(str(few / "masks/1.png"), faint)
+    cv2.imwrite(str(few / "masks/2.png"), tiny)
+    with user_error("foreground-lost") as caught:
+        small_set(few, size=16)
+    assert "2 of 5 pairs" in str(caught.value)
+    assert all(fact in str(caught.value) for fact in ("masks/1.png", "100 of 255", "masks/2.png"))
+
+
+def test_other_exif_orientations_are_noted(few: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(few / "images/3.png") as image:
+        image.save(few / "images/3.jpg", exif=exif)
+    (few / "images/3.png").unlink()
+    assert any(note.startswith("1 mask has another EXIF orientation") for note in small_set(few).notes)
+
+
+def test_masks_in_another_unicode_form_are_found(few: Path) -> None:
+    for kind, form in (("images", "NFC"), ("masks", "NFD")):
+        (few / kind / "1.png").rename(few / kind / unicodedata.normalize(form, "Läsion.png"))
+    assert small_set(few).made == 5
+
+
+def test_a_second_preparation_of_one_folder_is_refused(few: Path, user_error: Errors, hold_folder) -> None:
+    hold_folder(few.parent / "out")
+    with user_error("folder-in-use"):
+        small_set(few)
+    assert not (few.parent / "out/images").exists()
+
+
+def test_a_full_disk_ends_a_preparation_that_resumes(few: Path, user_error: Errors, limit_file_size) -> None:
+    limit_file_size(1500)  # masks fit, images do not
+    with user_error("output-not-writable") as caught:
+        small_set(few)
+    assert str(few.parent / "out/images") in str(caught.value)
+    limit_file_size(10**6)
+    assert small_set(few).made == 5

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from promise.data.phantom import make_phantoms
 from promise.data.splits import read_grouping
@@ -345,3 +346,15 @@ def test_statistics_of_each_split(data: Path) -> None:
     assert statistics["test"]["foreground_mean"] == pytest.approx(sum(fractions) / 3)
     areas = sorted(masks, key=lambda mask: mask.size)
     assert statistics["test"]["largest"] == [areas[-1].shape[1], areas[-1].shape[0]]
+
+
+def test_an_image_turned_by_exif_without_its_mask_is_a_warning(data: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = data / "images/phantom_0000.png"
+    with Image.open(path) as image:
+        image.save(path.with_suffix(".jpg"), quality=95, exif=exif)
+    path.unlink()
+    warnings = [f for f in found(data / "split.csv").findings if f.kind == "orientation"]
+    assert [(f.level, f.line) for f in warnings] == [("warning", 2)]
+    assert "orientation 3" in warnings[0].text
