@@ -176,6 +176,40 @@ def save_lesion_net(build: Callable[..., Any]) -> Callable[..., Path]:
     return save_lesion_net
 
 
+@pytest.fixture
+def bundled_net(save_lesion_net: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a bundled checkpoint ``tiny``, the only one, with its card."""
+    from promise.models import bundled
+    from promise.models.sam.weights import file_sha256
+
+    folder = tmp_path / "bundled"
+    monkeypatch.setattr(bundled, "FOLDER", folder)
+    path = save_lesion_net(folder / "tiny.safetensors")
+    by_size = {size: {"images": 1, "dice": 0.5} for size in ("small", "medium", "large")}
+    scores = {"test_set": "phantoms", "images": 3, "dice": 0.5, "interval": [0.25, 0.75], "missed": 1}
+    card = {
+        "purpose": "blobs",
+        "net": "APM_IPS_dense",
+        "sam": "tiny_vit",
+        "sources": [{"name": "phantoms", "terms": "CC-0", "reference": "none"}],
+        "split": "random",
+        "rows": {"train": 6, "val": 3},
+        "seed": 5,
+        "epoch": 2,
+        "minutes": 0.5,
+        "machine": "1 CPU core",
+        "date": "2026-01-31",
+        "command": "make tiny",
+        "evaluation": "promise-eval --ckpt tiny --split-csv split.csv",
+        "results": [{**scores, "by_size": by_size}],
+        "limits": ["For tests only."],
+        "sha256": file_sha256(path),
+        "size": path.stat().st_size,
+    }
+    (folder / bundled.CARDS).write_text(json.dumps({"tiny": card}))
+    return path
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with the original's CSVs and image sets, ``$PROMISE_SHARED`` or ``shared`` beside the checkout."""

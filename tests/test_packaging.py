@@ -59,6 +59,14 @@ def test_the_citation_matches_the_package_and_the_paper() -> None:
     assert paper["url"] in readme
 
 
+def test_the_wheel_contains_every_file_beside_the_code() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["promise"]
+    listed = {path for pattern in patterns for path in (ROOT / "promise").glob(pattern)}
+    files = {path for path in (ROOT / "promise").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert ROOT / "promise/checkpoints/cards.json" in listed
+    assert {path for path in files if path.suffix != ".py"} == listed
+
+
 def test_the_container_passes_hadolint() -> None:
     hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if hadolint is None:

@@ -117,14 +117,17 @@ def _text(name: str, card: Card) -> str:
         "net": f"{card.net} on {card.sam}, {card.size / 1e6:.1f} MB",
         "data": "; ".join(f"{one.name} ({one.terms})" for one in card.sources),
         "trained": f"{card.rows['train']} train and {card.rows['val']} val images, seed {card.seed}, {card.date}",
-        **{f"Dice, {one.test_set}": score_text(one) for one in card.results},
+        **{
+            f"Dice, {one.test_set}": f"{dice_text(one)}, {one.images} images, {one.missed} missed"
+            for one in card.results
+        },
         "command": card.command,
         "SHA-256": card.sha256,
     }
     return "\n".join([f"{name}: {card.purpose}", *(f"  {key:<18} {text}" for key, text in lines.items())])
 
 
-def score_text(result: Result) -> str:
-    """The mean Dice with its interval, the number of images, and the number of those that are missed."""
+def dice_text(result: Result) -> str:
+    """The mean Dice with its interval."""
     low, high = result.interval
-    return f"{result.dice:.3f} [{low:.3f}, {high:.3f}], {result.images} images, {result.missed} missed"
+    return f"{result.dice:.3f} [{low:.3f}, {high:.3f}]"
