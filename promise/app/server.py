@@ -18,7 +18,7 @@ Every POST except close requires the header X-Promise, which pages of other site
 from __future__ import annotations
 
 import asyncio
-import json
+import reprlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -55,6 +55,7 @@ from promise.app.uploads import Limits, TooLargeError, base_name, read_upload
 from promise.inference.segmentation import Segmentation
 from promise.prompts.sets import ImagePrompts, PromptSet
 from promise.runtime.errors import UserError
+from promise.runtime.files import parse_json
 
 PAGE = Path(__file__).parent / "page"
 SWEEP_SECONDS = 30.0  # between two removals of idle images
@@ -105,11 +106,11 @@ def build_server(
         routes=[
             Route("/", lambda _: FileResponse(PAGE / "index.html")),
             Mount("/page", StaticFiles(directory=PAGE)),
-            Route("/samples/{number:int}.jpg", endpoints.thumbnail),
+            Route("/samples/{number}.jpg", endpoints.thumbnail),
             Route("/api/about", endpoints.about),
             Route("/api/estimates", endpoints.estimates),
             Route("/api/images", endpoints.upload, methods=["POST"]),
-            Route("/api/samples/{number:int}", endpoints.open_sample, methods=["POST"]),
+            Route("/api/samples/{number}", endpoints.open_sample, methods=["POST"]),
             Route("/api/images/{key}/picture", endpoints.picture),
             Route("/api/images/{key}/automatic", endpoints.automatic, methods=["POST"]),
             Route("/api/images/{key}/predict", endpoints.predict, methods=["POST"]),
@@ -208,12 +209,11 @@ class _Endpoints:
         return JSONResponse({**self._about, "samples": self._samples.names, "limits": limits})
 
     async def estimates(self, request: Request) -> Response:
-        after = request.query_params.get("after", "0")
-        known = int(after) if after.isascii() and after.isdigit() else 0
+        known = _to_int(request.query_params.get("after", "0")) or 0
         return JSONResponse(self._samples.estimates[known:])
 
     async def thumbnail(self, request: Request) -> Response:
-        number = int(request.path_params["number"])
+        number = self._sample(request)
         content = await to_thread.run_sync(self._samples.thumbnail, number, limiter=self._reading)
         return Response(content, media_type="image/jpeg")
 
@@ -225,7 +225,7 @@ class _Endpoints:
 
     async def open_sample(self, request: Request) -> Response:
         _require_header(request)
-        sample = self._samples[int(request.path_params["number"])]
+        sample = self._samples[self._sample(request)]
         return await self._open(request, sample.name, sample.read)
 
     async def picture(self, request: Request) -> Response:
@@ -292,7 +292,7 @@ class _Endpoints:
         image = self._image(request)
         content = await _read_body(request, _check_json)
         try:
-            body = json.loads(content)
+            body = parse_json(content)
         except ValueError as error:
             raise UserError("The request is not JSON.", code="invalid-json") from error
         return image, read_prompt_request(body, image.size), body
@@ -302,6 +302,13 @@ class _Endpoints:
         if image is None:
             raise GoneError("The image is no longer open on the server. Open it again.", code="image-not-open")
         return image
+
+    def _sample(self, request: Request) -> int:
+        text = request.path_params["number"]
+        number = _to_int(text)
+        if number is None:
+            raise UserError(f"Sample {reprlib.repr(text)} does not exist.", code="unknown-sample")
+        return number
 
 
 def _segment(image: OpenImage, request: PromptRequest) -> Segmentation:
@@ -331,6 +338,11 @@ def _is_same(one: PromptSet, other: PromptSet) -> bool:
     return all(map(np.array_equal, (one.xy, one.label, boxes[0]), (other.xy, other.label, boxes[1])))
 
 
+def _to_int(text: str) -> int | None:
+    """A number of a request, cut to 18 digits, which exceeds all limits too; ``None`` for other texts."""
+    return int(text[:18]) if text.isascii() and text.isdigit() else None
+
+
 def _require_header(request: Request) -> None:
     if "x-promise" not in request.headers:
         raise ForbiddenError("The header X-Promise is missing.", code="missing-header")
@@ -344,7 +356,7 @@ def _check_json(count: int) -> None:
 async def _read_body(request: Request, check: Callable[[int], None]) -> bytes:
     """The body of a request. ``check`` is called with the number of bytes so far, and raises if there are too many."""
     declared = request.headers.get("content-length", "")
-    check(int(declared) if declared.isascii() and declared.isdigit() else 0)
+    check(_to_int(declared) or 0)
     content = bytearray()
     async for chunk in request.stream():
         content += chunk

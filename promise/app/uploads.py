@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from promise.data.dicom import DICOM_EXTENSIONS
+from promise.data.images import EXTENSIONS
 from promise.data.inputs import input_size, read_input
 from promise.runtime.errors import UserError
 
@@ -87,14 +88,15 @@ def read_upload(content: bytes, name: str, limits: Limits) -> NDArray[np.uint8]:
     """
     limits.check_bytes(len(content))
     with tempfile.TemporaryDirectory(prefix="promise-app-") as folder:
-        path = Path(folder) / f"upload{Path(name).suffix}"
+        suffix = Path(name).suffix.lower()
+        path = Path(folder) / f"upload{suffix if suffix in (*EXTENSIONS, *DICOM_EXTENSIONS) else ''}"
         path.write_bytes(content)
         try:
             limits.check_pixels(*input_size(path))
             return read_input(path)
+        except TooLargeError:
+            raise
         except UserError as error:
-            if isinstance(error.__cause__, Image.DecompressionBombError):
+            if error.code == "image-too-large":  # beyond the limit of all readers
                 raise limits.too_many_pixels("too many") from error
-            if isinstance(error, TooLargeError):
-                raise
             raise UserError(str(error).replace(str(path), name), code=error.code) from error

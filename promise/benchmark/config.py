@@ -85,11 +85,14 @@ class BenchConfig:
     quiet: bool = option(False, "hide messages", group="run")
 
 
+MAX_COUNT = 10_000  # images are generated before the first measurement
+
+
 def resolve_settings(config: BenchConfig) -> Settings:
     """Return the workload of a configuration.
 
     Raises:
-        UserError: batch size, repetitions or images are less than 1.
+        UserError: batch size, repetitions or images are less than 1 or too many.
     """
     base = QUICK if config.quick else DEFAULT
     names = ("sam", "batch_size", "repeats", "images", "device", "precision")
@@ -98,9 +101,12 @@ def resolve_settings(config: BenchConfig) -> Settings:
     settings = dataclasses.replace(base, sam_checkpoint=checkpoint, **explicit)
     raise_all(
         [
-            UserError(f"--{name.replace('_', '-')} must be at least 1.", code=f"{name.replace('_', '-')}-out-of-range")
+            UserError(
+                f"--{name.replace('_', '-')} must be at least 1 and at most {MAX_COUNT}.",
+                code=f"{name.replace('_', '-')}-out-of-range",
+            )
             for name in ("batch_size", "repeats", "images")
-            if getattr(settings, name) < 1
+            if not 1 <= getattr(settings, name) <= MAX_COUNT
         ]
     )
     return settings

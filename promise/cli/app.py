@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from promise.cli.common import Parser, prepare_process, run, start_logging
+from promise.cli.common import Parser, finite_number, prepare_process, run, start_logging
 from promise.runtime.settings import CKPT_HELP, DEVICE_HELP, LESION_SETTINGS_HELP, MAX_LESIONS_HELP, PRECISIONS
 
 DESCRIPTION = """
@@ -52,20 +52,24 @@ def make_parser() -> argparse.ArgumentParser:
     )
     page.add_argument(
         "--max-megabytes",
-        type=float,
+        type=finite_number,
         default=32,
         metavar="X",
         help="maximum size of an uploaded file (default: %(default)s)",
     )
     page.add_argument(
-        "--max-megapixels", type=float, default=25, metavar="X", help="maximum size of an image (default: %(default)s)"
+        "--max-megapixels",
+        type=finite_number,
+        default=25,
+        metavar="X",
+        help="maximum size of an image (default: %(default)s)",
     )
     page.add_argument(
         "--images-kept", type=int, default=8, metavar="N", help="maximum number of open images (default: %(default)s)"
     )
     page.add_argument(
         "--idle-minutes",
-        type=float,
+        type=finite_number,
         default=30,
         metavar="X",
         help="time after which an unused image is closed (default: %(default)s)",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from promise.cli.common import Parser, run, start_logging
+from promise.cli.common import Parser, finite_number, run, start_logging
 from promise.runtime.errors import UserError
 from promise.runtime.settings import CACHE_DIR_HELP
 
@@ -39,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     which = prune.add_mutually_exclusive_group(required=True)
     which.add_argument("--all", action="store_true", help="remove all features")
     which.add_argument(
-        "--older-than", type=float, metavar="DAYS", help="remove spaces that were last written so long ago"
+        "--older-than", type=finite_number, metavar="DAYS", help="remove spaces that were last written so long ago"
     )
     which.add_argument(
         "--space", metavar="NAME", nargs="+", help="remove these spaces; promise-cache info lists the names"

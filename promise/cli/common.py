@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import io
 import logging
+import math
 import multiprocessing
 import shutil
 import signal
@@ -20,8 +21,8 @@ from typing import Any, NoReturn, get_args, get_type_hints
 from promise import __version__
 from promise.cli.argparse_adapter import list_flags
 from promise.evaluation.config import EvalConfig
-from promise.runtime.errors import UserError
-from promise.runtime.settings import REQUIRED, Config, check_values, read_yaml
+from promise.runtime.errors import UserError, excerpt
+from promise.runtime.settings import MAX_WORKERS, REQUIRED, Config, check_values, read_yaml
 from promise.training.config import TrainConfig
 
 TERMINATED = 128 + signal.SIGTERM  # exit status
@@ -58,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         unknown = [word.partition("=")[0] for word in message.split() if is_unknown and word.startswith("--")]
         near = get_close_matches(unknown[0], list_flags(self), n=1) if unknown else []
         hint = f" Did you mean {near[0]}?" if near else ""
-        self.exit(2, f"{self.prog}: {message}.{hint} See {self.prog} --help.\n")
+        self.exit(2, f"{self.prog}: {excerpt(message)}.{hint} See {self.prog} --help.\n")
 
 
 def _print_any_character() -> None:
@@ -125,6 +126,22 @@ def _arguments(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     if not field.metadata["choices"]:
         arguments["metavar"] = metavar or {int: "N", float: "X"}.get(inner[0], "TEXT")
     return arguments
+
+
+def finite_number(text: str) -> float:
+    """The ``type`` of decimal flags that no settings dataclass declares: neither NaN nor infinity."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def worker_count(text: str) -> int:
+    """The ``type`` of ``--workers`` where no settings dataclass declares it."""
+    value = int(text)
+    if not 1 <= value <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"it must be at least 1 and at most {MAX_WORKERS}, got {value}")
+    return value
 
 
 def gather(arguments: argparse.Namespace, kind: type[Config], *, skip: Sequence[str] = ()) -> Config:

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from promise.cli.common import Parser, run, start_logging
+from promise.cli.common import Parser, finite_number, run, start_logging
 from promise.runtime.errors import UserError, all_of
+from promise.runtime.settings import MAX_NUMBER
 
 DESCRIPTION = """
 Generate a synthetic data set for tests and examples: images that resemble endoscopy, masks of their lesions, and a
@@ -18,7 +19,7 @@ Example:
 
   promise-phantom --output data/phantom --count 40
 """
-MIN_SIZE = 32
+MIN_SIZE, MAX_SIZE = 32, 8192
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -31,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--fractions",
-        type=float,
+        type=finite_number,
         nargs=3,
         default=(0.7, 0.1, 0.2),
         metavar=("TRAIN", "VAL", "TEST"),
@@ -56,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: argparse.Namespace) -> int:
     start_logging(quiet=False)
     all_of(
-        lambda: _check_at_least("--count", arguments.count, 1),
-        lambda: _check_at_least("--size", arguments.size, MIN_SIZE),
+        lambda: _check_range("--count", arguments.count, 1, MAX_NUMBER),
+        lambda: _check_range("--size", arguments.size, MIN_SIZE, MAX_SIZE),
     )
     from promise.data.phantom import make_phantoms
 
@@ -73,9 +74,10 @@ def _work(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_at_least(flag: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"{flag} must be at least {least}.", code=f"{flag.removeprefix('--')}-out-of-range")
+def _check_range(flag: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        message = f"{flag} must be at least {least} and at most {most}."
+        raise UserError(message, code=f"{flag.removeprefix('--')}-out-of-range")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promise.cli.common import Parser, run, start_logging
+from promise.cli.common import Parser, finite_number, run, start_logging, worker_count
 from promise.runtime.errors import UserError
 from promise.runtime.settings import DATA_ROOT_HELP
 
@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="FOLDER", help="folder for images/, masks/, the split CSVs and frames.csv"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run in --output")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one per core, at most 8)")
+    parser.add_argument("--workers", type=worker_count, metavar="N", help="threads (default: one per core, at most 8)")
     parser.add_argument("--quiet", action="store_true", help="hide messages and progress bar")
     _add_image_flags(parser)
     _add_split_flags(parser)
@@ -81,11 +81,15 @@ def _add_split_flags(parser: Parser) -> None:
         "--split-file", type=Path, metavar="FILE", help="published split, JSON: split → names, or set → split → names"
     )
     splits.add_argument(
-        "--fractions", type=float, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="proportions of a random split"
+        "--fractions",
+        type=finite_number,
+        nargs=3,
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="proportions of a random split",
     )
     splits.add_argument(
         "--val-share",
-        type=float,
+        type=finite_number,
         default=0.0,
         metavar="X",
         help="fraction of train rows of each set to use as val rows",

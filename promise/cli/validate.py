@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promise.cli.common import Parser, run, start_logging
+from promise.cli.common import Parser, run, start_logging, worker_count
 from promise.runtime.errors import SHOWN
 from promise.runtime.settings import DATA_ROOT_HELP, SPLITS
 
@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="write a chart of rows, image sizes and foreground fractions"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one per core, at most 8)")
+    parser.add_argument("--workers", type=worker_count, metavar="N", help="threads (default: one per core, at most 8)")
     parser.add_argument("--quiet", action="store_true", help="hide the progress bar")
     return parser
 
@@ -57,8 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.csvs += arguments.split_csv
     if not arguments.csvs:
         parser.error("a split CSV is required")
-    if arguments.workers is not None and arguments.workers < 1:
-        parser.error("--workers must be at least 1")
     return run("promise-validate", lambda: _work(arguments))
 
 

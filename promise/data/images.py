@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from promise.runtime.errors import UserError
-from promise.runtime.files import PIXELS_VARIABLE, atomic_path, require_file, require_size
+from promise.runtime.files import PIXELS_VARIABLE, as_path, atomic_path, require_file, require_size
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 JPEG_MAX_GREY = 0.25  # largest fraction of grey pixels (64 to 191) in a JPEG mask
@@ -32,11 +32,12 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         MissingFileError: the file does not exist (``missing-file``).
         UserError: the file is empty (``empty-file``), truncated (``corrupt-image``), not an image (``not-an-image``),
-            has several pages (``multi-page-image``), contains NaN or infinity (``non-finite-values``) or is too large
-            (``image-too-large``: more pixels than ``PROMISE_MAX_PIXELS``, or than fit into the memory).
+            has several pages or frames (``multi-page-image``), contains NaN or infinity (``non-finite-values``) or is
+            too large (``image-too-large``: more pixels than ``PROMISE_MAX_PIXELS``, or than fit into the memory).
     """
-    with _explain_errors(Path(path)):
-        return _to_rgb(_decode(Path(path)), path)
+    path = as_path(path, "the image")
+    with _explain_errors(path):
+        return _to_rgb(_decode(path), path)
 
 
 def rgb_pixels(image: NDArray[Any] | Image.Image) -> NDArray[np.uint8]:
@@ -49,7 +50,13 @@ def rgb_pixels(image: NDArray[Any] | Image.Image) -> NDArray[np.uint8]:
         UserError: unsupported shape or type (``invalid-image-array``), or an array without pixels (``empty-image``).
     """
     if isinstance(image, Image.Image):
+        _require_one_frame(image, "the image")
         return _to_rgb(_pil_to_array(ImageOps.exif_transpose(image)), "the image")
+    if not isinstance(image, np.ndarray):
+        raise UserError(
+            f"an image must be a path, a NumPy array, a PIL image or a torch tensor, not {type(image).__name__}.",
+            code="invalid-image-array",
+        )
     channels = image.shape[2] if image.ndim == 3 else 1
     if image.ndim not in (2, 3) or channels not in (1, 3, 4) or image.dtype not in (np.uint8, np.uint16):
         raise UserError(
@@ -93,7 +100,7 @@ def is_jpeg(path: Path) -> bool:
 
 def read_mask_and_value(path: str | Path) -> tuple[NDArray[np.bool_], int]:
     """As :func:`read_mask`; also returns the value of foreground pixels: 1 or 255, or 0 for an empty mask."""
-    path = Path(path)
+    path = as_path(path, "the mask")
     with _explain_errors(path):
         array = _decode(path)
     lossy = is_jpeg(path)
@@ -106,7 +113,7 @@ def read_mask_and_value(path: str | Path) -> tuple[NDArray[np.bool_], int]:
         shown = ", ".join(f"{v:g}" for v in values[:6]) + (", …" if len(values) > 6 else "")
         raise UserError(
             f"{path}: not a binary mask: it contains {len(values)} value{'s' * (len(values) != 1)} ({shown}); "
-            "expected 0 and 1, or 0 and 255.",
+            f"expected 0 and 1, or 0 and 255. {_make_binary(int(values[-1]))}",
             code="mask-not-binary",
         )
     return np.asarray(grey > 0), int(values[-1])
@@ -122,7 +129,7 @@ def read_levels(path: str | Path) -> NDArray[np.uint8]:
         MissingFileError: the file does not exist.
         UserError: as in :func:`read_image`; also if the channels differ (``mask-channels-differ``).
     """
-    path = Path(path)
+    path = as_path(path, "the mask")
     with _explain_errors(path):
         grey = _single_channel(_decode(path), path, tolerance=32)
     highest = float(grey.max())
@@ -152,7 +159,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
     Raises the errors of :func:`read_image`, except those that show only in the pixel data.
     """
-    width, height, orientation = _read_header(Path(path))
+    width, height, orientation = _read_header(as_path(path, "the image"))
     return (width, height) if orientation >= 5 else (height, width)  # orientations 5–8 swap the sides
 
 
@@ -177,6 +184,7 @@ def _read_header(path: Path) -> tuple[int, int, int]:
     with _explain_errors(path):
         try:
             with Image.open(path) as image:
+                _require_one_frame(image, path)
                 width, height = image.size
                 # `getexif` decodes the whole image if a PNG has no EXIF chunk before its pixels.
                 no_exif = image.format == "PNG" and "exif" not in image.info
@@ -184,7 +192,7 @@ def _read_header(path: Path) -> tuple[int, int, int]:
         except UnidentifiedImageError:
             if not _is_tiff(path):
                 raise
-            (width, height), orientation = _tiff_size(path.read_bytes()), 1
+            (width, height), orientation = _tiff_size(path.read_bytes(), path), 1
         require_size(path, height, width)
     return width, height, orientation if orientation in range(1, 9) else 1
 
@@ -259,11 +267,7 @@ def _decode(path: Path) -> NDArray[Any]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             require_size(path, image.height, image.width)
-            frames = getattr(image, "n_frames", 1)
-            if image.format == "TIFF" and frames > 1:
-                raise UserError(
-                    f"{path}: the file contains {frames} images; expected one image per file.", code="multi-page-image"
-                )
+            _require_one_frame(image, path)
             deep = ";16" in str([tile[3] for tile in image.tile]) and image.mode.startswith("RGB")
             image.load()
             if not deep:
@@ -272,7 +276,7 @@ def _decode(path: Path) -> NDArray[Any]:
     except UnidentifiedImageError:
         if not _is_tiff(path):
             raise
-        width, height = _tiff_size(content)  # TIFF variants that PIL does not support
+        width, height = _tiff_size(content, path)  # TIFF variants that PIL does not support
         require_size(path, height, width)
     return _decode_deep(content)
 
@@ -281,8 +285,8 @@ def _is_tiff(path: Path) -> bool:
     return path.suffix.lower() in (".tif", ".tiff")
 
 
-def _tiff_size(content: bytes) -> tuple[int, int]:
-    """(width, height) of a TIFF, from its first directory.
+def _tiff_size(content: bytes, path: Path) -> tuple[int, int]:
+    """(width, height) of a TIFF, from its first directory, which must be its only one.
 
     Raises ``UnidentifiedImageError`` if it has none.
     """
@@ -291,9 +295,29 @@ def _tiff_size(content: bytes) -> tuple[int, int]:
         stream = io.BytesIO(content)
         stream.seek(directory.next)
         directory.load(stream)
-        return int(directory[_WIDTH]), int(directory[_HEIGHT])
+        size = int(directory[_WIDTH]), int(directory[_HEIGHT])
     except Exception as error:
         raise UnidentifiedImageError(str(error)) from error
+    if directory.next:
+        raise _several_images(path, "several")
+    return size
+
+
+def _require_one_frame(image: Image.Image, origin: str | Path) -> None:
+    """Refuse the pages of a TIFF and the frames of a GIF, PNG or WebP: which one is meant is not known.
+
+    The further images of an MPO, the JPEG variant of some cameras, are previews of the first one.
+    """
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise _several_images(origin, getattr(image, "n_frames", "several"))
+
+
+def _several_images(origin: str | Path, count: int | str) -> UserError:
+    return UserError(
+        f"{origin}: the file contains {count} images (pages or frames); expected one image per file. Save the one that "
+        "is meant as a PNG.",
+        code="multi-page-image",
+    )
 
 
 def _pil_to_array(image: Image.Image) -> NDArray[Any]:
@@ -338,10 +362,18 @@ def _single_channel(array: NDArray[Any], path: Path, *, tolerance: int) -> NDArr
         worst = np.argmax(spread)
         shown = ", ".join(str(v) for v in colour.reshape(-1, 3)[worst])
         raise UserError(
-            f"{path}: not a binary mask: its channels differ (one pixel is R, G, B = {shown}).",
+            f"{path}: not a binary mask: its channels differ (one pixel is R, G, B = {shown}). Is "
+            "it a palette or colour image? Set the lesions to 255 and everything else to 0.",
             code="mask-channels-differ",
         )
     return np.asarray(colour[:, :, 0])
+
+
+def _make_binary(maximum: int) -> str:
+    """How to convert a grey mask; promise-prepare would find no foreground in values up to 127."""
+    if maximum > 127:
+        return "promise-prepare makes such masks binary: values above 127 are foreground."
+    return "Set the lesions to 255."
 
 
 def _distinct_values(grey: NDArray[Any]) -> NDArray[Any]:
@@ -357,12 +389,14 @@ def _threshold_jpeg(grey: NDArray[Any], path: Path) -> NDArray[np.bool_]:
     grey_fraction = float(((grey > 63) & (grey < 192)).mean())
     if 0 < maximum <= 127:
         raise UserError(
-            f"{path}: not a binary mask: its maximum value is {maximum}; a JPEG mask must contain 0 and 255.",
+            f"{path}: not a binary mask: its maximum value is {maximum}; a JPEG mask must contain 0 and 255. "
+            f"{_make_binary(maximum)}",
             code="mask-not-binary",
         )
     if grey_fraction > JPEG_MAX_GREY:
         raise UserError(
-            f"{path}: not a binary mask: {grey_fraction:.0%} of its pixels are between 64 and 191.",
+            f"{path}: not a binary mask: {grey_fraction:.0%} of its pixels are between 64 and 191. "
+            f"{_make_binary(maximum)}",
             code="mask-not-binary",
         )
     return np.asarray(grey > 127)

@@ -17,7 +17,7 @@ from promise.data.images import EXTENSIONS, read_image, read_size
 from promise.data.locate import ListedPath, Locator, Parts, shortest_names, stem
 from promise.data.records import LineFault, list_line_faults, read_column
 from promise.runtime.errors import UserError, raise_all
-from promise.runtime.files import require_file
+from promise.runtime.files import as_path, require_file
 
 COLUMNS = ("image_name", "image", "path", "filename", "file")  # of a CSV; the first one that exists is used
 LISTS = (".txt", ".lst")
@@ -36,7 +36,8 @@ def read_input(path: str | Path) -> NDArray[np.uint8]:
 
     Raises the errors of :func:`promise.data.images.read_image` and :func:`promise.data.dicom.read_dicom`.
     """
-    return read_dicom(Path(path)) if is_dicom(Path(path)) else read_image(path)
+    path = as_path(path, "the image")
+    return read_dicom(path) if is_dicom(path) else read_image(path)
 
 
 def input_size(path: Path) -> tuple[int, int]:

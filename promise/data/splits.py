@@ -6,7 +6,6 @@ video. Image files are not opened.
 
 from __future__ import annotations
 
-import json
 import posixpath
 import random
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from promise.runtime.errors import MissingFileError, UserError, unknown_name
-from promise.runtime.files import require_file
+from promise.runtime.files import parse_json, require_file
 from promise.runtime.settings import SPLITS
 
 _ALIASES = {"validation": "val", "valid": "val"}  # of a split, in published lists
@@ -165,7 +164,7 @@ def without_extension(name: str) -> str:
 def _read_json(path: Path, flag: str) -> Any:
     require_file(path, MissingFileError(f"{flag} {path}: no such file."))
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UserError(f"{flag} {path}: invalid JSON ({error}).", code="invalid-json") from error
 

@@ -14,6 +14,8 @@ from promise.runtime.settings import (
     DEVICE_HELP,
     LESION_SETTINGS_HELP,
     MAX_LESIONS_HELP,
+    MAX_SEED,
+    MAX_WORKERS,
     PRECISION_HELP,
     PRECISIONS,
     SPLITS,
@@ -44,7 +46,9 @@ class EvalConfig:
         None, "weight file of SAM; default: the published weights", metavar="FILE", group="net"
     )
     num_points: int | None = option(
-        None, "points drawn from the ground truth; default: as stored in the checkpoint, else 16", group="net"
+        None,
+        "points drawn from the ground truth; default: as stored in the checkpoint, else 16",
+        group="net",
     )
 
     split_csv: tuple[str, ...] = option((), "split CSVs, one per data set", group="data")
@@ -64,8 +68,8 @@ class EvalConfig:
         metavar="NAME",
         group="data",
     )
-    batch_size: int = option(8, "images per step", group="data")
-    workers: int = option(2, "loader processes; 0: load in the main process", group="data")
+    batch_size: int = option(8, "images per step", group="data", least=1)
+    workers: int = option(2, "loader processes; 0: load in the main process", group="data", least=0, most=MAX_WORKERS)
 
     cache: str = option(
         "eval",
@@ -91,8 +95,10 @@ class EvalConfig:
         group="scoring",
     )
     gt_box: bool = option(False, "add the box of the ground truth to the points", group="scoring")
-    prompt_seeds: int = option(1, "number of draws of the points per image, with consecutive seeds", group="scoring")
-    max_lesions: int | None = option(None, MAX_LESIONS_HELP, group="scoring")
+    prompt_seeds: int = option(
+        1, "number of draws of the points per image, with consecutive seeds", group="scoring", most=1000
+    )
+    max_lesions: int | None = option(None, MAX_LESIONS_HELP, group="scoring", least=1)
     lesion_settings: str | None = option(None, LESION_SETTINGS_HELP, metavar="NAME=VALUE,…", group="scoring")
     postprocess: str | None = option(
         None,
@@ -122,9 +128,15 @@ class EvalConfig:
         "truth. With --prompts none the net starts from an empty mask too. Uses the first draw of prompts",
         metavar="N",
         group="scoring",
+        least=0,
+        most=100,
     )
     seed: int | None = option(
-        None, "random seed of drawn prompts; default: as stored in the checkpoint", group="scoring"
+        None,
+        "random seed of drawn prompts; default: as stored in the checkpoint",
+        group="scoring",
+        least=0,
+        most=MAX_SEED,
     )
 
     precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS, group="run")
@@ -133,9 +145,9 @@ class EvalConfig:
     output: str | None = option(
         None, "folder for the results; default: eval in the folder of the checkpoint", metavar="FOLDER", group="run"
     )
-    overlays: int = option(0, "overlays to write per data set, for the first rows", group="run")
+    overlays: int = option(0, "overlays to write per data set, for the first rows", group="run", least=0)
     gallery: int = option(
-        4, "best, median and worst images to show per data set, so many of each; 0: none", group="run"
+        4, "best, median and worst images to show per data set, so many of each; 0: none", group="run", least=0
     )
     beside: tuple[str, ...] = option((), "earlier summary.json files to include in the printed table", group="run")
     overwrite: bool = option(False, "replace existing results in --output", group="run")

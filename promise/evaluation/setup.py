@@ -25,6 +25,7 @@ from promise.prompts.file import Draw
 from promise.prompts.source import Prompting, PromptSettings, PromptSource, find_prompting_errors, resolve_prompting
 from promise.runtime.errors import UserError, raise_all
 from promise.runtime.notices import OTHER_TUNING, Notice, describe
+from promise.runtime.settings import find_out_of_range
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -99,7 +100,7 @@ def check_eval(config: EvalConfig) -> None:
     Raises:
         UserError: invalid settings; all faults are reported together.
     """
-    errors = [*_check_required(config), *_check_numbers(config)]
+    errors = [*_check_required(config), *find_out_of_range(config, code="number-too-small")]
     for check in (_check_net, _check_points, _check_postprocess, _check_lesions, _check_recipe):
         try:
             check(config)
@@ -117,15 +118,6 @@ def _check_required(config: EvalConfig) -> Iterator[UserError]:
         )
     if config.ckpt is None and config.net is None:
         yield UserError("--ckpt is missing; to score an untrained net, use --net.", code="missing-net")
-
-
-def _check_numbers(config: EvalConfig) -> Iterator[UserError]:
-    limits = (("batch_size", 1), ("workers", 0), ("overlays", 0), ("gallery", 0), ("clicks", 0), ("max_lesions", 1))
-    for name, least in limits:
-        value = getattr(config, name)
-        if value is not None and value < least:
-            flag = name.replace("_", "-")
-            yield UserError(f"--{flag} must be at least {least}, not {value}.", code="number-too-small")
 
 
 def _check_net(config: EvalConfig) -> None:

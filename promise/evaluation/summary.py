@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from promise.evaluation.config import EMPTY_RULES
 from promise.evaluation.metrics import KINDS, printed_columns, protocols_of
 from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.files import parse_json
 from promise.runtime.text_table import text_table
 
 FEW = 20  # images; a bootstrap interval over fewer covers the mean less often than 95 %
@@ -98,6 +98,10 @@ def _legend(summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if any(table.get("empty_truths") for table in tables):
         rule = EMPTY_RULES.get(last["empty_masks"], last["empty_masks_rule"])
         yield f"Empty masks ({last['empty_masks']}): {rule} (native and soft)."
+        if last["empty_masks"] == "skip" and any(
+            t.get("empty_truths") == t["images"] for t in last["datasets"].values()
+        ):
+            yield "Where all ground truths are empty, nothing is scored (-): use --empty-masks one or zero."
     yield from filter(None, map(_sources, summaries))
     yield from filter(None, map(_lesions, summaries))
     if "statement" in last:
@@ -168,12 +172,12 @@ def _error(calibration: Mapping[str, float | None] | None) -> str:
 
 
 def _number(value: float | None, digits: int = 4) -> str:
-    return "nan" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _cells(means: Mapping[str, float | None], columns: Mapping[str, str]) -> list[str]:
     values = [means.get(name) for name in columns]
-    return ["-" if value is None or math.isnan(value) else _number(value) for value in values]
+    return [_number(value) for value in values]
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -186,7 +190,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFileError(f"no results at {path}. Is the path correct?", code="missing-results")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         found["datasets"], found["net"], found["prompts"], found["postprocess"], found["trained"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

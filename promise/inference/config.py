@@ -10,6 +10,7 @@ from promise.runtime.settings import (
     DEVICE_HELP,
     LESION_SETTINGS_HELP,
     MAX_LESIONS_HELP,
+    MAX_WORKERS,
     PRECISION_HELP,
     PRECISIONS,
     SPLITS,
@@ -39,8 +40,10 @@ class PredictConfig:
     split: str | None = option(
         None, "rows of CSVs with a column train_type; default: all", choices=SPLITS, group="data"
     )
-    batch_size: int = option(8, "images per step", group="data")
-    workers: int = option(2, "threads that read images, and threads that write masks", group="data")
+    batch_size: int = option(8, "images per step", group="data", least=1)
+    workers: int = option(
+        2, "threads that read images, and threads that write masks", group="data", least=1, most=MAX_WORKERS
+    )
 
     prompts_from: str | None = option(
         None,
@@ -55,7 +58,7 @@ class PredictConfig:
         metavar="STEPS",
         group="masks",
     )
-    max_lesions: int | None = option(None, MAX_LESIONS_HELP, group="masks")
+    max_lesions: int | None = option(None, MAX_LESIONS_HELP, group="masks", least=1)
     lesion_settings: str | None = option(None, LESION_SETTINGS_HELP, metavar="NAME=VALUE,…", group="masks")
 
     output: str | None = option(None, "folder for masks and prompts.json", metavar="FOLDER", group="output")

@@ -21,6 +21,7 @@ from promise.models.prompters.lesions import check_settings
 from promise.models.registry import DEFAULT_POINTS, build_net, change_lesions, parse_net_name, resolve_sam
 from promise.models.sam.weights import weights_setting
 from promise.runtime.device import resolve_device, resolve_precision
+from promise.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def load_net(  # noqa: PLR0913 (one keyword for each setting that determines the
         number_format,
         next(s for s in (seed, metadata.seed, random_seed) if s is not None),
         recipe_code(recipe) if recipe else plain_recipe(metadata.config.get("augment")),
-        *_postprocess(postprocess, metadata),
+        *_postprocess(postprocess, metadata, ckpt),
     )
 
 
@@ -124,12 +125,17 @@ def _explicit_weights(sam_checkpoint: str | Path | None) -> str | Path | None:
     return None if sam_checkpoint in (None, "random") else sam_checkpoint
 
 
-def _postprocess(setting: str | None, metadata: checkpoint.Metadata) -> tuple[Postprocess, str]:
+def _postprocess(
+    setting: str | None, metadata: checkpoint.Metadata, ckpt: str | Path | None
+) -> tuple[Postprocess, str]:
     """The postprocessing, and where it comes from."""
     if setting not in (None, "default"):
         return Postprocess.parse(setting or ""), "flag"
     if setting is None and metadata.postprocess is not None:
-        return Postprocess.parse(metadata.postprocess), "checkpoint"
+        try:
+            return Postprocess.parse(metadata.postprocess), "checkpoint"
+        except UserError as error:
+            raise UserError(f"{ckpt}: {error} Override it with --postprocess.", code=error.code) from error
     return Postprocess(), "default"
 
 

@@ -21,7 +21,7 @@ from promise.prompts.entry import prompts_from_dict, prompts_to_dict
 from promise.prompts.file import Draw, write_prompts
 from promise.prompts.sets import ImagePrompts
 from promise.runtime.errors import SHOWN, ExistingRunError
-from promise.runtime.files import remove_leftovers, write_json, write_text
+from promise.runtime.files import parse_json, remove_leftovers, write_json, write_text
 
 FORMAT = "promise-predict/1"
 RUN, PROMPTS, CONTOURS, REVIEW = "predict.json", "prompts.json", "contours.json", "review.csv"
@@ -223,14 +223,14 @@ class PredictionFolder:
 
     def _read(self, path: Path) -> Record | None:
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return record if isinstance(record, dict) and {"name", "source", "outputs"} <= record.keys() else None
 
     def _settings(self) -> dict[str, Any] | None:
         try:
-            run = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+            run = parse_json((self.path / RUN).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return dict(run.get("settings", {})) if isinstance(run, dict) and run.get("format") == FORMAT else None

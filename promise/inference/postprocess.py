@@ -9,17 +9,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from promise.runtime.errors import UserError
+from promise.runtime.errors import UserError, excerpt
 
 Array: TypeAlias = npt.NDArray[Any]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Float32s: TypeAlias = npt.NDArray[np.float32]
 
 PREPARED_SIDE = 1024  # pixels; side of the prepared images and masks of the reference implementation
+MAX_KERNEL = 1023  # side of a kernel in pixels; its memory grows with the square
 _MORPHOLOGY = {"open": cv2.MORPH_OPEN, "close": cv2.MORPH_CLOSE}
 _FORMS = (
-    "'none', 'open:K' or 'close:K' with an odd kernel side K of at least 3, optionally followed by 'threshold:T', "
-    "'fill' and 'largest', separated by commas, such as 'open:5' or 'close:7,threshold:0.45,fill'"
+    f"'none', 'open:K' or 'close:K' with an odd kernel side K of at least 3 and at most {MAX_KERNEL}, optionally "
+    "followed by 'threshold:T', 'fill' and 'largest', separated by commas, such as 'open:5' or "
+    "'close:7,threshold:0.45,fill'"
 )
 
 
@@ -31,7 +33,8 @@ class Postprocess:
 
     Attributes:
         operation: ``"open"`` removes small components, ``"close"`` fills small holes, ``"none"`` does neither.
-        kernel: side of the square kernel in pixels of the map, odd and at least 3; not used by ``"none"``.
+        kernel: side of the square kernel in pixels of the map, odd, from 3 to :data:`MAX_KERNEL`; not used by
+            ``"none"``.
         threshold: pixels with at least this probability are foreground; in [0, 1].
         fill: whether all holes are filled.
         largest: whether only the largest component is kept.
@@ -52,7 +55,7 @@ class Postprocess:
             raise UserError(
                 f"unknown postprocessing {self.operation!r}. Accepted: {_FORMS}.", code="unknown-postprocess-operation"
             )
-        if self.kernel < 3 or self.kernel % 2 == 0:
+        if not 3 <= self.kernel <= MAX_KERNEL or self.kernel % 2 == 0:
             raise UserError(
                 f"the side of a postprocessing kernel cannot be {self.kernel}. Accepted: {_FORMS}.",
                 code="invalid-kernel",
@@ -73,7 +76,7 @@ class Postprocess:
         fields: dict[str, Any] = {}
         for word in text.split(","):
             name, colon, value = word.strip().partition(":")
-            if name in _MORPHOLOGY and value.isascii() and value.isdigit():
+            if name in _MORPHOLOGY and value.isascii() and value.isdigit() and len(value) < 10:
                 read = {"operation": name, "kernel": int(value)}
             elif name == "none" and not colon:
                 read = {"operation": "none"}
@@ -83,11 +86,12 @@ class Postprocess:
                 read = {name: True}
             else:
                 raise UserError(
-                    f"cannot read the postprocessing {text!r}. Accepted: {_FORMS}.", code="invalid-postprocess"
+                    f"cannot read the postprocessing {excerpt(text)!r}. Accepted: {_FORMS}.",
+                    code="invalid-postprocess",
                 )
             if fields.keys() & read.keys():
                 raise UserError(
-                    f"the postprocessing {text!r} contains a setting twice. Accepted: {_FORMS}.",
+                    f"the postprocessing {excerpt(text)!r} contains a setting twice. Accepted: {_FORMS}.",
                     code="duplicate-postprocess-setting",
                 )
             fields |= read

@@ -42,6 +42,7 @@ from promise.runtime.errors import UserError, WriteError, all_of
 from promise.runtime.files import exclusive, writing
 from promise.runtime.memory import explain_out_of_memory, is_out_of_memory
 from promise.runtime.progress import progress_bar
+from promise.runtime.settings import find_out_of_range
 from promise.runtime.workers import ordered_map
 from promise.types import Batch
 
@@ -175,8 +176,7 @@ def check_predict(config: PredictConfig) -> None:
             f"--prompts-from {config.prompts_from} is in --output and would be replaced: choose another --output",
             "prompts-in-output",
         )
-    if min(config.batch_size, config.workers, 1 if config.max_lesions is None else config.max_lesions) < 1:
-        report("--batch-size, --workers and --max-lesions must be at least 1", "invalid-count")
+    errors += find_out_of_range(config, code="invalid-count")
     _check_review(config.review_below, config.prompts_from, report)
     for check in (_check_postprocess, _check_lesions):
         try:

@@ -22,7 +22,7 @@ from promise.inference.loop import RowPrediction, predict_batch
 from promise.inference.postprocess import Postprocess, probability_at
 from promise.inference.segmentation import Segmentation
 from promise.inference.session import Session
-from promise.models.checkpoint import Metadata
+from promise.models.checkpoint import Metadata, require
 from promise.models.promise import Promise
 from promise.models.prompters.lesions import check_settings
 from promise.models.sam.frozen import MULTIMASK
@@ -82,6 +82,7 @@ def load(  # noqa: PLR0913 (one keyword for each setting that determines the mas
         >>> result = segmenter.predict("image.png")  # doctest: +SKIP
         >>> result.mask.shape, result.fraction  # doctest: +SKIP
     """
+    require(ckpt)
     if postprocess not in (None, "default"):
         Postprocess.parse(postprocess or "")  # report mistakes before the weights are loaded
     check_settings(lesion_settings)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import reprlib
+import types
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
@@ -20,13 +23,16 @@ from torch import Tensor
 
 from promise.models.bundled import checkpoint_path, read_cards
 from promise.models.promise import Promise
+from promise.models.prompters.base import fixed_labels
 from promise.models.prompters.lesions import LesionSettings, change_settings
 from promise.models.quality import FEATURES, QualityEstimate
 from promise.models.reference_names import is_reference_name, own_name, reference_name
 from promise.models.registry import DEFAULT_POINTS, NETS, NetSpec, build_net, parse_net_name
-from promise.models.sam.weights import read_state_dict, weights_setting
-from promise.runtime.errors import MissingFileError, UserError
-from promise.runtime.files import atomic_path, require_file
+from promise.models.sam.backbones import get_backbone
+from promise.models.sam.weights import check_values, read_state_dict, weights_setting
+from promise.runtime.errors import SHOWN, MissingFileError, UserError, unknown_name
+from promise.runtime.files import as_path, atomic_path, parse_json, require_file
+from promise.runtime.settings import MAX_SEED, freeze_code
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +94,9 @@ def find(ckpt: Path | str) -> Path:
     A name has neither folder nor extension. A file of that name takes precedence. A path may not exist.
 
     Raises:
-        UserError: the errors of :func:`promise.models.bundled.checkpoint_path`.
+        UserError: no path (``not-a-path``), and the errors of :func:`promise.models.bundled.checkpoint_path`.
     """
-    path = Path(ckpt)
+    path = as_path(ckpt, "the checkpoint")
     is_name = path.name == str(ckpt) and not path.suffix and not path.is_file()
     if is_name and (not path.is_dir() or path.name in read_cards()):
         return checkpoint_path(path.name)
@@ -98,10 +104,19 @@ def find(ckpt: Path | str) -> Path:
 
 
 def require(ckpt: Path | str) -> Path:
-    """:func:`find` a checkpoint; raise ``UserError`` if there is no regular file. The file is not opened."""
+    """:func:`find` a checkpoint, and check that it exists and is a regular file; it is not opened.
+
+    Raises:
+        MissingFileError: the file does not exist.
+        UserError: the path is a folder, such as a run folder (``is-a-folder``), or as :func:`find` and
+            :func:`promise.runtime.files.require_file`.
+    """
     path = find(ckpt)
-    missing = MissingFileError(f"no checkpoint at {path}. Is the path right?", code="missing-checkpoint")
-    require_file(path, missing)
+    if path.is_dir():
+        best = path / "best.safetensors"
+        hint = f"Did you mean {best}?" if best.is_file() else "Name a file, such as best.safetensors of a run folder."
+        raise UserError(f"{path} is a folder, not a checkpoint. {hint}", code="is-a-folder")
+    require_file(path, MissingFileError(f"no checkpoint at {path}. Is the path right?", code="missing-checkpoint"))
     return path
 
 
@@ -113,26 +128,90 @@ def read_metadata(ckpt: Path | str) -> Metadata:
 
     Raises:
         MissingFileError: the file does not exist.
-        UserError: the file is damaged, or is not a checkpoint of this package.
+        UserError: the file is damaged, is not a checkpoint of this package, or its metadata are invalid
+            (``invalid-metadata``).
     """
     path = require(ckpt)
     try:
         with safe_open(path, framework="pt") as stream:
             header = stream.metadata() or {}
-    except SafetensorError as error:
-        raise UserError(
-            f"{path} is not a readable safetensors file ({error}). It may be truncated.",
-            code="unreadable-checkpoint",
-        ) from error
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
     if header.get("format") != FORMAT:
         raise UserError(
             f"{path} is not a checkpoint of this package (format {header.get('format')!r}, not {FORMAT!r}).",
             code="not-a-checkpoint",
         )
-    values = json.loads(header["promise"])
-    if values["point_labels"] is not None:
+    return _parse_metadata(path, header.get("promise", ""))
+
+
+def _unreadable(path: Path | str, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is not a readable safetensors file ({error}). It may be truncated.", code="unreadable-checkpoint"
+    )
+
+
+def _parse_metadata(path: Path | str, text: str) -> Metadata:
+    """Check the JSON of the metadata, which other programs may have written."""
+    try:
+        values = parse_json(text)
+    except ValueError as error:
+        raise _invalid_metadata(path, [f"no JSON ({error})"]) from error
+    if not isinstance(values, dict):
+        raise _invalid_metadata(path, [f"no JSON object, but {type(values).__name__}"])
+    faults = _find_faults(values)
+    if faults:
+        raise _invalid_metadata(path, faults)
+    if values.get("point_labels") is not None:
         values["point_labels"] = tuple(values["point_labels"])
-    return Metadata(**values)
+    metadata = Metadata(**values)
+    try:
+        fixed_labels(metadata.num_points, metadata.point_labels)
+        freeze_code(metadata.freeze)
+    except UserError as error:
+        raise _invalid_metadata(path, [str(error).rstrip(".")]) from error
+    return metadata
+
+
+def _find_faults(values: Mapping[str, Any]) -> list[str]:
+    """Unknown and missing keys, and values of the wrong type."""
+    known = {one.name: one for one in fields(Metadata)}
+    hints = get_type_hints(Metadata)
+    faults = [f"unknown key {reprlib.repr(name)}" for name in values if name not in known]
+    for name, one in known.items():
+        if name in values and not _has_type(values[name], hints[name]):
+            faults.append(f"{name} is {reprlib.repr(values[name])}")
+        elif name not in values and one.default is MISSING and one.default_factory is MISSING:
+            faults.append(f"{name} is missing")
+    if not faults and not isinstance(values.get("config", {}).get("augment"), str | None):
+        faults.append("config.augment is no text")
+    if not faults and not 0 <= (values.get("seed") or 0) <= MAX_SEED:
+        faults.append(f"seed is {reprlib.repr(values['seed'])}")
+    return faults
+
+
+def _invalid_metadata(path: Path | str, faults: Sequence[str]) -> UserError:
+    return UserError(
+        f"{path} has invalid metadata: {'; '.join(faults[:SHOWN])}. Was it written by a later version of this "
+        "package, or changed by another program? Copy the original file again.",
+        code="invalid-metadata",
+    )
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON has the type of a field of :class:`Metadata`."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_has_type(value, one) for one in inner)
+    if origin is Mapping:
+        return isinstance(value, dict) and all(_has_type(one, inner[1]) for one in value.values())
+    if origin in (tuple, Sequence):
+        return isinstance(value, list) and all(_has_type(one, inner[0]) for one in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is hint or (value is None and hint is type(None))
 
 
 def load(
@@ -162,7 +241,7 @@ def load(
         MissingFileError: the file does not exist.
         UserError: the file cannot be read, holds another net or invalid settings, or was trained on another SAM.
     """
-    path = find(path)
+    path = require(path)
     if path.suffix != ".safetensors":
         return _load_reference_file(path, net_name, sam, precision)
     metadata = read_metadata(path)
@@ -171,6 +250,10 @@ def load(
             f"{path} was trained on {metadata.sam}, but --sam is {sam}. Drop --sam.", code="another-backbone"
         )
     spec = _select_net(path, metadata, net_name)
+    try:
+        get_backbone(metadata.sam)
+    except UserError as error:
+        raise UserError(f"{path}: {error}", code=error.code) from error
     net = build_net(
         spec.name,
         sam=metadata.sam,
@@ -193,7 +276,11 @@ def load(
             net.apm.lesions = _lesion_settings(path, metadata.lesions)
         if metadata.quality is not None:
             net.quality = _quality_estimate(path, metadata.quality)
-    load_learned(net, safetensors.torch.load_file(path), origin=f"{path} (net {metadata.net})", target=spec.name)
+    try:
+        state = safetensors.torch.load_file(path)
+    except Exception as error:  # data types that torch does not have
+        raise _unreadable(path, error) from error
+    load_learned(net, state, origin=f"{path} (net {metadata.net})", target=spec.name)
     net.eval()
     return net, metadata
 
@@ -203,14 +290,19 @@ def _lesion_settings(path: Path, values: Mapping[str, Any]) -> LesionSettings:
     try:
         return change_settings(LesionSettings(), values)
     except UserError as error:
-        text = f"{path}: {error} The checkpoint may be of a later version of this package."
+        text = f"{path}: {str(error).rstrip('.')}. The checkpoint may be of a later version of this package."
         raise UserError(text, code=error.code) from error
 
 
 def _quality_estimate(path: Path, values: Mapping[str, Any]) -> QualityEstimate:
     known = {one.name for one in fields(QualityEstimate)}
     weights = values.get("weights")
-    if values.keys() != known or not isinstance(weights, Mapping) or weights.keys() != set(FEATURES):
+    if (
+        values.keys() != known
+        or not isinstance(weights, Mapping)
+        or weights.keys() != set(FEATURES)
+        or not all(_has_type(one, float) and abs(one) < math.inf for one in (values["intercept"], *weights.values()))
+    ):
         raise UserError(
             f"{path} contains an estimate of quality that this version cannot compute. It may be of a later version of "
             "this package.",
@@ -222,6 +314,9 @@ def _quality_estimate(path: Path, values: Mapping[str, Any]) -> QualityEstimate:
 def _select_net(path: Path, metadata: Metadata, net_name: str | None) -> NetSpec:
     """The net to build: that of the checkpoint, or one that takes its token shift from the checkpoint."""
     if net_name is None:
+        if metadata.net not in NETS:
+            error = unknown_name("net", metadata.net, NETS)
+            raise UserError(f"{path}: {error} Was it written by a later version of this package?", code=error.code)
         return NETS[metadata.net]
     requested, backbone = parse_net_name(net_name)
     if backbone is not None and not metadata.sam.endswith(backbone):
@@ -256,7 +351,7 @@ def load_learned(net: Promise, state: dict[str, Tensor], *, origin: str, target:
 
     Raises:
         UserError: entries are missing, unexpected or of another shape; one error lists all of them (code
-            ``checkpoint-misfit``).
+            ``checkpoint-misfit``); or as :func:`promise.models.sam.weights.check_values`.
     """
     if net.apm is None:
         state = {name: value for name, value in state.items() if not name.startswith("apm.")}
@@ -266,6 +361,7 @@ def load_learned(net: Promise, state: dict[str, Tensor], *, origin: str, target:
             f"{origin} does not match the net {target}: {faults}. Pass the net that was trained with --net.",
             code="checkpoint-misfit",
         )
+    check_values(net.learned_state(), state, origin=origin)
     net.load_state_dict(state, strict=False)
 
 
@@ -292,7 +388,7 @@ def load_reference_state(net: Promise, state_dict: Mapping[str, Tensor]) -> None
 
     Raises:
         UserError: entries are missing, unexpected or of another shape; one error lists all of them (code
-            ``checkpoint-misfit``).
+            ``checkpoint-misfit``); or as :func:`promise.models.sam.weights.check_values`.
     """
     inner = state_dict.get("state_dict", state_dict)
     assert isinstance(inner, Mapping)
@@ -318,6 +414,7 @@ def load_reference_state(net: Promise, state_dict: Mapping[str, Tensor]) -> None
         )
     if net.ips is None and any(name.startswith("ips.") for name in map(own_name, unused) if name):
         log.warning("the file contains an IPS module, which this net does not use: it is ignored.")
+    check_values(expected, known, origin="the state dict of the reference implementation")
     net.load_state_dict(known)
     net.reference_unused = unused
 
@@ -334,10 +431,6 @@ def to_reference_state(net: Promise) -> dict[str, Tensor]:
 
 
 def _load_reference_file(path: Path, net_name: str | None, sam: str | None, precision: str) -> tuple[Promise, Metadata]:
-    if path.is_dir():
-        best = path / "best.safetensors"
-        hint = f" Did you mean {best}?" if best.is_file() else ""
-        raise UserError(f"{path} is a folder, not a checkpoint.{hint}", code="is-a-folder")
     if path.name == "resume.pt":
         raise UserError(
             f"{path} is the training state for --resume. Use best.safetensors or last.safetensors in the same folder.",

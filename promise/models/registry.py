@@ -113,6 +113,8 @@ def parse_net_name(name: str) -> tuple[NetSpec, str | None]:
     Raises:
         UserError: the name is unknown; the error lists the known names and the nearest.
     """
+    if not isinstance(name, str):  # of the Python API
+        raise unknown_name("net", repr(name), NETS)
     long = _LONG.match(name)
     short = long["net"] if long else name
     if short not in _SHORT:

@@ -8,7 +8,6 @@ An image with one prompt set is written as ``{"size", "points", "labels", "box"}
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +16,11 @@ import numpy as np
 from promise.prompts.packed_mask import pack_mask, unpack_mask
 from promise.prompts.sets import ImagePrompts, PromptSet, Size
 from promise.runtime.errors import UserError
+from promise.runtime.settings import MAX_POINTS
 
 MASKS = 3  # SAM's multimask output
+MAX_LESIONS = 1024  # of one image
+LARGEST = 1e9  # coordinate that is a number; images are smaller. Not true of NaN and infinity either
 
 
 def entry_version(prompts: ImagePrompts) -> int:
@@ -122,6 +124,9 @@ def _parse_lesions(
     if not isinstance(lesions, list) or not all(isinstance(lesion, dict) for lesion in lesions):
         message = "lesions must be a list of objects with points, labels and box; without a lesion, an empty list"
         return [], [*errors, UserError(message, code="invalid-lesions")]
+    if len(lesions) > MAX_LESIONS:
+        message = f"{len(lesions)} lesions; at most {MAX_LESIONS} are accepted. Delete some"
+        return [], [*errors, UserError(message, code="too-many-lesions")]
     sets = []
     for number, lesion in enumerate(lesions, start=1):
         one, faults = parse_set({"points": [], "labels": [], **lesion}, size, side, mask_side)
@@ -154,6 +159,10 @@ def parse_set(
 
 def _parse_points(points: Any, labels: Any, errors: list[UserError]) -> tuple[np.ndarray, np.ndarray]:
     """(P, 2) float64 and (P,) int64; faults are appended to ``errors``, and invalid parts become empty arrays."""
+    if isinstance(points, list) and len(points) > MAX_POINTS:
+        message = f"{len(points)} points; at most {MAX_POINTS} are accepted per lesion. Delete some"
+        errors.append(UserError(message, code="too-many-points"))
+        return np.zeros((0, 2)), np.zeros(0, np.int64)
     xy = _numbers(points, 2)
     label = np.zeros(0, np.int64)
     if xy is None:
@@ -180,13 +189,13 @@ def _parse_box(box: Any, errors: list[UserError]) -> np.ndarray | None:
 
 
 def _numbers(rows: Any, width: int) -> np.ndarray | None:
-    """(N, width) float64 of a list of lists of finite numbers; ``None`` for anything else."""
+    """(N, width) float64 of a list of lists of numbers; ``None`` for anything else, NaN and infinity included."""
     if not isinstance(rows, list):
         return None
     for row in rows:
         if not isinstance(row, list) or len(row) != width:
             return None
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in row):
+        if not all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < LARGEST for v in row):
             return None
     return np.array(rows, np.float64).reshape(len(rows), width)
 

@@ -14,7 +14,7 @@ from typing import Any
 from promise.prompts.entry import entry_version, parse_prompts, prompts_to_dict
 from promise.prompts.sets import ImagePrompts
 from promise.runtime.errors import SHOWN, MissingFileError, UserError
-from promise.runtime.files import require_file, write_text
+from promise.runtime.files import parse_json, require_file, write_text
 
 # Version 2 adds ``mask`` and ``mask_index``, version 3 adds ``lesions`` and ``fuse``. The lowest version that holds the
 # prompts is written.
@@ -77,7 +77,7 @@ class PromptFile:
         missing = f"no prompts file at {path}. Check the path (file:… or --prompts-from)."
         require_file(path, MissingFileError(missing, code="missing-prompts-file"))
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
         except ValueError as error:  # of JSON and of UTF-8
             raise UserError(f"{path} is not JSON ({error}).", code="invalid-json") from error
         draws = content.get("draws") if isinstance(content, dict) else None

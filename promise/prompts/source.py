@@ -16,7 +16,8 @@ import torch
 from promise.prompts.file import Draw, PromptFile
 from promise.prompts.sampling import AUTO, FILE, GROUND_TRUTH, SOURCES, Source, prompt_batch
 from promise.prompts.sets import ImagePrompts
-from promise.runtime.errors import UserError, unknown_name
+from promise.runtime.errors import UserError, excerpt, unknown_name
+from promise.runtime.settings import MAX_POINTS
 from promise.types import Batch, Points, Prompts
 
 
@@ -216,13 +217,14 @@ def parse_gt_points(text: str) -> tuple[int, int]:
     """Read ``8+8`` as (8, 8), the numbers of foreground and background points.
 
     Raises:
-        UserError: another form, or no point at all (``invalid-gt-points``).
+        UserError: another form, no point at all, or too many (``invalid-gt-points``).
     """
     positive, plus, negative = text.replace(" ", "").partition("+")
-    whole = all(part.isascii() and part.isdigit() for part in (positive, negative))
-    if not plus or not whole or int(positive) + int(negative) == 0:
+    whole = all(part.isascii() and part.isdigit() and len(part) < 10 for part in (positive, negative))
+    if not plus or not whole or not 0 < int(positive) + int(negative) <= MAX_POINTS:
         raise UserError(
-            f"--gt-points must be foreground+background points such as 8+8 or 1+0, not {text!r}.",
+            f"--gt-points must be foreground+background points such as 8+8 or 1+0, at most {MAX_POINTS} together, not "
+            f"{excerpt(text)!r}.",
             code="invalid-gt-points",
         )
     return int(positive), int(negative)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 from promise.evaluation.config import EMPTY_RULES
 from promise.evaluation.reader import Evaluation
 from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.files import parse_json
 from promise.runtime.notices import OTHER_TUNING, SHARED, TEXTS, Notice, describe, from_json, from_text, unique
 
 Facts = list[tuple[str, str]]
@@ -82,7 +82,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(parse_json(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{path} is not valid JSON ({error}). The training may have been interrupted while it was written: resume "

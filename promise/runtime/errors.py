@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 SHOWN = 20  # faults that a message lists in full
+LONGEST = 300  # characters of a text of a user that a message repeats
 
 
 class UserError(ValueError):
@@ -75,6 +76,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """
     names = list(known)
     folded = {n.lower(): n for n in names}
+    name = excerpt(name)
     near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
     hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
     return UserError(
@@ -101,6 +103,11 @@ def raise_all(errors: Sequence[UserError], *, separator: str = "\n  ") -> None:
         raise errors[0]
     if errors:
         raise UserError(separator.join(map(str, errors)), code="several", errors=errors)
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a text of a user, as a message shows it: one of thousands of characters hides the message."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def shorten(lines: Sequence[str]) -> list[str]:

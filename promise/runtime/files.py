@@ -361,3 +361,33 @@ def check_output_dir(folder: Path, names: Sequence[str], *, overwrite: bool) -> 
             code="existing-output",
         )
     return folder
+
+
+def as_path(value: object, name: str) -> Path:
+    """Convert an argument of the Python API to a path.
+
+    Args:
+        value: a text or a ``pathlib.Path``.
+        name: what the path denotes, for the message, such as ``"the checkpoint"``.
+
+    Raises:
+        UserError: it is neither, such as ``None`` or bytes (``not-a-path``).
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise UserError(
+            f"{name} must be a path, as text or pathlib.Path, not {type(value).__name__}.", code="not-a-path"
+        )
+    return Path(text)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON from an untrusted source.
+
+    Raises:
+        ValueError: every fault: no JSON, no UTF-8, a number with thousands of digits, objects nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deeply") from None

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import reprlib
 import types
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from promise.runtime.errors import MissingFileError, UserError, unknown_name
+from promise.runtime.errors import SHOWN, MissingFileError, UserError, unknown_name
 from promise.runtime.files import require_file, write_text
 
 if TYPE_CHECKING:
@@ -25,7 +28,14 @@ Config = TypeVar("Config", bound="DataclassInstance")  # a frozen dataclass whos
 
 
 def option(
-    default: Any, text: str, *, choices: tuple[str, ...] | None = None, group: str = "", metavar: str | None = None
+    default: Any,
+    text: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    group: str = "",
+    metavar: str | None = None,
+    least: float | None = None,
+    most: float | None = None,
 ) -> Any:
     """Define a field of a settings dataclass.
 
@@ -35,14 +45,21 @@ def option(
         choices: allowed values; ``None`` for any.
         group: heading in the help text of the command.
         metavar: name of the value in the help text; default: by type.
+        least: smallest number; see :func:`find_out_of_range`.
+        most: largest number; default: none for decimal numbers, :data:`MAX_NUMBER` for whole numbers.
     """
-    metadata = {"help": text, "choices": choices, "group": group, "metavar": metavar}
+    metadata = {"help": text, "choices": choices, "group": group, "metavar": metavar, "least": least, "most": most}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 REQUIRED = dataclasses.MISSING  # default of an option that must be set
 
-# Values that several commands accept. They are defined here because listing them must not import torch.
+# Limits and values that several commands accept. They are defined here because listing them must not import torch.
+MAX_NUMBER = 2**31 - 1  # of whole numbers without a limit of their own
+MAX_SEED = 2**63 - 1  # numpy takes no negative seeds, torch none above 64 bits
+MAX_POINTS = 1024  # of one lesion; the memory of the decoder grows with their square
+MAX_WORKERS = 256  # processes or threads
+MAX_CONFIG = 2**16  # bytes of a configuration
 SPLITS = ("train", "val", "test")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # What of SAM stays frozen → the reference implementation's code, which run folders and checkpoints store.
@@ -104,15 +121,24 @@ def read_yaml(path: Path, kind: type[Any], *, others: Mapping[str, type[Any]] | 
 
     Raises:
         MissingFileError: the file does not exist.
-        UserError: the file is not a mapping, belongs to another command, or has unknown keys or values of the wrong
-            type. All keys and values are reported together.
+        UserError: the file is too large, no YAML, not a mapping, belongs to another command, or has unknown or
+            duplicate keys or values of the wrong type. All unknown keys and wrong values are reported together.
     """
     require_file(path, MissingFileError(f"no configuration at {path}. Check the path.", code="missing-config"))
+    if path.stat().st_size > MAX_CONFIG:
+        raise UserError(
+            f"{path} is larger than {MAX_CONFIG // 2**10} KiB: a configuration consists of a few lines 'key: value'.",
+            code="config-too-large",
+        )
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text.", code="config-not-utf8") from error
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise UserError(
+            f"{path} is nested too deeply: a configuration consists of lines 'key: value'.", code="config-not-yaml"
+        ) from None
+    except Exception as error:  # PyYAML raises many types of exceptions for values that it cannot convert
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}", code="config-not-yaml") from error
     if not isinstance(loaded, dict):
         raise UserError(
@@ -120,7 +146,7 @@ def read_yaml(path: Path, kind: type[Any], *, others: Mapping[str, type[Any]] | 
             code="config-not-a-mapping",
         )
     known = {f.name for f in dataclasses.fields(kind)}
-    unknown = [str(key) for key in loaded if key not in known]
+    unknown = [_text(key) for key in loaded if key not in known]
     for command, other in (others or {}).items():
         if len(unknown) > 1 and set(unknown) <= {f.name for f in dataclasses.fields(other)}:
             raise UserError(
@@ -128,6 +154,24 @@ def read_yaml(path: Path, kind: type[Any], *, others: Mapping[str, type[Any]] | 
                 code="config-of-another-command",
             )
     return check_values(loaded, kind, origin=str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader without references to lists, which can stand for gigabytes, and without duplicate keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        is_reference = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if is_reference and not isinstance(node, yaml.ScalarNode):
+            raise yaml.YAMLError("references (*name) to lists and mappings are not accepted: write the values")
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [one.value for one, _ in node.value if isinstance(one, yaml.ScalarNode)]
+        twice = [key for key, count in Counter(keys).items() if count > 1]
+        if twice:
+            raise yaml.YAMLError(f"{', '.join(twice)} occurs twice: delete one of the lines")
+        return super().construct_mapping(node, deep)
 
 
 def check_values(values: Mapping[str, Any], kind: type[Any], *, origin: str) -> dict[str, Any]:
@@ -153,14 +197,56 @@ def check_values(values: Mapping[str, Any], kind: type[Any], *, origin: str) -> 
         try:
             checked[key] = _coerce(value, hints[key])
         except (TypeError, ValueError, OverflowError):
-            errors.append(UserError(f"{key}: {value!r} is not {_type_name(hints[key])}", code="wrong-type"))
+            errors.append(UserError(f"{key}: {_show(value)} is not {_type_name(hints[key])}", code="wrong-type"))
             continue
         choices = fields[key].metadata["choices"]
         if choices and checked[key] is not None and checked[key] not in choices:
-            errors.append(UserError(f"{key}: {value!r} is not one of {', '.join(choices)}", code="unknown-choice"))
+            errors.append(UserError(f"{key}: {_show(value)} is not one of {', '.join(choices)}", code="unknown-choice"))
     if errors:
-        raise UserError(f"{origin}: {'; '.join(map(str, errors))}.", code=errors[0].code, errors=errors)
+        shown = [str(error) for error in errors[:SHOWN]]
+        shown += [f"and {len(errors) - SHOWN} more faults"] * (len(errors) > SHOWN)
+        raise UserError(f"{origin}: {'; '.join(shown)}.", code=errors[0].code, errors=errors)
     return checked
+
+
+def find_out_of_range(config: Any, *, code: str = "out-of-range") -> list[UserError]:
+    """One error for each number that is not finite or not between the ``least`` and ``most`` of its :func:`option`.
+
+    Args:
+        config: settings whose fields are options.
+        code: code of the errors.
+    """
+    errors = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        least, most = field.metadata["least"], field.metadata["most"]
+        if most is None and isinstance(value, int):
+            most = MAX_NUMBER
+        fault = None
+        if least is not None and not value >= least:  # written so that NaN fails too
+            fault = f"at least {least}"
+        elif most is not None and not value <= most:
+            fault = f"at most {most}"
+        elif not math.isfinite(value):
+            fault = "a finite number"
+        if fault is not None:
+            flag = field.name.replace("_", "-")
+            errors.append(UserError(f"--{flag} must be {fault}, got {_show(value)}", code=code))
+    return errors
+
+
+def _show(value: object) -> str:
+    """The value as a message shows it, shortened."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an integer with thousands of digits
+        return "a number with thousands of digits"
+
+
+def _text(key: object) -> str:
+    return key if isinstance(key, str) else _show(key)
 
 
 # Names of settings in other packages → the name here, for the hint.
@@ -169,29 +255,36 @@ _SYNONYMS = {"learning_rate": "lr", "backbone": "sam", "model": "net", "model_na
 
 def _unknown_setting(key: object, fields: Mapping[str, Any]) -> UserError:
     known = {**{name: name for name in fields}, **{a: n for a, n in _SYNONYMS.items() if n in fields}}
-    near = [known[n] for n in difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)]
-    return UserError(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""), code="unknown-setting")
+    near = [known[n] for n in difflib.get_close_matches(_text(key), known, n=1, cutoff=0.6)]
+    return UserError(
+        f"unknown key {_show(key)}" + (f", did you mean {near[0]!r}?" if near else ""), code="unknown-setting"
+    )
 
 
 def _coerce(value: Any, hint: Any) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         return None if value is None else _coerce(value, next(a for a in get_args(hint) if a is not type(None)))
     if get_origin(hint) is tuple:
-        return tuple(str(v) for v in ([value] if isinstance(value, str) else value))
+        return tuple(_coerce(v, str) for v in ([value] if isinstance(value, str) else value))
     if hint is bool:
         if not isinstance(value, bool):
             raise TypeError
         return value
     if isinstance(value, bool) or value is None:
         raise TypeError
+    if isinstance(value, list | dict | set | tuple):
+        raise TypeError
     if hint is int and isinstance(value, float) and not value.is_integer():
         raise ValueError
-    return hint(value)  # also float("1e-5"), which YAML 1.1 reads as text
+    converted = hint(value)  # also float("1e-5"), which YAML 1.1 reads as text
+    if hint is float and not math.isfinite(converted):
+        raise ValueError
+    return converted
 
 
 def _type_name(hint: Any) -> str:
     inner = [a for a in get_args(hint) if a is not type(None)] or [hint]
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(inner[0], "a text")
+    return {bool: "true or false", int: "a whole number", float: "a finite number"}.get(inner[0], "a text")
 
 
 def write_yaml(path: Path, config: Any) -> None:

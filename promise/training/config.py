@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from promise.runtime.errors import UserError
+from promise.runtime.errors import UserError, excerpt
 from promise.runtime.settings import (
     CACHE_DIR_HELP,
     CACHE_DTYPE_HELP,
@@ -14,8 +14,11 @@ from promise.runtime.settings import (
     DEVICE_HELP,
     FEATURE_AUGMENTS,
     FREEZE_ALIASES,
+    MAX_SEED,
+    MAX_WORKERS,
     PRECISION_HELP,
     PRECISIONS,
+    find_out_of_range,
     option,
 )
 
@@ -58,7 +61,9 @@ class TrainConfig:
         metavar="NAME",
         group="data",
     )
-    workers: int = option(2, "data loading processes; 0: load in the main process", group="data")
+    workers: int = option(
+        2, "data loading processes; 0: load in the main process", group="data", least=0, most=MAX_WORKERS
+    )
     pin_memory: bool = option(True, "batches in page-locked memory, with a GPU", group="data")
     drop_last: bool = option(False, "drop the last, smaller batch of an epoch", group="data")
     shuffle: bool = option(True, "shuffle training rows every epoch", group="data")
@@ -75,6 +80,8 @@ class TrainConfig:
         "with --cache all: number of fixed augmented views per training image, which are repeated in turn over the "
         "epochs",
         group="features",
+        least=1,
+        most=1000,
     )
     feature_augment: str = option(
         "none",
@@ -87,15 +94,16 @@ class TrainConfig:
     cache_dir: str | None = option(None, CACHE_DIR_HELP, metavar="FOLDER", group="features")
     cache_dtype: str = option("auto", CACHE_DTYPE_HELP, choices=CACHE_DTYPES, group="features")
 
-    epochs: int = option(30, "passes over the training rows", group="training")
+    epochs: int = option(30, "passes over the training rows", group="training", least=1)
     shift_epochs: int | None = option(
         None,
         "passes over the training rows in the second stage of nets that train a token shift after a map of lesions, "
         "such as APM_IPS_dense; --epochs counts those of the first; default: 2",
         metavar="N",
         group="training",
+        least=1,
     )
-    batch_size: int = option(8, "images per batch and process", group="training")
+    batch_size: int = option(8, "images per batch and process", group="training", least=1)
     loss: str = option(
         "bce_dice",
         "bce, bce_dice, or that of the reference implementation: reference",
@@ -108,6 +116,7 @@ class TrainConfig:
         "that predict points",
         metavar="W",
         group="training",
+        least=0,
     )
     lesion_settings: str | None = option(
         None,
@@ -118,19 +127,21 @@ class TrainConfig:
     )
     optimizer: str = option("adam", "adam, adamw or sgd", metavar="NAME", group="training")
     lr: float = option(3e-4, "initial learning rate", group="training")
-    weight_decay: float = option(0.0, "weight decay", group="training")
-    momentum: float = option(0.9, "momentum of sgd", group="training")
+    weight_decay: float = option(0.0, "weight decay", group="training", least=0)
+    momentum: float = option(0.9, "momentum of sgd", group="training", least=0, most=1)
     scheduler: str = option(
         "cosine",
         "constant, cosine or restarts; the reference implementation's spelling, such as LR_200_1e-7, is accepted",
         metavar="NAME",
         group="training",
     )
-    min_lr: float = option(0.0, "final learning rate of cosine and restarts", group="training")
-    restart_epochs: int = option(10, "epochs per cycle of restarts", group="training")
-    warmup_epochs: float = option(0.0, "epochs of linear warm-up", group="training")
-    accumulate: int = option(1, "batches whose gradients are accumulated for one optimiser step", group="training")
-    clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", group="training")
+    min_lr: float = option(0.0, "final learning rate of cosine and restarts", group="training", least=0)
+    restart_epochs: int = option(10, "epochs per cycle of restarts", group="training", least=1)
+    warmup_epochs: float = option(0.0, "epochs of linear warm-up", group="training", least=0)
+    accumulate: int = option(
+        1, "batches whose gradients are accumulated for one optimiser step", group="training", least=1
+    )
+    clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", group="training", least=0)
     ema: float = option(
         0.0,
         "decay of a moving average of the weights, such as 0.995, which is validated and saved instead; 0: none",
@@ -142,16 +153,20 @@ class TrainConfig:
     precision: str = option("auto", PRECISION_HELP, choices=PRECISIONS, group="training")
     compile: bool = option(False, "use torch.compile; the first step is slow", group="training")
     device: str = option("auto", DEVICE_HELP, metavar="NAME", group="training")
-    seed: int | None = option(None, "default: drawn at random and recorded in the run", group="training")
+    seed: int | None = option(
+        None, "default: drawn at random and recorded in the run", group="training", least=0, most=MAX_SEED
+    )
 
-    validate_every: int = option(1, "epochs between validations", group="selection")
+    validate_every: int = option(1, "epochs between validations", group="selection", least=1)
     select: str = option(
         "iou",
         "validation score that selects the best epoch: iou or dice (highest), loss or one of its terms (lowest)",
         metavar="NAME",
         group="selection",
     )
-    early_stopping: int = option(0, "stop after this many validations without improvement; 0: never", group="selection")
+    early_stopping: int = option(
+        0, "stop after this many validations without improvement; 0: never", group="selection", least=0
+    )
 
     output: str | None = option(None, "run folder; default: runs/<net>-<backbone>", metavar="FOLDER", group="run")
     resume: bool = option(False, "continue the run in --output", group="run")
@@ -167,27 +182,8 @@ def check_train(config: TrainConfig) -> None:
         UserError: values out of range, missing or contradictory, all in one error; its ``codes`` are
             ``out-of-range``, ``missing-split-csv``, ``feature-augment-without-cache`` and ``resume-and-overwrite``.
     """
-    faults = [
-        ("out-of-range", f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
-        for name, least in (
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("accumulate", 1),
-            ("validate_every", 1),
-            ("cache_views", 1),
-            ("restart_epochs", 1),
-            ("workers", 0),
-            ("early_stopping", 0),
-            ("warmup_epochs", 0),
-            ("clip_norm", 0),
-            ("prompt_loss", 0),
-            ("weight_decay", 0),
-            ("min_lr", 0),
-        )
-        if not getattr(config, name) >= least  # written so that NaN fails too
-    ]
-    if config.shift_epochs is not None and config.shift_epochs < 1:
-        faults.append(("out-of-range", f"--shift-epochs must be at least 1, got {config.shift_epochs}"))
+    errors = find_out_of_range(config)
+    faults: list[tuple[str, str]] = []
     if not config.lr > 0:
         faults.append(("out-of-range", f"--lr must be above 0, got {config.lr}"))
     if not 0 <= config.ema < 1:
@@ -206,9 +202,9 @@ def check_train(config: TrainConfig) -> None:
         )
     if config.resume and config.overwrite:
         faults.append(("resume-and-overwrite", "--resume and --overwrite exclude each other"))
-    if faults:
-        errors = [UserError(f"{message}.", code=code) for code, message in faults]
-        raise UserError("; ".join(message for _, message in faults) + ".", code=faults[0][0], errors=errors)
+    errors += [UserError(message, code=code) for code, message in faults]
+    if errors:
+        raise UserError("; ".join(map(str, errors)) + ".", code=errors[0].code, errors=errors)
 
 
 def parse_labels(text: str | None) -> tuple[int, ...] | None:
@@ -222,5 +218,5 @@ def parse_labels(text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(v) for v in text.replace(",", "-").replace(" ", "-").split("-") if v)
     except ValueError:
-        message = f"--point-labels must be 0s and 1s such as 1-1-0-0, got {text!r}."
+        message = f"--point-labels must be 0s and 1s such as 1-1-0-0, got {excerpt(text)!r}."
         raise UserError(message, code="invalid-point-labels") from None

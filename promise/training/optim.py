@@ -115,6 +115,8 @@ def parse_schedule(
     if match is None or kind not in SCHEDULERS:
         raise unknown_name("scheduler", text, (*SCHEDULERS, "LR_200_1e-7"))
     length, least = match["epochs"], match["least"]
+    if not all(math.isfinite(float(number)) for number in (length, least) if number):
+        raise unknown_name("scheduler", text, (*SCHEDULERS, "LR_200_1e-7"))
     return Schedule(
         kind,
         lr,

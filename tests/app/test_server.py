@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import io
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from promise.data.images import read_image
 from promise.prompts.file import PromptFile
@@ -163,6 +165,31 @@ def test_a_closed_image_is_removed(client: Client, served: tuple[str, Any], imag
         ),
         ("/api/images/{key}/predict", b" " * 70_000, 413, "request-too-large", "65536 bytes"),
         ("/api/samples/99", None, 400, "unknown-sample", "99"),
+        ("/api/samples/" + "9" * 5000, None, 400, "unknown-sample", "Sample 99999"),
+        ("/api/samples/-1", None, 400, "unknown-sample", "'-1'"),
+        ("/api/images/{key}/predict", b"[" * 60_000, 400, "invalid-json", "not JSON"),
+        ("/api/images/{key}/overlay", b'{"opacity": ' + b"9" * 5000 + b"}", 400, "invalid-json", "not JSON"),
+        (
+            "/api/images/{key}/predict",
+            {"points": [[10**400, 1]], "labels": [1], "box": None},
+            400,
+            "invalid-points",
+            "a list of [x, y]",
+        ),
+        (
+            "/api/images/{key}/predict",
+            {"points": [], "labels": [], "box": [0, 0, 10**400, 1]},
+            400,
+            "invalid-box",
+            "x0 ≤ x1",
+        ),
+        (
+            "/api/images/{key}/predict",
+            {"points": [[1, 1]] * 600, "labels": [1] * 600, "box": None},
+            400,
+            "too-many-points",
+            "at most 512",
+        ),
     ],
 )
 def test_an_invalid_request_is_one_message_with_a_code(
@@ -174,6 +201,45 @@ def test_an_invalid_request_is_one_message_with_a_code(
     assert len(error["codes"]) == 1
     assert code in (None, *error["codes"])
     assert fact in error["error"]
+
+
+@pytest.mark.parametrize("name", ["a." + "x" * 118, "ä" * 5000, "a." + "𝄞" * 118, "." * 5000, "%00" * 100])
+def test_a_long_name_is_cut(client: Client, image: Path, name: str) -> None:
+    status, content = client("/api/images", image.read_bytes(), headers={**HEADERS, "X-Name": quote(name)})
+    assert status == 200, content
+    assert 0 < len(json.loads(content)["name"]) <= 120
+    status, content = client("/api/images", b"no image", headers={**HEADERS, "X-Name": quote(name)})
+    assert status == 400
+    assert json.loads(content)["codes"] == ["not-an-image"]
+
+
+def test_a_long_number_of_a_query_is_accepted(client: Client) -> None:
+    status, content = client(f"/api/estimates?after={'9' * 5000}", method="GET")
+    assert (status, json.loads(content)) == (200, [])
+    status, content = client(f"/samples/{'9' * 5000}.jpg", method="GET")
+    assert (status, json.loads(content)["codes"]) == (400, ["unknown-sample"])
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "1e3"])
+def test_a_header_of_wrong_length_is_refused(client: Client, length: str) -> None:
+    connection = http.client.HTTPConnection(client.host, timeout=60)
+    connection.putrequest("POST", "/api/images")
+    for name, value in {**HEADERS, "Content-Length": length}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    assert 400 <= connection.getresponse().status < 500
+    connection.close()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_an_animation_is_refused(client: Client, kind: str) -> None:
+    content = io.BytesIO()
+    first, second = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
+    first.save(content, kind, save_all=True, append_images=[second])
+    status, answer = client("/api/images", content.getvalue(), headers={**HEADERS, "X-Name": "scan.png"})
+    assert status == 400
+    assert json.loads(answer)["codes"] == ["multi-page-image"]
+    assert "scan.png" in json.loads(answer)["error"]
 
 
 def test_an_image_with_too_many_pixels_is_rejected(client: Client, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,114 @@ def test_help_is_printed_on_a_console_without_unicode(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-300:]
     assert "usage" in done.stdout
+
+
+def refuse(capsys: pytest.CaptureFixture[str], command: str, *arguments: str) -> str:
+    """The single line with which a command refuses its arguments."""
+    try:
+        status = importlib.import_module(f"promise.cli.{command}").main(arguments)
+    except SystemExit as error:
+        status = error.code
+    captured = capsys.readouterr()
+    assert status in (1, 2), captured
+    assert captured.out == ""
+    assert captured.err.startswith(f"promise-{command}")
+    assert captured.err.count("\n") == 1
+    assert len(captured.err) < 1000
+    return captured.err
+
+
+NUMBERS = {
+    "train": ("--weight-decay", "--momentum", "--clip-norm", "--warmup-epochs", "--min-lr", "--lr", "--ema"),
+    "predict": ("--review-below",),
+    "app": ("--max-megabytes", "--max-megapixels", "--idle-minutes"),
+    "cache prune": ("--older-than",),
+    "prepare": ("--val-share",),
+}
+LONG = "9" * 5000
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("command", NUMBERS)
+def test_no_decimal_number_is_nan_or_infinite(command: str, number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name, *rest = command.split()
+    for flag in NUMBERS[command]:
+        error = refuse(capsys, name, *rest, f"{flag}={number}", *(["--ckpt", "a"] if name == "app" else []))
+        assert "finite number" in error
+        assert flag.strip("-").replace("-", "_") in error.replace("-", "_")
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "value", "fact"),
+    [
+        *((name, "--workers", "100000", "at most 256") for name in ("train", "eval", "predict", "prepare", "validate")),
+        ("train", "--num-points", "100000000", "at most 1024"),
+        ("eval", "--num-points", "100000000", "at most 1024"),
+        ("eval", "--gt-points", "100000+0", "at most 1024 together"),
+        ("eval", "--gt-points", f"{LONG}+0", "at most 1024 together"),
+        ("eval", "--prompt-seeds", "1000000000", "at most 1000"),
+        ("eval", "--clicks", "1000000000", "at most 100"),
+        ("eval", "--postprocess", "open:99999", "at most 1023"),
+        ("eval", "--postprocess", f"open:{LONG}", "at most 1023"),
+        ("train", "--momentum", "-1", "at least 0"),
+        ("train", "--seed", "12345678901234567890123", "at most 9223372036854775807"),
+        ("eval", "--seed", "12345678901234567890123", "at most 9223372036854775807"),
+        ("train", "--seed", LONG, "invalid int value"),
+        ("train", "--epochs", "99999999999999999999", "at most 2147483647"),
+        ("train", "--cache-views", "1000000000", "at most 1000"),
+        ("train", "--point-labels", LONG, "--point-labels"),
+        ("train", "--scheduler", f"LR_{LONG}_1e-7", "LR_200_1e-7"),
+        ("bench", "--images", "100000000000", "at most 10000"),
+        ("phantom", "--size", "1000000", "at most 8192"),
+    ],
+)
+def test_numbers_beyond_all_limits_are_refused_at_once(
+    command: str, flag: str, value: str, fact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = {
+        "train": ["--split-csv", "a.csv"],
+        "eval": ["--split-csv", "a.csv", "--net", "SAM"],
+        "predict": ["a.png", "--ckpt", "a", "--output", str(tmp_path / "out")],
+        "prepare": ["folder=a", "--output", str(tmp_path / "out")],
+        "validate": ["a.csv"],
+        "phantom": ["--output", str(tmp_path / "out")],
+    }
+    assert fact in refuse(capsys, command, *inputs.get(command, []), f"{flag}={value}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc")
+def test_an_output_that_cannot_be_created_is_one_line(
+    phantoms: Path, save_lesion_net: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ckpt = str(save_lesion_net(tmp_path / "best.safetensors"))
+    table, image, device = ["--split-csv", str(phantoms)], str(phantoms.parent / "images"), ["--device", "cpu"]
+    net = ["--net", "APM_dense", "--sam", "tiny_vit", "--sam-checkpoint", "random"]
+    for command, arguments in (
+        ("train", [*table, *net, *device, "--quiet"]),
+        ("eval", [*table, *device, "--ckpt", ckpt, "--quiet"]),
+        ("predict", [image, *device, "--ckpt", ckpt, "--quiet"]),
+        ("phantom", ["--count", "1"]),
+    ):
+        error = refuse(capsys, command, *arguments, "--output", "/proc/x")
+        assert "/proc/x" in error
+        assert "--output" in error
+
+
+@pytest.mark.parametrize("command", ["eval", "predict", "export", "app"])
+def test_a_run_folder_as_a_checkpoint_names_its_best_one(
+    command: str,
+    phantoms: Path,
+    save_lesion_net: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    best = save_lesion_net(tmp_path / "run/best.safetensors")
+    more = {
+        "eval": ["--split-csv", str(phantoms), "--quiet"],
+        "predict": [str(phantoms.parent / "images"), "--output", str(tmp_path / "out"), "--quiet"],
+        "export": ["--output", str(tmp_path / "out"), "--quiet"],
+        "app": ["--port", "0", "--quiet"],
+    }
+    error = refuse(capsys, command, "--ckpt", str(best.parent), *more[command])
+    assert f"Did you mean {best}?" in error

@@ -22,6 +22,7 @@ def test_images_are_split_in_proportion(tmp_path: Path, capsys: pytest.CaptureFi
         (["--count", "0"], ("--count must be at least 1",)),
         (["--count", "0", "--size", "8"], ("--count must be at least 1", "--size must be at least 32")),
         (["--fractions", "0", "0", "0"], ("train",)),
+        (["--size", "1000000"], ("--size must be at least 32 and at most 8192",)),
     ],
 )
 def test_invalid_input(

@@ -11,10 +11,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from promise.data import images
 from promise.data.images import describe_turn, read_image, read_levels, read_mask, read_size, rgb_pixels, write_png
+from promise.data.inputs import input_size, read_input
 from promise.runtime.errors import MissingFileError
 
 Errors = Callable[..., Any]
@@ -214,6 +215,68 @@ def test_a_file_with_several_images_is_an_error(tmp_path: Path, user_error: Erro
     with user_error("multi-page-image") as caught:
         read_image(tmp_path / "a.tif")
     assert "3 images" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.gif", "GIF"), ("a.png", "PNG"), ("a.webp", "WEBP"), ("a.tif", "TIFF")])
+def test_animations_are_refused_by_every_reader(name: str, kind: str, tmp_path: Path, user_error: Errors) -> None:
+    first, second = Image.fromarray(RGB), Image.fromarray(255 - RGB)
+    first.save(tmp_path / name, kind, save_all=True, append_images=[second])
+    for read in (read_image, read_mask, read_levels, read_size, read_input, input_size):
+        with user_error("multi-page-image") as caught:
+            read(tmp_path / name)
+        assert name in str(caught.value)
+        assert "Save the one that is meant" in str(caught.value)
+    with Image.open(tmp_path / name) as opened, user_error("multi-page-image"):
+        rgb_pixels(opened)
+    with Image.open(tmp_path / name) as opened:
+        assert rgb_pixels(opened.copy()).shape == RGB.shape  # one frame, which the caller chose
+
+
+def test_pages_that_only_opencv_reads_are_refused(tmp_path: Path, user_error: Errors) -> None:
+    pages = [np.random.default_rng(i).random((24, 32, 3)).astype(np.float32) for i in range(2)]
+    assert cv2.imwritemulti(str(tmp_path / "a.tif"), pages)
+    with pytest.raises(UnidentifiedImageError), Image.open(tmp_path / "a.tif"):
+        pass
+    for read in (read_image, read_size):
+        with user_error("multi-page-image"):
+            read(tmp_path / "a.tif")
+    assert cv2.imwritemulti(str(tmp_path / "b.tif"), pages[:1])
+    assert read_image(tmp_path / "b.tif").shape == (24, 32, 3)
+
+
+def test_a_photo_with_a_preview_is_read(tmp_path: Path) -> None:
+    first, preview = Image.fromarray(RGB), Image.fromarray(RGB[:2, :2])
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[preview])
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert opened.n_frames == 2
+    assert read_image(tmp_path / "a.jpg").shape == RGB.shape
+
+
+def test_masks_of_other_levels_name_the_next_move(tmp_path: Path, user_error: Errors) -> None:
+    grey = np.zeros((8, 8), np.uint8)
+    for levels, fact in (((100, 255), "promise-prepare"), ((1, 2), "Set the lesions to 255")):
+        grey[0, :2] = levels
+        cv2.imwrite(str(tmp_path / "a.png"), grey)
+        with user_error("mask-not-binary") as caught:
+            read_mask(tmp_path / "a.png")
+        assert fact in str(caught.value)
+    palette = Image.fromarray((grey > 1).astype(np.uint8)).convert("P")
+    palette.putpalette([0, 0, 0, 200, 0, 0])
+    palette.save(tmp_path / "b.png")
+    with user_error("mask-channels-differ") as caught:
+        read_mask(tmp_path / "b.png")
+    assert "palette" in str(caught.value)
+    assert "Set the lesions to 255" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [b"a.png", None, 3])
+def test_a_value_that_is_no_path_is_one_message(value: Any, user_error: Errors) -> None:
+    for read in (read_image, read_mask, read_levels, read_size, read_input):
+        with user_error("not-a-path") as caught:
+            read(value)
+        assert type(value).__name__ in str(caught.value)
+    with user_error("invalid-image-array"):
+        rgb_pixels(value)
 
 
 def test_arrays_that_are_not_images(user_error: Errors) -> None:

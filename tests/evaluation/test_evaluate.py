@@ -25,6 +25,7 @@ from promise.evaluation.config import EvalConfig
 from promise.evaluation.evaluate import EvalResult, evaluate
 from promise.evaluation.metrics import METRICS, Metric, binary_metrics, register, soft_metrics
 from promise.evaluation.pair import Pair
+from promise.evaluation.summary import results_text
 from promise.runtime.errors import ExistingRunError, MissingFileError, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:SAM .* has random weights")
@@ -205,6 +206,9 @@ def test_rows_without_foreground(
     assert found["means"]["reference"]["iou"] == 0  # as the reference implementation
     assert found["means"]["reference"]["dice"] is None
     assert result.summary["empty_masks"] == rule
+    text = results_text([result.summary])
+    assert not re.search(r"\bnan\b", text)
+    assert ("use --empty-masks one or zero" in text) == (rule == "skip")
     assert per_image(tmp_path / "eval")[0]["empty_truth"] == "1"
 
 

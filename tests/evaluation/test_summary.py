@@ -51,9 +51,9 @@ def test_a_mean_has_its_interval_and_its_deviation(deviation: float | None) -> N
         ]
     )
     between = "" if deviation is None else " ± 0.0123"
-    for text_part in (f"0.5000{between} [0.4000, 0.6000]", f"0.5000{between} [nan, nan]", "0.7500", "2 of 3", "0.0625"):
+    for text_part in (f"0.5000{between} [0.4000, 0.6000]", f"0.5000{between} [-, -]", "0.7500", "2 of 3", "0.0625"):
         assert text_part in text
-    assert "nan (1) / nan (1) / 0.500 (1)" in text
+    assert "- (1) / - (1) / 0.500 (1)" in text
 
 
 def test_a_search_always_shows_the_dice_without_postprocessing() -> None:

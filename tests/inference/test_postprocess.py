@@ -49,7 +49,21 @@ def test_parse_reads_operation_and_kernel():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "open", "open:", "open:4", "open:1", "open:-5", "open:5:5", "dilate:5", "None", *FURTHER]
+    "text",
+    [
+        "",
+        "open",
+        "open:",
+        "open:4",
+        "open:1",
+        "open:-5",
+        "open:99999",
+        f"open:{'9' * 5000}",
+        "open:5:5",
+        "dilate:5",
+        "None",
+        *FURTHER,
+    ],
 )
 def test_invalid_text_is_refused_with_the_accepted_forms(text):
     with pytest.raises(UserError) as caught:
@@ -75,6 +89,7 @@ def test_texts_have_the_codes_of_their_faults(user_error):
     [
         ({"operation": "erode"}, "unknown-postprocess-operation", "'erode'"),
         ({"operation": "open", "kernel": 4}, "invalid-kernel", "4"),
+        ({"operation": "open", "kernel": 99_999}, "invalid-kernel", "99999"),
         ({"threshold": 1.5}, "invalid-threshold", "[0, 1], not 1.5"),
         ({"threshold": float("nan")}, "invalid-threshold", "not nan"),
     ],

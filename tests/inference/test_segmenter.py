@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -327,6 +328,35 @@ def test_a_net_without_a_prompter_requires_prompts(build, pixels, tmp_path, user
             call()
         assert "IPS_GT" in str(caught.value)
     assert session.predict(points=[[20, 10]]).mask.shape == (50, 90)
+
+
+@pytest.mark.parametrize("text", ["open:99999", "opn", "open:" + "9" * 5000])
+def test_an_invalid_postprocessing_of_a_checkpoint_is_one_message(build, text: str, tmp_path, user_error) -> None:
+    path = save(build, tmp_path / "best.safetensors", postprocess=text)
+    with user_error("invalid-kernel" if text == "open:99999" else "invalid-postprocess") as caught:
+        promise.load(path, device="cpu")
+    assert str(path) in str(caught.value)
+    assert "--postprocess" in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert promise.load(path, device="cpu", postprocess="open:5").postprocess.kernel == 5
+
+
+@pytest.mark.parametrize("value", [b"scan.png", None, 3])
+def test_a_value_that_is_no_image_is_one_message(segmenter, value: Any, user_error) -> None:
+    for read in (segmenter.predict, segmenter.session, lambda one: segmenter.predict([one])):
+        with user_error("invalid-image-array") as caught:
+            read(value)
+        assert type(value).__name__ in str(caught.value)
+
+
+def test_prompts_beyond_all_limits_are_one_message(session, user_error) -> None:
+    for points, code in (
+        (np.zeros((10_000, 2)), "too-many-points"),
+        ([[10**400, 1]], "invalid-points"),
+        ([[math.nan, 1]], "invalid-points"),
+    ):
+        with user_error(code):
+            session.predict(points=points)
 
 
 def test_a_missing_checkpoint_is_reported(tmp_path) -> None:

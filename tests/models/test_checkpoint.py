@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+import promise
 from promise import checkpoint
 from promise.models.checkpoint import Metadata, load_reference_state, to_reference_state
 from promise.models.reference_names import is_reference_name, own_name, reference_name
 from promise.models.registry import NETS
-from promise.runtime.errors import MissingFileError
+from promise.runtime.errors import MissingFileError, UserError
 from promise.types import Points
 
 REFERENCE_NETS = [name for name in NETS if name != "SAM"]
@@ -194,6 +199,165 @@ def test_files_that_are_no_checkpoint_are_refused(saved: Path, build, tmp_path: 
     with user_error("unreadable-weights") as caught:
         checkpoint.load(tmp_path / "mine.csv")
     assert "mine.csv" in str(caught.value)
+
+
+def change(path: Path, header: dict[str, str] | None = None, **entries: Tensor) -> Path:
+    """Replace the metadata or entries of a checkpoint, as another program may."""
+    with safe_open(path, framework="pt") as stream:
+        known = stream.metadata()
+    state = {**safetensors.torch.load_file(path), **entries}
+    safetensors.torch.save_file(state, path, metadata=known if header is None else header)
+    return path
+
+
+def change_metadata(path: Path, edit: Callable[[dict[str, Any]], Any]) -> Path:
+    with safe_open(path, framework="pt") as stream:
+        header = stream.metadata()
+    values = json.loads(header["promise"])
+    edited = edit(values)
+    text = edited if isinstance(edited, str) else json.dumps(values if edited is None else edited)
+    return change(path, {**header, "promise": text})
+
+
+@pytest.mark.parametrize(
+    ("edit", "fact"),
+    [
+        (lambda values: "", "no JSON"),
+        (lambda values: "{nope", "no JSON"),
+        (lambda values: "[" * 100_000, "nested too deeply"),
+        (lambda values: '{"a":' * 100_000, "nested too deeply"),
+        (lambda values: '{"num_points": ' + "9" * 5000 + "}", "no JSON"),
+        (lambda values: [values], "no JSON object, but list"),
+        (lambda values: "3", "no JSON object, but int"),
+        (lambda values: {**values, "zz": 1}, "unknown key 'zz'"),
+        *(
+            (lambda values, key=key: {k: v for k, v in values.items() if k != key}, f"{key} is missing")
+            for key in ("net", "sam", "num_points", "sam_sha256")
+        ),
+        *(
+            (lambda values, key=key, value=value: {**values, key: value}, f"{key} is ")
+            for key, value in (
+                ("net", 3),
+                ("net", None),
+                ("sam", ["vit_b"]),
+                ("num_points", "4"),
+                ("num_points", 4.0),
+                ("num_points", True),
+                ("sam_sha256", None),
+                ("point_labels", 10**400),
+                ("point_labels", [[1]]),
+                ("freeze", {}),
+                ("seed", 0.5),
+                ("seed", -1),
+                ("seed", 10**22),
+                ("epoch", "1"),
+                ("sam_checkpoint", None),
+                ("config", []),
+                ("config", None),
+                ("metrics", {"iou": []}),
+                ("seen", {"val": 3}),
+                ("seen", {"val": [3]}),
+                ("postprocess", 5),
+                ("tuning", 1),
+                ("lesions", []),
+                ("quality", "good"),
+            )
+        ),
+        (lambda values: {**values, "config": {"augment": [1]}}, "config.augment"),
+        (lambda values: {**values, "num_points": 10**9}, "at most 1024"),
+        (lambda values: {**values, "num_points": -2}, "-2"),
+        (lambda values: {**values, "num_points": 4, "point_labels": [1]}, "4 values"),
+        (lambda values: {**values, "freeze": "FZ9"}, "FZ9"),
+    ],
+)
+def test_invalid_metadata_is_one_message(edit: Any, fact: str, saved: Path, user_error) -> None:
+    change_metadata(saved, edit)
+    for read in (checkpoint.load, checkpoint.read_metadata):
+        with user_error("invalid-metadata") as caught:
+            read(saved)
+        message = str(caught.value)
+        assert message.startswith(f"{saved} has invalid metadata: ")
+        assert fact in message
+        assert "Copy the original file again." in message
+        assert "\n" not in message
+        assert len(message) < 1000
+
+
+def test_metadata_without_an_entry_is_one_message(saved: Path, user_error) -> None:
+    change(saved, {"format": checkpoint.FORMAT})
+    with user_error("invalid-metadata"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize(("key", "code"), [("net", "unknown-net"), ("sam", "unknown-backbone")])
+def test_an_unknown_net_is_named_with_its_file(key: str, code: str, saved: Path, user_error) -> None:
+    change_metadata(saved, lambda values: {**values, key: "later"})
+    with user_error(code) as caught:
+        checkpoint.load(saved)
+    assert str(caught.value).startswith(f"{saved}: ")
+    assert "'later'" in str(caught.value)
+
+
+def test_metadata_without_optional_keys_is_read(saved: Path) -> None:
+    change_metadata(saved, lambda v: {k: v[k] for k in ("net", "sam", "num_points", "sam_sha256", "sam_checkpoint")})
+    assert checkpoint.load(saved)[1].point_labels is None
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_weights_of_another_type_are_refused(kind: torch.dtype, saved: Path, build, tmp_path: Path, user_error) -> None:
+    state = safetensors.torch.load_file(saved)
+    name = next(name for name, value in state.items() if value.is_floating_point())
+    change(saved, **{name: state[name].to(kind)})
+    with user_error("weights-of-another-type") as caught:
+        checkpoint.load(saved)
+    assert all(fact in str(caught.value) for fact in (str(saved), name, str(kind), "the original file"))
+
+    reference = to_reference_state(build("APM_resnet", num_points=4))
+    torch.save({**reference, "apm_resnet.fc.weight": reference["apm_resnet.fc.weight"].to(kind)}, tmp_path / "a.pt")
+    with user_error("weights-of-another-type") as caught:
+        checkpoint.load(tmp_path / "a.pt", net_name="APM_resnet", sam="tiny_vit")
+    assert "a.pt" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, saved: Path, build, tmp_path: Path, user_error) -> None:
+    state = safetensors.torch.load_file(saved)
+    name = next(name for name, value in state.items() if value.is_floating_point())
+    state[name].view(-1)[0] = value
+    change(saved, **{name: state[name]})
+    with user_error("non-finite-weights") as caught:
+        checkpoint.load(saved)
+    assert all(fact in str(caught.value) for fact in (str(saved), name, "an earlier epoch"))
+
+    weights = build("SAM").sam.state_dict()
+    weights[next(iter(weights))].view(-1)[0] = value
+    torch.save(weights, tmp_path / "sam.pth")
+    with user_error("non-finite-weights") as caught:
+        build("SAM", sam_checkpoint=tmp_path / "sam.pth")
+    assert "sam.pth" in str(caught.value)
+
+
+def test_halved_weights_are_loaded(saved: Path) -> None:
+    state = safetensors.torch.load_file(saved)
+    change(saved, **{name: value.half() for name, value in state.items() if value.is_floating_point()})
+    checkpoint.load(saved)
+    big = next(name for name, value in state.items() if value.is_floating_point())
+    change(saved, **{big: state[big].double() + 1e300})  # infinite in single precision
+    with pytest.raises(UserError, match=big):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("value", [b"best.safetensors", None, 3])
+def test_a_value_that_is_no_path_is_refused(value: Any, saved: Path, build, user_error) -> None:
+    for read in (promise.load, checkpoint.load, checkpoint.read_metadata, checkpoint.require):
+        with user_error("not-a-path") as caught:
+            read(value)
+        assert type(value).__name__ in str(caught.value)
+    with user_error("unknown-net"):
+        promise.build_net(value)
+    if value is not None:
+        with user_error("not-a-path"):
+            build("SAM", sam_checkpoint=value)
 
 
 def test_another_backbone_is_refused(saved: Path, user_error) -> None:

@@ -55,6 +55,41 @@ def test_the_frame_is_that_of_pixel_centres() -> None:
     assert prompts.xy.tolist() == [[0.5, 31.25]]
 
 
+@pytest.mark.parametrize(
+    ("changed", "codes", "fact"),
+    [
+        ({"points": [[10**400, 1], [2, 2]]}, ["invalid-points"], "a list of [x, y]"),
+        ({"points": [[float("nan"), 1], [2, 2]]}, ["invalid-points"], "a list of [x, y]"),
+        ({"box": [0, 0, 10**400, 1]}, ["invalid-box"], "x0 ≤ x1"),
+        ({"labels": [10**400, 1]}, ["invalid-labels"], "labels"),
+        ({"mask_index": 10**400}, ["invalid-mask-index"], "mask_index"),
+        ({"points": [[1, 1]] * 10_000, "labels": [1] * 10_000}, ["too-many-points"], "10000 points; at most 1024"),
+        (
+            {"points": None, "labels": None, "lesions": [{"box": [0, 0, 1, 1]}] * 10_000},
+            ["too-many-lesions"],
+            "10000 lesions; at most 1024",
+        ),
+    ],
+)
+def test_values_beyond_all_limits_are_one_message(
+    changed: dict[str, Any], codes: list[str], fact: str, tmp_path: Path, user_error
+) -> None:
+    (tmp_path / "prompts.json").write_text(json.dumps(content(**changed)))
+    with user_error(*codes) as caught:
+        PromptFile(tmp_path / "prompts.json").select(SIZES, side=SIDE)
+    assert caught.value.codes == tuple(codes)
+    assert fact in str(caught.value)
+    assert "a, x: " in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"draws":' * 100_000, "9" * 5000])
+def test_deep_nesting_is_no_json(text: str, tmp_path: Path, user_error) -> None:
+    (tmp_path / "prompts.json").write_text(text)
+    with user_error("invalid-json") as caught:
+        PromptFile(tmp_path / "prompts.json")
+    assert str(caught.value).startswith(f"{tmp_path / 'prompts.json'} is not JSON")
+
+
 def content(**changed: Any) -> dict[str, Any]:
     entry = {"size": [40, 30], "points": [[1, 2], [3.5, 4]], "labels": [1, 0], "box": None, **changed}
     return {"version": 1, "source": "gt", "draws": [{"seed": 3, "images": {"a": {"x": entry}}}]}

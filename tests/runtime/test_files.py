@@ -19,9 +19,11 @@ import torch
 from promise.runtime.errors import ExistingRunError, WriteError
 from promise.runtime.files import (
     LOCK,
+    as_path,
     atomic_path,
     check_output_dir,
     exclusive,
+    parse_json,
     remove_leftovers,
     require_file,
     require_size,
@@ -128,6 +130,21 @@ def test_output_folder_with_results_is_rejected(tmp_path: Path, user_error: Call
     with user_error("output-is-a-file") as caught:
         check_output_dir(folder / "a.csv", ["a.csv"], overwrite=True)
     assert str(folder / "a.csv") in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [b"a", None, 3, ["a"]])
+def test_only_texts_and_paths_are_paths(value: object, user_error) -> None:
+    with user_error("not-a-path") as caught:
+        as_path(value, "the image")
+    assert str(caught.value).startswith("the image must be a path")
+    assert as_path("a/b", "it") == as_path(Path("a/b"), "it") == Path("a/b")
+
+
+@pytest.mark.parametrize("text", ["", "{", b"\xff", "9" * 5000, "[" * 100_000, '{"a":' * 100_000])
+def test_every_fault_of_json_is_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"\S"):
+        parse_json(text)
+    assert parse_json('{"a": [1]}') == {"a": [1]}
 
 
 # --- failures to write ----------------------------------------------------------------------------

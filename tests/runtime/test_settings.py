@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 import pytest
 
 from promise.evaluation.config import EvalConfig
+from promise.inference.config import PredictConfig
 from promise.runtime.errors import MissingFileError
-from promise.runtime.settings import check_values, read_yaml, write_yaml
+from promise.runtime.settings import check_values, find_out_of_range, read_yaml, write_yaml
 from promise.training.config import TrainConfig
 
 Expect = Callable[..., Any]
@@ -43,7 +46,7 @@ def test_all_faults_are_reported_together(tmp_path: Path, user_error: Expect) ->
         "epochs": ("'many'", "a whole number"),
         "shuffle": ("'no'", "true or false"),
         "freeze": ("'FZ9'", "FZ0", "FZ1", "FZ2", "FZ3", "FZ4"),
-        "lr": ("None", "a number"),
+        "lr": ("None", "a finite number"),
         "batch_size": ("2.5", "a whole number"),
         "workers": ("True", "a whole number"),
     }.items():
@@ -120,3 +123,68 @@ def test_synonym_of_a_setting_suggests_its_name(tmp_path: Path, user_error: Expe
     with user_error("unknown-setting") as caught:
         read_yaml(path, TrainConfig)
     assert "'learning_rate', did you mean 'lr'" in str(caught.value)
+
+
+BOMB = "\n".join(["- &a0 [x, x]", *(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10))])
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "fact"),
+    [
+        (f"net:\n{BOMB}\n", "config-not-yaml", "references"),
+        ("a: &a {x: 1}\nb: {<<: [*a, *a]}\n", "config-not-yaml", "references"),
+        ("net: " + "[" * 20_000, "config-not-yaml", "nested too deeply"),
+        ("net: " + "{a: " * 10_000, "config-not-yaml", "nested too deeply"),
+        ("- " * 20_000, "config-not-yaml", "nested too deeply"),
+        (f"epochs: {'9' * 5000}\n", "config-not-yaml", "digits"),
+        (f"net: 0x{'f' * 5000}\n", "wrong-type", "thousands of digits is not a text"),
+        (f"? 0x{'f' * 5000}\n: 1\n", "unknown-setting", "unknown key a number"),
+        ("net: 2020-99-99\n", "config-not-yaml", "month"),
+        ("net: !!timestamp x\n", "config-not-yaml", "a.yaml"),
+        ("net: !!bool x\n", "config-not-yaml", "a.yaml"),
+        ("net: !!python/object/apply:os.getcwd []\n", "config-not-yaml", "a.yaml"),
+        ("epochs: 3\nlr: 1\nepochs: 30\n", "config-not-yaml", "epochs occurs twice"),
+        ("net: [a, b]\n", "wrong-type", "a text"),
+        ("net: {a: b}\n", "wrong-type", "a text"),
+        ("lr: .inf\n", "wrong-type", "a finite number"),
+        ("momentum: .nan\n", "wrong-type", "a finite number"),
+        ("# \n" * 30_000, "config-too-large", "64 KiB"),
+    ],
+)
+def test_hostile_files_are_rejected_at_once(
+    text: str, code: str, fact: str, tmp_path: Path, user_error: Expect
+) -> None:
+    begin = time.monotonic()
+    with user_error(code) as caught:
+        read(tmp_path, text)
+    assert time.monotonic() - begin < 20  # a bomb runs for minutes
+    message = str(caught.value)
+    assert fact in message
+    assert "a.yaml" in message
+    assert "\n" not in message
+    assert len(message) < 1000
+
+
+def test_many_unknown_keys_are_shortened(tmp_path: Path, user_error: Expect) -> None:
+    with user_error("unknown-setting") as caught:
+        read(tmp_path, "".join(f"key{i}: 1\n" for i in range(500)))
+    assert "and 480 more faults" in str(caught.value)
+
+
+def test_a_reference_to_a_value_is_accepted(tmp_path: Path) -> None:
+    assert read(tmp_path, "lr: &rate 0.5\nmin_lr: *rate\n") == {"lr": 0.5, "min_lr": 0.5}
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, EvalConfig, PredictConfig])
+def test_every_number_has_a_range(kind: Any) -> None:
+    """A new option is covered: no whole number is unlimited, and no decimal number may be NaN or infinite."""
+    numbers = [f for f in dataclasses.fields(kind) if str(f.type).split(" |")[0] in ("int", "float")]
+    assert numbers
+    for field in numbers:
+        values = [10**30, 10**5000] if str(field.type).startswith("int") else [float("nan"), float("inf")]
+        required = {f.name: "x" for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+        for value in values:
+            found = find_out_of_range(kind(**required, **{field.name: value}), code="number")
+            assert [error.code for error in found] == ["number"], field.name
+            assert f"--{field.name.replace('_', '-')} must be " in str(found[0])
+    assert find_out_of_range(kind()) == []

@@ -29,6 +29,17 @@ Expect = Callable[..., Any]
         ("lr", float("nan")),
         ("weight_decay", -1.0),
         ("warmup_epochs", -1.0),
+        ("warmup_epochs", float("inf")),
+        ("weight_decay", float("nan")),
+        ("clip_norm", float("inf")),
+        ("min_lr", float("nan")),
+        ("lr", float("inf")),
+        ("momentum", -1.0),
+        ("momentum", float("nan")),
+        ("workers", 100_000),
+        ("cache_views", 10**9),
+        ("seed", 10**22),
+        ("seed", -1),
     ],
 )
 def test_values_out_of_range_are_rejected(name: str, value: float) -> None:

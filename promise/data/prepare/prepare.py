@@ -29,6 +29,7 @@ from promise.data.table import COLUMNS
 from promise.runtime.errors import SHOWN, ExistingRunError, UserError, WriteError, raise_all
 from promise.runtime.files import exclusive, remove_leftovers, write_text, writing
 from promise.runtime.progress import progress_bar
+from promise.runtime.settings import MAX_WORKERS
 from promise.runtime.workers import default_workers, ordered_map
 
 JOURNAL = "frames.part"  # JSON lines: the settings, then one line per finished pair
@@ -36,6 +37,7 @@ FRAMES = "frames.csv"
 NAMING_HINT = (
     "--mask-suffix, --mask-prefix and --image-suffix define how masks are named; by default, common names are tried."
 )
+MAX_SIZE = 8192  # of a prepared image, in pixels
 SKIP_HINT = "--skip-unpaired leaves these files out."
 _FLAGS = {  # of a pair → end of the note about the pairs that have it
     "empty": "no foreground",
@@ -137,10 +139,12 @@ def _prepare(
 
 def _check_options(options: PrepareOptions) -> None:
     errors = []
-    if options.size < 16:
-        errors.append(UserError(f"--size must be at least 16; got {options.size}.", code="invalid-size"))
-    if options.workers < 1:
-        errors.append(UserError(f"--workers must be at least 1; got {options.workers}.", code="invalid-workers"))
+    if not 16 <= options.size <= MAX_SIZE:
+        message = f"--size must be at least 16 and at most {MAX_SIZE}; got {options.size}."
+        errors.append(UserError(message, code="invalid-size"))
+    if not 1 <= options.workers <= MAX_WORKERS:
+        message = f"--workers must be at least 1 and at most {MAX_WORKERS}; got {options.workers}."
+        errors.append(UserError(message, code="invalid-workers"))
     raise_all(errors)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from promise.models.prompters.lesions import LesionSettings
 from promise.runtime.errors import UserError
+from promise.runtime.settings import MAX_POINTS
 from promise.types import Encoded, Points, Prompted, Prompts
 
 
@@ -76,13 +77,15 @@ def fixed_labels(num_points: int, values: tuple[int, ...] | None = None) -> tupl
     """Labels of automatic points: the first half positive, the second half negative; a single point is positive.
 
     Args:
-        num_points: 1 or any even number.
+        num_points: 1 or any even number up to :data:`promise.runtime.settings.MAX_POINTS`.
         values: other labels, one per point, each 0 or 1 (the reference implementation's ``point_value``).
 
     Raises:
-        UserError: an odd count above 1 (code ``number-of-points``), or values that do not match the count or are
-            neither 0 nor 1 (code ``point-labels``).
+        UserError: an odd count above 1, or too many points (code ``number-of-points``), or values that do not match the
+            count or are neither 0 nor 1 (code ``point-labels``).
     """
+    if num_points > MAX_POINTS:
+        raise UserError(f"--num-points must be at most {MAX_POINTS}, got {num_points}.", code="number-of-points")
     if values is not None:
         if len(values) != num_points or not set(values) <= {0, 1}:
             raise UserError(

@@ -24,8 +24,9 @@ from promise.models.sam.hugging_face import (
 )
 from promise.models.sam.lite_medsam import build_lite_medsam, encode_tiny_vit, lite_medsam_file
 from promise.models.sam.segment_anything import SegmentAnything, build_segment_anything, encode_vit
-from promise.models.sam.weights import Weights, find_weights
+from promise.models.sam.weights import Weights, check_values, find_weights
 from promise.runtime.errors import UserError, unknown_name
+from promise.runtime.files import as_path
 
 __all__ = [
     "BACKBONES",
@@ -243,6 +244,8 @@ def build_sam(backbone: Backbone, checkpoint: Path | str | None = "auto") -> nn.
 
 def _weights_source(backbone: Backbone, checkpoint: Path | str | None) -> Path | str | None:
     """The source that the adapter reads; ``None`` if the weights stay random."""
+    if checkpoint is not None:
+        as_path(checkpoint, "the weight file of SAM")
     source = backbone.weights if checkpoint == "auto" else checkpoint
     if source is None:
         warnings.warn(f"SAM ({backbone.name}) has random weights: for tests only.", RuntimeWarning, stacklevel=3)
@@ -277,4 +280,5 @@ def load_sam_state(sam: nn.Module, state: dict[str, Tensor], *, origin: str, nam
             "Pass the architecture of this file with --sam.",
             code="weights-misfit",
         )
+    check_values(expected, state, origin=str(origin))
     sam.load_state_dict(state)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from promise.models.sam.adapter import Adapter, Maps, Run, normalise_channels, run_block
 from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.files import parse_json
 
 FILES = "model*.safetensors"
 # In transformers two modules share the frequencies of the positional encoding; here only the prompt encoder has them.
@@ -87,7 +87,7 @@ def describe(source: Path | str) -> Description:
         raise MissingFileError(f"{file} does not exist: {file.parent} is not a model folder of transformers.")
     config = _transformers().SamConfig
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(file.read_text(encoding="utf-8"))
         kind = values.get("model_type")
         config = config.from_dict(values)
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -6,7 +6,7 @@ import hashlib
 import http.client
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "PROMISE_CACHE"
 MIRROR_VARIABLE = "PROMISE_WEIGHTS_URL"
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # loaded where the net has decimal numbers
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,39 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise UserError(f"{path} contains no state dict (a mapping from names to tensors).", code="not-a-state-dict")
     return {str(name).removeprefix("module."): value for name, value in loaded.items()}
+
+
+def check_values(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, origin: str) -> None:
+    """Check that the entries of a state dict hold numbers that the net can compute with.
+
+    Args:
+        expected: the state dict of the net.
+        found: the state dict of the file, with the same names.
+        origin: where it comes from, for error messages.
+
+    Raises:
+        UserError: integers where the net has decimal numbers, or the reverse (code ``weights-of-another-type``), or
+            NaN or infinite values (code ``non-finite-weights``).
+    """
+    kinds = {
+        name: value.dtype
+        for name, value in found.items()
+        if value.dtype != expected[name].dtype and not (value.dtype in FLOATS and expected[name].dtype in FLOATS)
+    }
+    if kinds:
+        listed = ", ".join(f"{name} ({kind})" for name, kind in list(kinds.items())[:4])
+        raise UserError(
+            f"{origin}: {len(kinds)} of {len(found)} entries have another data type: {listed}. Quantised checkpoints "
+            "are not supported: pass the original file.",
+            code="weights-of-another-type",
+        )
+    infinite = [name for name, value in found.items() if not value.to(expected[name].dtype).isfinite().all()]
+    if infinite:
+        raise UserError(
+            f"{origin}: {len(infinite)} of {len(found)} entries contain NaN or infinite values: "
+            f"{', '.join(infinite[:4])}. Pass an intact file, such as the checkpoint of an earlier epoch.",
+            code="non-finite-weights",
+        )
 
 
 def state_sha256(state: dict[str, Tensor]) -> str:
