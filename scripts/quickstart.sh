@@ -37,4 +37,7 @@ promise-report "$RUN" --overwrite
 
 rm -rf -- "$PROMISE_FEATURES"
 printf '\nReport:   %s\nOverlays: %s (ground truth cyan, prediction yellow, boxes green)\n' "$RUN/report.html" "$RUN/test/overlays"
-printf "The paper's net on the same images: promise-train --net APM_IPS_resnet --config configs/quickstart.yaml\n"
+cat <<'END'
+The paper's net on the same images:
+  promise-train --net APM_IPS_resnet --config configs/quickstart.yaml --feature-augment symmetries --lr 3e-4 --output runs/paper
+END

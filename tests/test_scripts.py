@@ -250,6 +250,14 @@ def test_quickstart_commands_parse(parse: Parse) -> None:
     assert report == f'promise-report "{training.output}" --overwrite'
 
 
+def test_the_paper_s_net_can_be_trained_as_the_quickstart_says(parse: Parse) -> None:
+    text = (ROOT / "scripts/quickstart.sh").read_text(encoding="utf-8")
+    (line,) = [line for line in _lines(text) if line.startswith("promise-train --net")]
+    resolved = resolve_config(parse(line))
+    assert (resolved.net, resolved.split_csv) == ("APM_IPS_resnet", "data_format/skin/split.csv")
+    assert resolved.output != "runs/quickstart"
+
+
 @bash
 @pytest.mark.parametrize("status", [0, 1])
 def test_quickstart_removes_its_features_on_success(tmp_path: Path, status: int) -> None:
