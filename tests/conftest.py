@@ -282,7 +282,7 @@ def user_error() -> Callable[..., Any]:
 HOLD = """
 import sys
 from pathlib import Path
-from promise.runtime.files import exclusive
+from promise.runtime.lock import exclusive
 with exclusive(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from promise.data.images import read_image, read_mask, write_png
+from promise.data.images import read_image, write_png
+from promise.data.masks import read_mask
 from promise.data.table import Row, read_table
 from promise.runtime.files import write_lines
 

@@ -25,7 +25,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from promise.data.images import is_jpeg, read_image, read_mask, read_size
+from promise.data.images import read_image, read_size
+from promise.data.masks import is_jpeg, read_mask
 from promise.data.prepare.layouts import Pair, find_sets
 from promise.data.validate.inspection import describe_mask
 from promise.data.validate.likeness import fingerprint, nearest

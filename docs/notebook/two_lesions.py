@@ -22,7 +22,8 @@ import cv2
 import numpy as np
 from no_lesion_crops import Sample, write_samples
 
-from promise.data.images import read_image, read_mask
+from promise.data.images import read_image
+from promise.data.masks import read_mask
 from promise.data.table import Row, read_table
 
 HEIGHT = 512

@@ -36,7 +36,8 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from promise.data.images import read_image, read_mask
+from promise.data.images import read_image
+from promise.data.masks import read_mask
 from promise.data.table import Row, read_table
 from promise.data.transforms.steps import resize
 from promise.evaluation.metrics import evaluate_pair

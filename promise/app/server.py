@@ -55,7 +55,7 @@ from promise.app.uploads import Limits, TooLargeError, base_name, read_upload
 from promise.inference.segmentation import Segmentation
 from promise.prompts.sets import ImagePrompts, PromptSet
 from promise.runtime.errors import UserError
-from promise.runtime.files import parse_json
+from promise.runtime.reading import parse_json
 
 PAGE = Path(__file__).parent / "page"
 SWEEP_SECONDS = 30.0  # between two removals of idle images

@@ -14,7 +14,7 @@ from promise.benchmark.config import NUM_POINTS, PLAIN_RECIPE, PROMPTER_NET, RAN
 from promise.benchmark.speed import descend
 from promise.benchmark.timings import Comparison, time_interleaved
 from promise.data.dataset import build_loader
-from promise.data.images import read_mask
+from promise.data.masks import read_mask
 from promise.evaluation.scoring import score
 from promise.features.dataset import CachedDataset
 from promise.features.loader import CacheOptions, cached_or_raw

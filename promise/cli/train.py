@@ -39,7 +39,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
         print(list_nets(resolve_sam(config.net, config.sam), config.num_points))
         return 0
-    from promise.training.trainer import train
+    from promise.training.run import train
 
     result = train(config, explicit=explicit)
     if not result.main_process:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from promise.data.images import describe_turn, read_image, read_mask, read_size, size_mismatch
+from promise.data.images import read_image, read_size
+from promise.data.masks import describe_turn, read_mask, size_mismatch
 from promise.data.records import LineFault, list_line_faults
 from promise.data.table import Row
 from promise.runtime.errors import UserError, list_faults

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from promise.data.images import read_image, read_mask, size_mismatch
+from promise.data.images import read_image
+from promise.data.masks import read_mask, size_mismatch
 from promise.data.table import Row
 from promise.data.transforms.recipes import Transform
 from promise.types import Batch, Encoded

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promise.runtime.errors import UserError
-from promise.runtime.files import require_file, require_size
+from promise.runtime.reading import require_file, require_size
 
 DICOM_EXTENSIONS = (".dcm", ".dicom")
 _OUTSIDE = 1e9  # larger than any stored value

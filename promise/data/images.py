@@ -1,4 +1,4 @@
-"""Read image and mask files into arrays, with an error for every file that cannot be read; write PNG files."""
+"""Image files: decoding, sizes and orientations, and writing of PNG files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from promise.runtime.errors import UserError
-from promise.runtime.files import PIXELS_VARIABLE, as_path, atomic_path, require_file, require_size
+from promise.runtime.errors import UserError, is_out_of_memory
+from promise.runtime.files import atomic_path
+from promise.runtime.reading import PIXELS_VARIABLE, as_path, require_file, require_size
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-JPEG_MAX_GREY = 0.25  # largest fraction of grey pixels (64 to 191) in a JPEG mask
 _WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112  # tags of TIFF and EXIF
 _STRIP = 2**22  # pixels that are converted at a time
 
@@ -36,8 +36,8 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
             too large (``image-too-large``: more pixels than ``PROMISE_MAX_PIXELS``, or than fit into the memory).
     """
     path = as_path(path, "the image")
-    with _explain_errors(path):
-        return _to_rgb(_decode(path), path)
+    with explain_errors(path):
+        return _to_rgb(decode(path), path)
 
 
 def rgb_pixels(image: NDArray[Any] | Image.Image) -> NDArray[np.uint8]:
@@ -79,67 +79,6 @@ def _to_rgb(array: NDArray[Any], origin: str | Path) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array[:, :, :3])
 
 
-def read_mask(path: str | Path) -> NDArray[np.bool_]:
-    """Read a mask file as (H, W) bool, True for foreground.
-
-    A mask holds the values 0 and 1, or 0 and 255, in one channel or in three equal channels; alpha is ignored. JPEG
-    masks, whose edges are blurred by the compression, are thresholded at > 127.
-
-    Raises:
-        MissingFileError: the file does not exist.
-        UserError: as in :func:`read_image`; also if the channels differ (``mask-channels-differ``) or other values
-            occur (``mask-not-binary``).
-    """
-    return read_mask_and_value(path)[0]
-
-
-def is_jpeg(path: Path) -> bool:
-    """Whether the file name ends in ``.jpg`` or ``.jpeg``, in any case."""
-    return path.suffix.lower() in (".jpg", ".jpeg")
-
-
-def read_mask_and_value(path: str | Path) -> tuple[NDArray[np.bool_], int]:
-    """As :func:`read_mask`; also returns the value of foreground pixels: 1 or 255, or 0 for an empty mask."""
-    path = as_path(path, "the mask")
-    with _explain_errors(path):
-        array = _decode(path)
-    lossy = is_jpeg(path)
-    grey = _single_channel(array, path, tolerance=32 if lossy else 0)
-    if lossy:
-        mask = _threshold_jpeg(grey, path)
-        return mask, 255 if mask.any() else 0
-    values = _distinct_values(grey)
-    if not (np.isin(values, (0, 1)).all() or np.isin(values, (0, 255)).all()):
-        shown = ", ".join(f"{v:g}" for v in values[:6]) + (", …" if len(values) > 6 else "")
-        raise UserError(
-            f"{path}: not a binary mask: it contains {len(values)} value{'s' * (len(values) != 1)} ({shown}); "
-            f"expected 0 and 1, or 0 and 255. {_make_binary(int(values[-1]))}",
-            code="mask-not-binary",
-        )
-    return np.asarray(grey > 0), int(values[-1])
-
-
-def read_levels(path: str | Path) -> NDArray[np.uint8]:
-    """Read a mask whose edges may be grey, as (H, W) uint8 levels from 0 to 255.
-
-    Values 0 and 1 become 0 and 255; 16 bits are scaled to 8. Three channels must be equal, except for the error of
-    JPEG compression; alpha is ignored.
-
-    Raises:
-        MissingFileError: the file does not exist.
-        UserError: as in :func:`read_image`; also if the channels differ (``mask-channels-differ``).
-    """
-    path = as_path(path, "the mask")
-    with _explain_errors(path):
-        grey = _single_channel(_decode(path), path, tolerance=32)
-    highest = float(grey.max())
-    if grey.dtype.kind == "b" or highest <= 1:
-        return np.asarray(np.rint(grey.astype(np.float64) * 255), np.uint8)
-    if grey.dtype == np.uint8 or highest <= 255:
-        return np.asarray(grey, np.uint8)
-    return np.asarray(np.rint(grey / 65535 * 255), np.uint8)
-
-
 def write_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
     """Write (H, W) grey values or (H, W, 3) RGB of 8 or 16 bits; the file is replaced atomically."""
     encoded, data = cv2.imencode(".png", pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
@@ -159,29 +98,14 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
     Raises the errors of :func:`read_image`, except those that show only in the pixel data.
     """
-    width, height, orientation = _read_header(as_path(path, "the image"))
+    width, height, orientation = read_header(as_path(path, "the image"))
     return (width, height) if orientation >= 5 else (height, width)  # orientations 5–8 swap the sides
 
 
-def describe_turn(image: Path, mask: Path) -> str | None:
-    """A warning if an image and its mask have different EXIF orientations, so that they may not match; else ``None``.
-
-    Both files can be read.
-    """
-    turns = [_read_header(path)[2] for path in (image, mask)]
-    if turns[0] == turns[1]:
-        return None
-    texts = [f"orientation {turn}" if turn != 1 else "none" for turn in turns]
-    return (
-        f"image {image} is turned by its EXIF orientation ({texts[0]}), its mask {mask} by another ({texts[1]}). "
-        "Does the mask match the image?"
-    )
-
-
-def _read_header(path: Path) -> tuple[int, int, int]:
+def read_header(path: Path) -> tuple[int, int, int]:
     """Width and height as stored, and the EXIF orientation, 1 to 8."""
     require_content(path)
-    with _explain_errors(path):
+    with explain_errors(path):
         try:
             with Image.open(path) as image:
                 _require_one_frame(image, path)
@@ -197,30 +121,11 @@ def _read_header(path: Path) -> tuple[int, int, int]:
     return width, height, orientation if orientation in range(1, 9) else 1
 
 
-def size_mismatch(
-    image: Path, image_size: tuple[int, ...], mask: Path, mask_size: tuple[int, ...], *, place: str = ""
-) -> UserError:
-    """The error of an image and a mask of different size (``image-size-mismatch``).
-
-    Args:
-        image: the image file.
-        image_size: (height, width) in pixels.
-        mask: the mask file.
-        mask_size: (height, width) in pixels.
-        place: put before the text, such as ``"line 2: "``.
-    """
-    return UserError(
-        f"{place}image {image} has {image_size[1]}×{image_size[0]} pixels, but its mask {mask} has "
-        f"{mask_size[1]}×{mask_size[0]}.",
-        code="image-size-mismatch",
-    )
-
-
 def require_content(path: Path) -> None:
     """Check that an image file exists, is a regular file and is not empty; it is not opened.
 
     Raises:
-        UserError: as :func:`promise.runtime.files.require_file`, or the file is empty (``empty-file``).
+        UserError: as :func:`promise.runtime.reading.require_file`, or the file is empty (``empty-file``).
     """
     require_file(path)
     if path.stat().st_size == 0:
@@ -228,7 +133,7 @@ def require_content(path: Path) -> None:
 
 
 @contextmanager
-def _explain_errors(path: Path) -> Iterator[None]:
+def explain_errors(path: Path) -> Iterator[None]:
     """Convert every error of a decoder, which raise many types of exceptions for corrupted files."""
     try:
         yield
@@ -243,7 +148,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
         return UserError(f"{path}: not an image file (supported formats: PNG, JPEG, TIFF, BMP).", code="not-an-image")
     if isinstance(error, PermissionError):
         return UserError(f"{path}: permission denied.", code="permission-denied")
-    if isinstance(error, MemoryError) or "Insufficient memory" in str(error):  # of OpenCV
+    if is_out_of_memory(error):
         return UserError(
             f"{path}: the image does not fit into the memory. Reduce or divide it.", code="image-too-large"
         )
@@ -256,7 +161,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: truncated or corrupted ({' '.join(str(error).split())}).", code="corrupt-image")
 
 
-def _decode(path: Path) -> NDArray[Any]:
+def decode(path: Path) -> NDArray[Any]:
     """(H, W) or (H, W, C) array in RGB order, with the bit depth of the file.
 
     PIL decodes first, because OpenCV fills the rest of a truncated file with grey without an error.
@@ -351,52 +256,3 @@ def _to_eight_bits(array: NDArray[Any], origin: str | Path) -> NDArray[np.uint8]
         values = colour[top : top + step].astype(np.float64)
         scaled[top : top + step] = np.rint((values - low) * 255 / (high - low or 1))
     return scaled
-
-
-def _single_channel(array: NDArray[Any], path: Path, *, tolerance: int) -> NDArray[Any]:
-    if array.ndim == 2 or array.shape[2] < 3:
-        return np.asarray(array if array.ndim == 2 else array[:, :, 0])
-    colour = array[:, :, :3]
-    spread = colour.max(axis=2).astype(np.int64) - colour.min(axis=2)
-    if int(spread.max()) > tolerance:
-        worst = np.argmax(spread)
-        shown = ", ".join(str(v) for v in colour.reshape(-1, 3)[worst])
-        raise UserError(
-            f"{path}: not a binary mask: its channels differ (one pixel is R, G, B = {shown}). Is "
-            "it a palette or colour image? Set the lesions to 255 and everything else to 0.",
-            code="mask-channels-differ",
-        )
-    return np.asarray(colour[:, :, 0])
-
-
-def _make_binary(maximum: int) -> str:
-    """How to convert a grey mask; promise-prepare would find no foreground in values up to 127."""
-    if maximum > 127:
-        return "promise-prepare makes such masks binary: values above 127 are foreground."
-    return "Set the lesions to 255."
-
-
-def _distinct_values(grey: NDArray[Any]) -> NDArray[Any]:
-    """The distinct values, in ascending order."""
-    if grey.dtype == np.uint8:  # a histogram is five times as fast as sorting
-        return np.flatnonzero(cv2.calcHist([grey], [0], None, [256], [0, 256]))
-    return np.unique(grey)
-
-
-def _threshold_jpeg(grey: NDArray[Any], path: Path) -> NDArray[np.bool_]:
-    """> 127; an error if the values show that the image is not black and white."""
-    maximum = int(grey.max())
-    grey_fraction = float(((grey > 63) & (grey < 192)).mean())
-    if 0 < maximum <= 127:
-        raise UserError(
-            f"{path}: not a binary mask: its maximum value is {maximum}; a JPEG mask must contain 0 and 255. "
-            f"{_make_binary(maximum)}",
-            code="mask-not-binary",
-        )
-    if grey_fraction > JPEG_MAX_GREY:
-        raise UserError(
-            f"{path}: not a binary mask: {grey_fraction:.0%} of its pixels are between 64 and 191. "
-            f"{_make_binary(maximum)}",
-            code="mask-not-binary",
-        )
-    return np.asarray(grey > 127)

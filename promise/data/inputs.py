@@ -17,7 +17,7 @@ from promise.data.images import EXTENSIONS, read_image, read_size
 from promise.data.locate import ListedPath, Locator, Parts, shortest_names, stem
 from promise.data.records import LineFault, list_line_faults, read_column
 from promise.runtime.errors import UserError, raise_all
-from promise.runtime.files import as_path, require_file
+from promise.runtime.reading import as_path, read_bytes, require_file
 
 COLUMNS = ("image_name", "image", "path", "filename", "file")  # of a CSV; the first one that exists is used
 LISTS = (".txt", ".lst")
@@ -183,13 +183,10 @@ def _in_csv(path: Path, data_root: str | None, split: str | None) -> list[tuple[
 
 
 def _in_list(path: Path, data_root: str | None) -> list[tuple[Parts, Path]]:
-    require_file(path)
     try:
-        lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
+        lines = enumerate(read_bytes(path).decode("utf-8-sig").splitlines(), start=1)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}).", code="not-utf8") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).", code="unreadable-file") from error
     texts = {line: text.strip() for line, text in lines if text.strip() and not text.lstrip().startswith("#")}
     if not texts:
         raise UserError(f"{path}: the list contains no path.", code="no-images")

@@ -18,7 +18,8 @@ from scipy.ndimage import gaussian_filter
 
 from promise.data.images import write_png
 from promise.runtime.errors import UserError
-from promise.runtime.files import exclusive, write_text
+from promise.runtime.files import write_text
+from promise.runtime.lock import exclusive
 from promise.runtime.settings import SPLITS
 
 Field = NDArray[np.float32]  # (H, W)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promise.runtime.errors import UserError, list_faults, unknown_name
-from promise.runtime.files import require_file
+from promise.runtime.reading import read_bytes
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
@@ -91,11 +91,7 @@ def read_column(path: str | Path, column: str) -> dict[int, str]:
 
 
 def _read_text(path: Path, columns: Sequence[str]) -> str:
-    require_file(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).", code="unreadable-file") from error
+    data = read_bytes(path)
     if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise UserError(f"{path} is an Excel workbook. Save it as CSV (UTF-8).", code="excel-workbook")
     try:

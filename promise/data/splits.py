@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from promise.runtime.errors import MissingFileError, UserError, unknown_name
-from promise.runtime.files import parse_json, require_file
+from promise.runtime.reading import parse_json, require_file
 from promise.runtime.settings import SPLITS
 
 _ALIASES = {"validation": "val", "valid": "val"}  # of a split, in published lists

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from promise.data.images import read_image, read_mask, write_png
+from promise.data.images import read_image, write_png
+from promise.data.masks import read_mask
 from promise.data.table import Row
 from promise.inference.overlay import draw_overlay
 from promise.prompts.sets import ImagePrompts
 from promise.runtime.errors import WriteError
+from promise.runtime.files import short_name
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +46,9 @@ def warn_if_unwritten() -> Iterator[None]:
 
 
 def file_name(name: str) -> str:
-    """The file name of the overlay of a row; a long name is cut, and its end replaced by its checksum."""
+    """The file name of the overlay of a row."""
     plain = name.replace("/", "_").replace("\\", "_")
-    if len(os.fsencode(plain)) > LONGEST_NAME:
-        plain = os.fsencode(plain)[: LONGEST_NAME - 9].decode(errors="ignore") + f"-{zlib.crc32(name.encode()):08x}"
-    return f"{plain}.png"
+    return f"{short_name(plain, LONGEST_NAME)}.png"
 
 
 def remove_overlays(folder: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from promise.data.images import read_mask
 from promise.data.leaks import count_seen, find_seen, hash_data, hash_images
+from promise.data.masks import read_mask
 from promise.data.selection import DataSet, select_rows
 from promise.evaluation import clicks
 from promise.evaluation.clicks import ClickStudy
@@ -32,7 +32,8 @@ from promise.prompts.sets import ImagePrompts
 from promise.prompts.source import PromptSource
 from promise.runtime.environment import describe_environment
 from promise.runtime.errors import WriteError
-from promise.runtime.files import check_output_dir, exclusive, remove_leftovers, write_json, write_lines
+from promise.runtime.files import check_output_dir, remove_leftovers, write_json, write_lines
+from promise.runtime.lock import exclusive
 from promise.runtime.memory import explain_out_of_memory, peak_memory
 from promise.runtime.notices import describe, unique
 from promise.runtime.progress import progress_bar

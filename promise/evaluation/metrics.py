@@ -11,7 +11,7 @@ columns of per_image.csv, the keys of summary.json and the printed tables follow
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
@@ -274,8 +274,13 @@ def printed_columns(kind: Kind) -> dict[str, str]:
     return {metric.name: metric.column for metric in rows if metric.column}
 
 
-def binary_metrics(pred: Array, target: Array) -> dict[str, float]:
+def binary_metrics(pred: Array, target: Array, *, protocol: str = "native") -> dict[str, float]:
     """The metrics of a (H, W) bool mask by name, as in the reference implementation, and its NSD.
+
+    Args:
+        pred: (H, W) bool.
+        target: (H, W) bool, or integers 0 and 1.
+        protocol: the protocol whose metrics are computed; see :func:`metrics_in`.
 
     Raises:
         ValueError: as :func:`evaluate_pair`, and for a map.
@@ -283,7 +288,7 @@ def binary_metrics(pred: Array, target: Array) -> dict[str, float]:
     pred, target = _checked(pred, target)
     if pred.dtype != np.bool_:
         raise ValueError(f"pred must be bool, not {pred.dtype}; give pred >= 0.5, or use evaluate_pair.")
-    return _compute("mask", mask_pair(pred, target, Surroundings.of(target)))
+    return _compute(metrics_in(protocol), mask_pair(pred, target, Surroundings.of(target)))
 
 
 def soft_metrics(pred: Array, target: Array) -> dict[str, float]:
@@ -296,7 +301,7 @@ def soft_metrics(pred: Array, target: Array) -> dict[str, float]:
         ValueError: as :func:`evaluate_pair`.
     """
     pred, target = _checked(pred, target)
-    return _compute("map", map_pair(pred, target, Surroundings.of(target)))
+    return _compute(metrics_of("map"), map_pair(pred, target, Surroundings.of(target)))
 
 
 def prompt_metrics(xy: Array, label: Array, boxes: Array, target: Array) -> dict[str, float]:
@@ -309,7 +314,7 @@ def prompt_metrics(xy: Array, label: Array, boxes: Array, target: Array) -> dict
             all of them.
         target: (H, W) bool.
     """
-    return _compute("prompts", Placement(xy, label, boxes, target))
+    return _compute(metrics_of("prompts"), Placement(xy, label, boxes, target))
 
 
 def evaluate_pair(pred: Array, target: Array) -> dict[str, float]:
@@ -325,14 +330,15 @@ def evaluate_pair(pred: Array, target: Array) -> dict[str, float]:
     pred, target = _checked(pred, target)
     surroundings = Surroundings.of(target)
     if pred.dtype == np.bool_:
-        return _compute("mask", mask_pair(pred, target, surroundings))
-    soft = _compute("map", map_pair(pred, target, surroundings))
-    return _compute("mask", mask_pair(pred >= 0.5, target, surroundings)) | {f"soft_{n}": v for n, v in soft.items()}
+        return _compute(metrics_of("mask"), mask_pair(pred, target, surroundings))
+    soft = _compute(metrics_of("map"), map_pair(pred, target, surroundings))
+    hard = _compute(metrics_of("mask"), mask_pair(pred >= 0.5, target, surroundings))
+    return hard | {f"soft_{name}": value for name, value in soft.items()}
 
 
-def _compute(kind: Kind, scored: Any) -> dict[str, float]:
-    """The metrics of a kind; ``scored`` is a pair, or a placement for prompts."""
-    return {name: metric.compute(scored) for name, metric in metrics_of(kind).items()}
+def _compute(metrics: Mapping[str, Metric], scored: Any) -> dict[str, float]:
+    """The values of metrics by name; ``scored`` is a pair, or a placement for prompts."""
+    return {name: metric.compute(scored) for name, metric in metrics.items()}
 
 
 def _checked(pred: Array, target: Array) -> tuple[Array, Bools]:

@@ -64,9 +64,8 @@ def score(
     reference = (postprocess or REFERENCE_POSTPROCESS)(small)
     probability = probability_at(logits, *target.shape)
     mask = (native or postprocess or NATIVE_POSTPROCESS)(probability)
-    small_scores = binary_metrics(reference, reference_target(target, REFERENCE_SIDE))
     scores = {
-        "reference": {name: small_scores[name] for name in metrics_in("reference")},
+        "reference": binary_metrics(reference, reference_target(target, REFERENCE_SIDE), protocol="reference"),
         "native": binary_metrics(mask, target),
         "soft": soft_metrics(probability, target),
         "prompts": _score_prompts(prompts, target),

@@ -10,7 +10,7 @@ from typing import Any
 from promise.evaluation.config import EMPTY_RULES
 from promise.evaluation.metrics import KINDS, printed_columns, protocols_of
 from promise.runtime.errors import MissingFileError, UserError
-from promise.runtime.files import parse_json
+from promise.runtime.reading import parse_json
 from promise.runtime.text_table import text_table
 
 FEW = 20  # images; a bootstrap interval over fewer covers the mean less often than 95 %

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from promise.data.images import read_mask
 from promise.data.leaks import count_seen, find_seen, hash_images
+from promise.data.masks import read_mask
 from promise.data.selection import DataSet, select_rows
 from promise.evaluation.config import EvalConfig
 from promise.evaluation.scoring import dice_of_empty
@@ -31,7 +31,8 @@ from promise.inference.postprocess import Postprocess, fill_holes, largest_compo
 from promise.models import checkpoint
 from promise.prompts.sampling import AUTO
 from promise.runtime.errors import UserError, all_of, raise_all
-from promise.runtime.files import check_output_dir, exclusive, write_lines
+from promise.runtime.files import check_output_dir, write_lines
+from promise.runtime.lock import exclusive
 from promise.runtime.memory import explain_out_of_memory
 from promise.runtime.notices import describe
 from promise.runtime.progress import progress_bar

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from promise.data.images import read_mask
+from promise.data.masks import read_mask
 from promise.data.selection import DataSet
 from promise.evaluation.config import EvalConfig
 from promise.evaluation.scoring import NATIVE_POSTPROCESS, native_dice

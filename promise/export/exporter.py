@@ -27,6 +27,7 @@ from promise.models.sam.weights import file_sha256
 from promise.runtime.environment import describe_environment, package_version
 from promise.runtime.errors import UserError, unknown_name
 from promise.runtime.files import check_output_dir, staged, write_json
+from promise.runtime.lock import exclusive
 from promise.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def export(config: ExportConfig) -> Exported:
     if net.needs_prompts:
         log.info("%s has no prompter: its graphs are encoder and decoder only.", metadata.net)
     kind = FORMATS[config.format]
-    with staged(folder, replaced=OUTPUTS, last=MANIFEST) as stage:
+    with exclusive(folder), staged(folder, replaced=OUTPUTS, last=MANIFEST) as stage:
         runners = _write(graphs, kind, stage, quiet=config.quiet)
         log.info("comparing with PyTorch on %d synthetic images", config.images)
         images = make_images(net, transform, count=config.images)

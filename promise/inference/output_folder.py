@@ -7,10 +7,8 @@ interruption loses only the images that were being processed.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ from promise.prompts.entry import prompts_from_dict, prompts_to_dict
 from promise.prompts.file import Draw, write_prompts
 from promise.prompts.sets import ImagePrompts
 from promise.runtime.errors import SHOWN, ExistingRunError
-from promise.runtime.files import parse_json, remove_leftovers, write_json, write_text
+from promise.runtime.files import remove_leftovers, short_name, write_json, write_text
+from promise.runtime.reading import parse_json
 
 FORMAT = "promise-predict/1"
 RUN, PROMPTS, CONTOURS, REVIEW = "predict.json", "prompts.json", "contours.json", "review.csv"
@@ -48,9 +47,7 @@ class PredictionFolder:
     def record_path(self, name: str) -> Path:
         """Path of the record of an image; its longer suffix must not make the name too long."""
         *folders, last = name.split("/")
-        if len(os.fsencode(last)) > _LONGEST_NAME:
-            last = hashlib.blake2b(os.fsencode(last), digest_size=16).hexdigest()
-        return self.path.joinpath(RECORDS, *folders, f"{last}.json")
+        return self.path.joinpath(RECORDS, *folders, f"{short_name(last, _LONGEST_NAME)}.json")
 
     def check(self, settings: Mapping[str, Any], *, overwrite: bool) -> None:
         """Check that the results in the folder were produced with the same settings. Changes nothing.

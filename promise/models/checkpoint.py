@@ -9,58 +9,46 @@ from __future__ import annotations
 import json
 import logging
 import math
-import reprlib
-import types
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from promise.models.bundled import checkpoint_path, read_cards
+from promise.models.metadata import Metadata, has_type, parse_metadata
 from promise.models.promise import Promise
-from promise.models.prompters.base import fixed_labels
 from promise.models.prompters.lesions import LesionSettings, change_settings
 from promise.models.quality import FEATURES, QualityEstimate
 from promise.models.reference_names import is_reference_name, own_name, reference_name
 from promise.models.registry import DEFAULT_POINTS, NETS, NetSpec, build_net, parse_net_name
 from promise.models.sam.backbones import get_backbone
 from promise.models.sam.weights import check_values, read_state_dict, weights_setting
-from promise.runtime.errors import SHOWN, MissingFileError, UserError, unknown_name
-from promise.runtime.files import as_path, atomic_path, parse_json, require_file
-from promise.runtime.settings import MAX_SEED, freeze_code
+from promise.runtime.errors import MissingFileError, UserError, unknown_name
+from promise.runtime.files import atomic_path
+from promise.runtime.reading import as_path, require_file
+
+__all__ = [
+    "Metadata",
+    "find",
+    "load",
+    "load_learned",
+    "load_reference_state",
+    "read_metadata",
+    "require",
+    "rewrite_metadata",
+    "save",
+    "to_reference_state",
+]
 
 log = logging.getLogger(__name__)
 
 FORMAT = "promise-sam/1"
 SAM_PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What is needed to rebuild the net of a checkpoint, and how it was trained and scored."""
-
-    net: str
-    sam: str
-    num_points: int
-    sam_sha256: str  # of the base SAM's weights before training
-    point_labels: tuple[int, ...] | None = None
-    freeze: str = "FZ0"
-    seed: int | None = None
-    epoch: int | None = None
-    sam_checkpoint: str = "auto"  # "auto", "random", or the name of the file
-    config: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    # split → content hashes of its images; "tune": images that the postprocessing was selected on
-    seen: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    postprocess: str | None = None  # selected by promise-eval --tune-postprocess
-    tuning: Mapping[str, Any] = field(default_factory=dict)  # how it was selected
-    lesions: Mapping[str, Any] | None = None  # settings of a net that finds lesions; see LesionSettings
-    quality: Mapping[str, Any] | None = None  # estimate of the IoU of automatic masks; see QualityEstimate
 
 
 def save(net: Promise, path: Path, metadata: Metadata) -> None:
@@ -109,7 +97,7 @@ def require(ckpt: Path | str) -> Path:
     Raises:
         MissingFileError: the file does not exist.
         UserError: the path is a folder, such as a run folder (``is-a-folder``), or as :func:`find` and
-            :func:`promise.runtime.files.require_file`.
+            :func:`promise.runtime.reading.require_file`.
     """
     path = find(ckpt)
     if path.is_dir():
@@ -142,76 +130,13 @@ def read_metadata(ckpt: Path | str) -> Metadata:
             f"{path} is not a checkpoint of this package (format {header.get('format')!r}, not {FORMAT!r}).",
             code="not-a-checkpoint",
         )
-    return _parse_metadata(path, header.get("promise", ""))
+    return parse_metadata(path, header.get("promise", ""))
 
 
 def _unreadable(path: Path | str, error: Exception) -> UserError:
     return UserError(
         f"{path} is not a readable safetensors file ({error}). It may be truncated.", code="unreadable-checkpoint"
     )
-
-
-def _parse_metadata(path: Path | str, text: str) -> Metadata:
-    """Check the JSON of the metadata, which other programs may have written."""
-    try:
-        values = parse_json(text)
-    except ValueError as error:
-        raise _invalid_metadata(path, [f"no JSON ({error})"]) from error
-    if not isinstance(values, dict):
-        raise _invalid_metadata(path, [f"no JSON object, but {type(values).__name__}"])
-    faults = _find_faults(values)
-    if faults:
-        raise _invalid_metadata(path, faults)
-    if values.get("point_labels") is not None:
-        values["point_labels"] = tuple(values["point_labels"])
-    metadata = Metadata(**values)
-    try:
-        fixed_labels(metadata.num_points, metadata.point_labels)
-        freeze_code(metadata.freeze)
-    except UserError as error:
-        raise _invalid_metadata(path, [str(error).rstrip(".")]) from error
-    return metadata
-
-
-def _find_faults(values: Mapping[str, Any]) -> list[str]:
-    """Unknown and missing keys, and values of the wrong type."""
-    known = {one.name: one for one in fields(Metadata)}
-    hints = get_type_hints(Metadata)
-    faults = [f"unknown key {reprlib.repr(name)}" for name in values if name not in known]
-    for name, one in known.items():
-        if name in values and not _has_type(values[name], hints[name]):
-            faults.append(f"{name} is {reprlib.repr(values[name])}")
-        elif name not in values and one.default is MISSING and one.default_factory is MISSING:
-            faults.append(f"{name} is missing")
-    if not faults and not isinstance(values.get("config", {}).get("augment"), str | None):
-        faults.append("config.augment is no text")
-    if not faults and not 0 <= (values.get("seed") or 0) <= MAX_SEED:
-        faults.append(f"seed is {reprlib.repr(values['seed'])}")
-    return faults
-
-
-def _invalid_metadata(path: Path | str, faults: Sequence[str]) -> UserError:
-    return UserError(
-        f"{path} has invalid metadata: {'; '.join(faults[:SHOWN])}. Was it written by a later version of this "
-        "package, or changed by another program? Copy the original file again.",
-        code="invalid-metadata",
-    )
-
-
-def _has_type(value: Any, hint: Any) -> bool:
-    """Whether a value read from JSON has the type of a field of :class:`Metadata`."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (Union, types.UnionType):
-        return any(_has_type(value, one) for one in inner)
-    if origin is Mapping:
-        return isinstance(value, dict) and all(_has_type(one, inner[1]) for one in value.values())
-    if origin in (tuple, Sequence):
-        return isinstance(value, list) and all(_has_type(one, inner[0]) for one in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is hint or (value is None and hint is type(None))
 
 
 def load(
@@ -301,7 +226,7 @@ def _quality_estimate(path: Path, values: Mapping[str, Any]) -> QualityEstimate:
         values.keys() != known
         or not isinstance(weights, Mapping)
         or weights.keys() != set(FEATURES)
-        or not all(_has_type(one, float) and abs(one) < math.inf for one in (values["intercept"], *weights.values()))
+        or not all(has_type(one, float) and abs(one) < math.inf for one in (values["intercept"], *weights.values()))
     ):
         raise UserError(
             f"{path} contains an estimate of quality that this version cannot compute. It may be of a later version of "

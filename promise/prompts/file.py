@@ -14,7 +14,8 @@ from typing import Any
 from promise.prompts.entry import entry_version, parse_prompts, prompts_to_dict
 from promise.prompts.sets import ImagePrompts
 from promise.runtime.errors import SHOWN, MissingFileError, UserError
-from promise.runtime.files import parse_json, require_file, write_text
+from promise.runtime.files import write_text
+from promise.runtime.reading import parse_json, require_file
 
 # Version 2 adds ``mask`` and ``mask_index``, version 3 adds ``lesions`` and ``fuse``. The lowest version that holds the
 # prompts is written.

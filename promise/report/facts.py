@@ -13,8 +13,8 @@ from typing import Any
 from promise.evaluation.config import EMPTY_RULES
 from promise.evaluation.reader import Evaluation
 from promise.runtime.errors import MissingFileError, UserError
-from promise.runtime.files import parse_json
 from promise.runtime.notices import OTHER_TUNING, SHARED, TEXTS, Notice, describe, from_json, from_text, unique
+from promise.runtime.reading import parse_json
 
 Facts = list[tuple[str, str]]
 

@@ -110,6 +110,12 @@ def excerpt(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the main memory is full, in Python, torch or OpenCV."""
+    texts = ("can't allocate memory", "Insufficient memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
+
+
 def shorten(lines: Sequence[str]) -> list[str]:
     """Return the first :data:`SHOWN` lines, followed by a line with the number of lines left out."""
     more = len(lines) - SHOWN

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promise.runtime.errors import UserError
+from promise.runtime.errors import UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -81,12 +81,6 @@ def explain_out_of_memory(batch_size: int, *, advice: str = "") -> Iterator[None
         else:
             suggestion = f"try --batch-size {batch_size // 2}{advice}"
         raise UserError(f"out of memory with --batch-size {batch_size}: {suggestion}.", code="out-of-memory") from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the main memory is full, in Python, torch or OpenCV."""
-    texts = ("can't allocate memory", "Insufficient memory")
-    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
 def _explain_workers(error: BaseException) -> None:

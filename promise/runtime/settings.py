@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get
 import yaml
 
 from promise.runtime.errors import SHOWN, MissingFileError, UserError, unknown_name
-from promise.runtime.files import require_file, write_text
+from promise.runtime.files import write_text
+from promise.runtime.reading import require_file
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -13,15 +13,16 @@ __all__ = ["Callback", "TrainConfig", "TrainResult", "Trainer", "train"]
 if TYPE_CHECKING:
     from promise.training.callbacks import Callback
     from promise.training.config import TrainConfig
-    from promise.training.trainer import Trainer, TrainResult, train
+    from promise.training.run import TrainResult, train
+    from promise.training.trainer import Trainer
 
 # Public name → the module that holds it.
 _HOME = {
     "Callback": "promise.training.callbacks",
     "TrainConfig": "promise.training.config",
-    "TrainResult": "promise.training.trainer",
+    "TrainResult": "promise.training.run",
     "Trainer": "promise.training.trainer",
-    "train": "promise.training.trainer",
+    "train": "promise.training.run",
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from promise.data.transforms.recipes import recipe_code
 from promise.models.prompters.base import fixed_labels
 from promise.models.prompters.lesions import check_settings
-from promise.models.registry import build_parts, net_without_lesions, parse_net_name, resolve_sam
+from promise.models.registry import NetSpec, build_parts, net_without_lesions, parse_net_name, resolve_sam
 from promise.models.sam.backbones import get_backbone
 from promise.runtime.device import resolve_device, resolve_precision
 from promise.runtime.errors import UserError, all_of
@@ -93,13 +93,18 @@ def _check_net(config: TrainConfig) -> None:
     get_backbone(resolve_sam(config.net, config.sam))
 
 
+def _known_net(config: TrainConfig) -> NetSpec | None:
+    """The row of the net; ``None`` if its name is unknown, which :func:`_check_net` reports."""
+    try:
+        return parse_net_name(config.net)[0]
+    except UserError:
+        return None
+
+
 def _check_points(config: TrainConfig) -> None:
     labels = fixed_labels(config.num_points, parse_labels(config.point_labels))
-    try:
-        spec, _ = parse_net_name(config.net)
-    except UserError:
-        return  # reported by _check_net
-    if spec.trains_map and labels != fixed_labels(config.num_points):
+    spec = _known_net(config)
+    if spec is not None and spec.trains_map and labels != fixed_labels(config.num_points):
         raise UserError(
             f"--point-labels has no effect on {spec.name}, which places its points on a map of lesions. Drop it.",
             code="point-labels",
@@ -127,11 +132,8 @@ def _check_prompt_loss(config: TrainConfig) -> None:
 
 def _check_shift(config: TrainConfig) -> None:
     """Raise ``UserError`` (code ``no-second-stage``) if --shift-epochs is set for a net that trains in one stage."""
-    try:
-        spec, _ = parse_net_name(config.net)
-    except UserError:
-        return  # reported by _check_net
-    if config.shift_epochs is not None and not spec.two_stages:
+    spec = _known_net(config)
+    if spec is not None and config.shift_epochs is not None and not spec.two_stages:
         raise UserError(
             f"--shift-epochs has no effect on {spec.name}, which trains in one stage. Drop it, or use a net with a map "
             "of lesions and a token shift, such as APM_IPS_dense.",
@@ -141,11 +143,8 @@ def _check_shift(config: TrainConfig) -> None:
 
 def _check_warp(config: TrainConfig) -> None:
     """Raise ``UserError`` (code ``feature-augment-without-map``) if features are to be warped for another net."""
-    try:
-        spec, _ = parse_net_name(config.net)
-    except UserError:
-        return  # reported by _check_net
-    if config.feature_augment == "affine" and not spec.trains_map:
+    spec = _known_net(config)
+    if spec is not None and config.feature_augment == "affine" and not spec.trains_map:
         raise UserError(
             f"--feature-augment affine is for nets that predict a map of lesions, such as APM_dense; {spec.name} does "
             "not. Use symmetries.",
@@ -155,11 +154,8 @@ def _check_warp(config: TrainConfig) -> None:
 
 def _check_lesions(config: TrainConfig) -> None:
     values = check_settings(config.lesion_settings)
-    try:
-        spec, _ = parse_net_name(config.net)
-    except UserError:
-        return  # reported by _check_net
-    if values and not spec.trains_map:
+    spec = _known_net(config)
+    if spec is not None and values and not spec.trains_map:
         raise net_without_lesions(spec.name, values)
 
 
@@ -177,10 +173,9 @@ def _check_device(config: TrainConfig) -> None:
 
 
 def _check_select(config: TrainConfig, extra_scores: Collection[str]) -> None:
-    try:
-        spec, _ = parse_net_name(config.net)
-    except UserError:
-        return  # reported by _check_net
+    spec = _known_net(config)
+    if spec is None:
+        return
     # The names do not depend on the loss of the mask.
     losses = build_criterion(spec, bce, location_weight=config.prompt_loss).names
     check_score(config.select, ("iou", "dice", *losses, *extra_scores))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,35 +16,23 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from promise.data.leaks import find_shared, hash_images
-from promise.data.table import SplitTable
 from promise.models.checkpoint import load_learned
 from promise.models.promise import Promise
 from promise.models.quality import QualityEstimate, fit_quality
-from promise.runtime.device import resolve_device
 from promise.runtime.errors import UserError
-from promise.runtime.files import exclusive
-from promise.runtime.memory import explain_out_of_memory
-from promise.runtime.notices import describe
 from promise.runtime.progress import progress_bar
-from promise.training import from_config, loop
+from promise.training import loop
 from promise.training.averaging import WeightAverage
 from promise.training.build import (
     Loader,
     Stage,
     TrainerOptions,
     TrainingData,
-    agree_on_seed,
-    build_accelerator,
-    read_rows,
 )
 from promise.training.callbacks import Callback, CallbackList
-from promise.training.config import TrainConfig
 from promise.training.losses import Criterion, LossTerms
 from promise.training.optim import build_scheduler
-from promise.training.resolve import resolve_config
-from promise.training.resume_state import Progress, check_same_sam, collect_state, restore_state
-from promise.training.run_folder import RunFolder
+from promise.training.resume_state import Progress, collect_state, restore_state
 from promise.training.run_log import EpochRow, convert_tensors
 from promise.training.run_record import RunRecord
 from promise.types import Batch
@@ -342,117 +329,3 @@ class Trainer:
         quiet = self.options.quiet or not self.accelerator.is_main_process
         bar: Iterable[Batch] = progress_bar(loader.batches, total=loader.steps, name=name, unit="batch", quiet=quiet)
         return bar
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
-    """Result of a training run."""
-
-    folder: Path
-    progress: Progress
-    seconds: float
-    main_process: bool  # whether this process is the one that prints
-    select: str  # validation score that selected the best epoch
-
-
-def train(
-    config: TrainConfig,
-    *,
-    explicit: Collection[str] = (),
-    callbacks: Sequence[Callback] = (),
-    trainer_class: type[Trainer] = Trainer,
-) -> TrainResult:
-    """Train a net as a configuration describes.
-
-    Args:
-        config: all settings.
-        explicit: names of settings that the user set; a resumed run rejects those that differ from its own.
-        callbacks: called at fixed points of the run, in order.
-        trainer_class: a subclass of :class:`Trainer`.
-
-    Raises:
-        UserError: settings, files or weights that cannot be used, before anything is written; or training diverged.
-    """
-    started = time.monotonic()
-    extra_scores = (*trainer_class.score_names, *CallbackList(callbacks).score_names)
-    config = resolve_config(config, explicit, extra_scores=extra_scores)
-    folder = RunFolder(Path(config.output or ""))
-    folder.check(resume=config.resume, overwrite=config.overwrite)  # before a missing folder is created
-    with exclusive(folder.path):
-        folder.check(resume=config.resume, overwrite=config.overwrite)
-        return _train(config, folder, callbacks, trainer_class, started)
-
-
-def _train(
-    config: TrainConfig,
-    folder: RunFolder,
-    callbacks: Sequence[Callback],
-    trainer_class: type[Trainer],
-    started: float,
-) -> TrainResult:
-    table, warnings = read_rows(
-        config.split_csv or "", data_root=config.data_root, check=config.check, quiet=config.quiet
-    )
-    for warning in warnings:
-        log.warning(warning)
-    accelerator = build_accelerator(
-        resolve_device(config.device), precision=config.precision, accumulate=config.accumulate
-    )
-    config = dataclasses.replace(config, seed=agree_on_seed(config.seed))
-    net = from_config.net_of(config)
-    record = _make_record(config, folder, table, net)
-    model, optimizer = accelerator.prepare(net, from_config.optimizer_of(config, net, accelerator.device))
-    if config.compile:
-        net.compile_parts()
-    trainer = trainer_class(
-        model,
-        accelerator=accelerator,
-        optimizer=optimizer,
-        criterion=from_config.criterion_of(config),
-        data=from_config.data_of(config, table, net, accelerator),
-        options=from_config.options_of(config),
-        record=record,
-        callbacks=callbacks,
-    )
-    main = accelerator.is_main_process
-    with closing(trainer):
-        _start(trainer, record, config)
-        with (
-            record.open(trainer.progress) if main else nullcontext(),
-            explain_out_of_memory(config.batch_size, advice="; --accumulate keeps the step as large"),
-        ):
-            trainer.fit()
-    before, after = record.metadata.sam_sha256, net.sam.weights_sha256()
-    if main:
-        record.finish(after, accelerator.device)
-    if config.freeze == "FZ0" and after != before:
-        raise RuntimeError(f"frozen SAM has changed: SHA-256 {before} before, {after} after training.")
-    return TrainResult(folder.path, trainer.progress, time.monotonic() - started, main, config.select)
-
-
-def _make_record(config: TrainConfig, folder: RunFolder, table: SplitTable, net: Promise) -> RunRecord:
-    """The record of a run, with the hashes of SAM's weights and of the images."""
-    sam_sha256 = net.sam.weights_sha256()
-    log.info("SHA-256 of SAM's weights: %s", sam_sha256)
-    # Evaluation compares its images with these, and warns if it scores images of the training or the selection.
-    seen = {split: hash_images(table.split(split)) for split in ("train", "val")}
-    metadata = from_config.metadata_of(config, sam_sha256=sam_sha256, seen=seen)
-    epochs = from_config.options_of(config).epochs
-    return RunRecord(folder, metadata=metadata, epochs=epochs, tensorboard=config.tensorboard)
-
-
-def _start(trainer: Trainer, record: RunRecord, config: TrainConfig) -> None:
-    """Restore a resumed run, or prepare the folder of a new one; log what is about to be trained."""
-    if config.resume:
-        progress, state = record.folder.load_state()
-        check_same_sam(state, record.metadata.sam_sha256, record.folder.path)
-        trainer.restore(progress, state)
-    device = trainer.accelerator.device
-    from_config.log_settings(config, trainer.net, device)
-    if not trainer.accelerator.is_main_process:
-        return
-    notices = find_shared(record.metadata.seen["train"], record.metadata.seen["val"])
-    for notice in notices:
-        log.warning(describe(notice))
-    if not config.resume:
-        record.start(config, trainer.net, device, notices=notices)

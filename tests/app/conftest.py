@@ -134,6 +134,10 @@ def ckpt(build: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def segmenter(ckpt: Path) -> Any:
     """The tiny net, loaded with the public API."""
+    return _load(ckpt)
+
+
+def _load(ckpt: Path) -> Any:
     import promise
 
     with warnings.catch_warnings():
@@ -150,11 +154,7 @@ def lesion_ckpt(save_lesion_net: Callable[..., Path], tmp_path_factory: pytest.T
 @pytest.fixture(scope="session")
 def lesion_segmenter(lesion_ckpt: Path) -> Any:
     """The tiny net that finds lesions."""
-    import promise
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return promise.load(lesion_ckpt, device="cpu", precision="fp32")
+    return _load(lesion_ckpt)
 
 
 @pytest.fixture(scope="session")
@@ -174,15 +174,12 @@ def served_lesions(lesion_segmenter: Any, phantoms: Path) -> Iterator[tuple[str,
 @pytest.fixture(scope="session")
 def estimating_segmenter(save_lesion_net: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The tiny net that finds lesions, with an estimate of its IoU that differs between the phantoms."""
-    import promise
     from promise.models.quality import FEATURES, QualityEstimate
 
     weights = {**dict.fromkeys(FEATURES, 0.0), "probability_inside": 4.0}
     path = tmp_path_factory.mktemp("app") / "estimates.safetensors"
     save_lesion_net(path, prompts="box+points", quality=QualityEstimate(weights, -2.26, 30, 0.5, 0.125))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return promise.load(path, device="cpu", precision="fp32")
+    return _load(path)
 
 
 @pytest.fixture(scope="session")

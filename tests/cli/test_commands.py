@@ -132,7 +132,7 @@ def test_bad_usage_is_one_line_with_the_nearest_flag(arguments: list[str], fact:
 
 
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promise.training.trainer.train", lambda _config, **_options: 1 / 0)
+    monkeypatch.setattr("promise.training.run.train", lambda _config, **_options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train_command.main(["--split-csv", "a.csv"])
 
@@ -141,7 +141,7 @@ def test_an_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys) -> 
     def interrupt(_config: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("promise.training.trainer.train", interrupt)
+    monkeypatch.setattr("promise.training.run.train", interrupt)
     assert train_command.main(["--split-csv", "a.csv"]) == 130
     assert capsys.readouterr().err == "promise-train: interrupted.\n"
 

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from promise.data import images
-from promise.data.images import describe_turn, read_image, read_levels, read_mask, read_size, rgb_pixels, write_png
+from promise.data.images import read_image, read_size, rgb_pixels, write_png
 from promise.data.inputs import input_size, read_input
+from promise.data.masks import describe_turn, read_levels, read_mask
 from promise.runtime.errors import MissingFileError
 
 Errors = Callable[..., Any]

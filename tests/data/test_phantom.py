@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from promise.data.check import check_files
-from promise.data.images import read_image, read_mask
+from promise.data.images import read_image
+from promise.data.masks import read_mask
 from promise.data.phantom import make_phantom, make_phantoms
 from promise.data.table import read_table
 

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from promise.data.images import read_image, read_mask, write_png
+from promise.data.images import read_image, write_png
+from promise.data.masks import read_mask
 from promise.data.prepare.layouts import find_sets
 from promise.data.table import read_table
 

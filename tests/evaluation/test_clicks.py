@@ -12,7 +12,7 @@ import pytest
 
 from promise import checkpoint
 from promise.cli.eval import main
-from promise.data.images import read_mask
+from promise.data.masks import read_mask
 from promise.data.table import read_table
 from promise.evaluation.clicks import ClickResult, _summarise, correct_with_clicks, next_click
 from promise.evaluation.config import EvalConfig

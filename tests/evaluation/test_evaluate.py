@@ -116,7 +116,7 @@ def test_all_protocols_follow_their_definitions(run, build, ckpt: Path, phantoms
     """Recomputed from the logits of the net, step by step."""
     import cv2
 
-    from promise.data.images import read_mask
+    from promise.data.masks import read_mask
     from promise.data.table import read_table
     from promise.data.transforms.recipes import build_transform
 
@@ -417,7 +417,7 @@ def test_prompts_are_written_in_image_pixels(run, phantoms: Path, tmp_path: Path
     """Points drawn from the foreground lie in it, for every size of the image."""
     import cv2
 
-    from promise.data.images import read_mask
+    from promise.data.masks import read_mask
     from promise.data.table import read_table
 
     lines = [phantoms.read_text().splitlines()[0]]
@@ -567,7 +567,7 @@ def test_prompts_of_the_ground_truth_are_in_it(run, phantoms: Path, tmp_path: Pa
 
 
 def test_prompts_of_the_net_are_scored_as_they_are_written(run, phantoms: Path, tmp_path: Path) -> None:
-    from promise.data.images import read_mask
+    from promise.data.masks import read_mask
     from promise.data.table import read_table
 
     run(split="train")

@@ -21,7 +21,7 @@ from promise.features.dataset import CachedDataset
 from promise.features.loader import CacheOptions, cached_or_raw
 from promise.features.store import list_spaces
 from promise.training.config import TrainConfig
-from promise.training.trainer import train
+from promise.training.run import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:SAM .* has random weights")
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import promise
-from promise.data.images import read_mask
+from promise.data.masks import read_mask
 from promise.evaluation.clicks import correct_with_clicks
 from promise.evaluation.config import EvalConfig
 from promise.evaluation.evaluate import evaluate

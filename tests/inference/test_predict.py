@@ -21,12 +21,13 @@ from PIL import Image
 
 from promise import checkpoint
 from promise.cli.predict import main
-from promise.data.images import read_image, read_mask
+from promise.data.images import read_image
+from promise.data.masks import read_mask
 from promise.data.table import read_table
 from promise.evaluation.config import EvalConfig
 from promise.evaluation.evaluate import evaluate
 from promise.evaluation.metrics import binary_metrics
-from promise.inference import predict as recipe
+from promise.inference import image_work
 from promise.inference.config import PredictConfig
 from promise.inference.postprocess import probability_at
 from promise.inference.predict import PredictResult, predict
@@ -229,7 +230,7 @@ def test_existing_results_are_kept_without_loading_a_net(run, scans, tmp_path, m
     run(scans)
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "out/masks").iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "load_net", lambda *_, **__: pytest.fail("a net was loaded"))
+        patch.setattr(image_work, "load_net", lambda *_, **__: pytest.fail("a net was loaded"))
         assert run(scans).made == 0
         (scans / "corrupted.png").write_bytes(b"no image")
         assert [Path(path).name for path, _ in run(scans).failed] == ["corrupted.png"]

@@ -17,7 +17,8 @@ from PIL import Image
 
 import promise
 from promise import checkpoint
-from promise.data.images import read_image, read_mask
+from promise.data.images import read_image
+from promise.data.masks import read_mask
 from promise.data.table import read_table
 from promise.evaluation.config import EvalConfig
 from promise.evaluation.evaluate import evaluate

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
-import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -17,20 +15,9 @@ import safetensors.torch
 import torch
 
 from promise.runtime.errors import ExistingRunError, WriteError
-from promise.runtime.files import (
-    LOCK,
-    as_path,
-    atomic_path,
-    check_output_dir,
-    exclusive,
-    parse_json,
-    remove_leftovers,
-    require_file,
-    require_size,
-    staged,
-    write_json,
-    write_text,
-)
+from promise.runtime.files import atomic_path, check_output_dir, staged, write_json, write_text
+from promise.runtime.lock import exclusive
+from promise.runtime.reading import as_path, parse_json
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "text": lambda path: path.write_bytes(bytes(10**5)),
@@ -87,14 +74,14 @@ def test_json_has_null_for_nan(tmp_path: Path) -> None:
 
 def test_staged_files_appear_together(tmp_path: Path) -> None:
     folder = tmp_path / "new"
-    with staged(folder, replaced=("old.txt",), last="list.json") as stage:
+    with exclusive(folder), staged(folder, replaced=("old.txt",), last="list.json") as stage:
         for name in ("list.json", "b.txt"):
             (stage / name).write_text(name)
         assert not (folder / "b.txt").exists()
     assert sorted(path.name for path in folder.iterdir()) == ["b.txt", "list.json"]
     (folder / "old.txt").write_text("of an earlier kind")
     (folder / ".unfinished-killed").mkdir()
-    with staged(folder, replaced=("old.txt", "b.txt"), last="list.json") as stage:
+    with exclusive(folder), staged(folder, replaced=("old.txt", "b.txt"), last="list.json") as stage:
         assert (folder / "old.txt").exists()
         (stage / "list.json").write_text("new")
     assert [path.name for path in folder.iterdir()] == ["list.json"]
@@ -103,7 +90,7 @@ def test_staged_files_appear_together(tmp_path: Path) -> None:
 
 def test_a_failure_while_staging_leaves_existing_files_unchanged(tmp_path: Path) -> None:
     def stage_half(folder: Path) -> None:
-        with staged(folder, replaced=("kept.txt",), last="list.json") as stage:
+        with exclusive(folder), staged(folder, replaced=("kept.txt",), last="list.json") as stage:
             (stage / "half.txt").write_text("half")
             raise KeyboardInterrupt
 
@@ -178,96 +165,3 @@ def test_a_path_below_a_file_is_one_error(tmp_path: Path, user_error) -> None:
     write_text(tmp_path / "a", "x")
     with user_error("output-not-writable"):
         write_text(tmp_path / "a/b.txt", "x")
-
-
-# --- one writer per folder ------------------------------------------------------------------------
-
-
-def test_a_second_process_is_refused_until_the_first_one_dies(tmp_path: Path, user_error, hold_folder) -> None:
-    folder = tmp_path / "run"
-    holder = hold_folder(folder)
-    for _ in range(2):  # a refused attempt does not release the lock
-        with user_error("folder-in-use") as caught, exclusive(folder):
-            pass
-    assert all(fact in str(caught.value) for fact in (str(folder), f"process {holder.pid}", "--output"))
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    assert (folder / LOCK).exists()
-    with exclusive(folder):
-        write_text(folder / "a.txt", "x")
-    assert [path.name for path in folder.iterdir()] == ["a.txt"]
-
-
-def test_the_lock_is_not_shared_within_a_process_nor_inherited(tmp_path: Path, user_error, hold_folder) -> None:
-    with exclusive(tmp_path):
-        with user_error("folder-in-use"), exclusive(tmp_path):
-            pass
-        pid = os.fork()  # as a worker of a loader, which may outlive its parent
-        if pid == 0:
-            signal.pause()
-    hold_folder(tmp_path)  # fails if the child still holds the lock
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-
-
-def test_a_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:
-    with exclusive(tmp_path / "a/b"):
-        assert (tmp_path / "a/b").is_dir()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_processes_of_one_launch_share_the_folder(tmp_path: Path, hold_folder, monkeypatch) -> None:
-    hold_folder(tmp_path)
-    monkeypatch.setenv("RANK", "1")
-    with exclusive(tmp_path):
-        write_text(tmp_path / "a.txt", "x")
-
-
-def test_leftovers_are_removed_except_those_of_a_live_writer(tmp_path: Path, hold_folder) -> None:
-    for name in (".promise-x.png", "old/.promise-x.png", "live/.promise-x.png", "live/kept.png"):
-        write_text(tmp_path / name, "half")
-    hold_folder(tmp_path / "live")
-    remove_leftovers(tmp_path)
-    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {f"live/{LOCK}", "live/.promise-x.png", "live/kept.png"}
-
-
-# --- what can be read -----------------------------------------------------------------------------
-
-
-def test_only_regular_files_are_read(tmp_path: Path, user_error) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "broken").symlink_to("/nowhere/annex/a.png")
-    (tmp_path / "loop").symlink_to("loop")
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(tmp_path / "socket"))
-    faults = {
-        tmp_path: ("not-a-file", "a folder"),
-        tmp_path / "fifo": ("not-a-file", "a named pipe"),
-        tmp_path / "socket": ("not-a-file", "a socket"),
-        Path("/dev/zero"): ("not-a-file", "a device"),
-        tmp_path / "broken": ("missing-file", "a link to /nowhere/annex/a.png"),
-        tmp_path / "loop": ("invalid-path", "symbolic links"),
-        tmp_path / ("a" * 300): ("invalid-path", "too long"),
-        tmp_path / "nul\0": ("invalid-path", "null"),
-        tmp_path / "missing": ("missing-file", "no such file"),
-    }
-    for path, (code, text) in faults.items():
-        with user_error(code) as caught:
-            require_file(path)
-        assert text in str(caught.value)
-    write_text(tmp_path / "file", "x")
-    (tmp_path / "link").symlink_to("file")
-    require_file(tmp_path / "link")
-
-
-def test_the_largest_image_is_settable(user_error, monkeypatch) -> None:
-    require_size("a.png", 13_500, 13_500)
-    with user_error("image-too-large") as caught:
-        require_size("a.png", 30_000, 20_000)
-    assert all(fact in str(caught.value) for fact in ("20000 × 30000", "268,435,456", "PROMISE_MAX_PIXELS"))
-    monkeypatch.setenv("PROMISE_MAX_PIXELS", "600000000")
-    require_size("a.png", 30_000, 20_000)
-    monkeypatch.setenv("PROMISE_MAX_PIXELS", "-1")
-    with user_error("invalid-max-pixels"):
-        require_size("a.png", 1, 1)

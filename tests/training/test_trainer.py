@@ -329,7 +329,7 @@ CHILD = """
 import os, runpy, signal, sys, warnings
 warnings.simplefilter("ignore")
 runpy.run_path(sys.argv[1])["register_tiny_vit"]()
-import promise.training.trainer as training
+import promise.training as training
 place, settings = sys.argv[2], eval(sys.argv[3])
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 if place == "second epoch":
@@ -480,7 +480,7 @@ def test_a_run_killed_in_its_first_saving_starts_again(files: int, run: Train, m
     monkeypatch.setattr(KilledInSaving, "left", files)
     pid = os.fork()
     if pid == 0:
-        monkeypatch.setattr("promise.training.trainer.RunRecord", KilledInSaving)
+        monkeypatch.setattr("promise.training.run.RunRecord", KilledInSaving)
         run(epochs=1)
         os._exit(1)
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promise.runtime.errors import MissingFileError, UserError
-from promise.runtime.files import require_file, write_text
+from promise.runtime.files import write_text
+from promise.runtime.reading import require_file
 
 BRIGHT = 20  # channel values above this are bright
 MIN_BRIGHT = 10  # a row or column with more bright values than this, over all channels, is content

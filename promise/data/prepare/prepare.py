@@ -21,13 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from promise.data.images import describe_turn, read_image, read_levels, read_mask, size_mismatch, write_png
+from promise.data.images import read_image, write_png
+from promise.data.masks import describe_turn, read_levels, read_mask, size_mismatch
 from promise.data.prepare.assignment import Assigned, Splitting, assign
 from promise.data.prepare.frame import Frame, content_frame, read_frames, whole_frame, write_frames
 from promise.data.prepare.layouts import ImageSet, Pair, summarise_items
 from promise.data.table import COLUMNS
 from promise.runtime.errors import SHOWN, ExistingRunError, UserError, WriteError, raise_all
-from promise.runtime.files import exclusive, remove_leftovers, write_text, writing
+from promise.runtime.files import remove_leftovers, write_text, writing
+from promise.runtime.lock import exclusive
 from promise.runtime.progress import progress_bar
 from promise.runtime.settings import MAX_WORKERS
 from promise.runtime.workers import default_workers, ordered_map
@@ -366,9 +368,11 @@ def _prepare_pair(job: _Job, output: Path, options: PrepareOptions) -> _Outcome:
         raise size_mismatch(pair.image, image.shape[:2], pair.mask, levels.shape)
     size = options.size
     frame = content_frame(image, size=size) if options.crop_border else whole_frame(width, height, size=size)
-    inside = int((levels[frame.top : frame.bottom, frame.left : frame.right] > 127).sum())
+    foreground = levels > 127
+    cropped = foreground[frame.top : frame.bottom, frame.left : frame.right]
+    cut = bool(cropped.sum() < foreground.sum())
     mask = frame.prepare_mask(levels)
-    if levels.any() and not mask.any() and not (levels > 127).sum() > inside:
+    if levels.any() and not mask.any() and not cut:
         raise UserError(
             f"mask {pair.mask} has foreground, but its prepared mask of {size} × {size} pixels would be empty: its "
             f"highest level is {levels.max()} of 255 (128 and more are foreground), or its foreground of "
@@ -378,7 +382,7 @@ def _prepare_pair(job: _Job, output: Path, options: PrepareOptions) -> _Outcome:
     write_png(output / job.mask, mask * np.uint8(255))
     write_png(output / job.image, frame.prepare(image))
     turned = describe_turn(pair.image, pair.mask) is not None
-    return _Outcome(job, frame, not mask.any(), int((levels > 127).sum()) > inside, turned)
+    return _Outcome(job, frame, not mask.any(), cut, turned)
 
 
 def _read_levels(pair: Pair) -> NDArray[np.uint8]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from promise.data.images import EXTENSIONS, read_levels, write_png
+from promise.data.images import EXTENSIONS, write_png
+from promise.data.masks import read_levels
 from promise.data.prepare.frame import Frame, read_frames
 from promise.runtime.errors import SHOWN, ExistingRunError, MissingFileError, UserError
 from promise.runtime.progress import progress_bar

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from promise.data.images import content_hash, describe_turn, read_image, read_mask_and_value, size_mismatch
+from promise.data.images import content_hash, read_image
+from promise.data.masks import describe_turn, read_mask_and_value, size_mismatch
 from promise.data.table import Row
 from promise.data.validate.likeness import Fingerprint, fingerprint
 from promise.runtime.errors import UserError

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from promise.data.images import is_jpeg
+from promise.data.masks import is_jpeg
 from promise.data.records import read_column
 from promise.data.splits import Grouping
 from promise.data.table import Row, examine_table, require_data_root

@@ -26,7 +26,7 @@ from promise.models.sam.lite_medsam import build_lite_medsam, encode_tiny_vit, l
 from promise.models.sam.segment_anything import SegmentAnything, build_segment_anything, encode_vit
 from promise.models.sam.weights import Weights, check_values, find_weights
 from promise.runtime.errors import UserError, unknown_name
-from promise.runtime.files import as_path
+from promise.runtime.reading import as_path
 
 __all__ = [
     "BACKBONES",

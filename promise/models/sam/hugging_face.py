@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from promise.models.sam.adapter import Adapter, Maps, Run, normalise_channels, run_block
 from promise.runtime.errors import MissingFileError, UserError
-from promise.runtime.files import parse_json
+from promise.runtime.reading import parse_json
 
 FILES = "model*.safetensors"
 # In transformers two modules share the frequencies of the positional encoding; here only the prompt encoder has them.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from promise.runtime.errors import MissingFileError, UserError
-from promise.runtime.files import require_file
+from promise.runtime.reading import require_file
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from promise.data.images import read_image, read_mask
+from promise.data.images import read_image
+from promise.data.masks import read_mask
 from promise.data.phantom import make_phantom
 from promise.data.prepare.assignment import Splitting
 from promise.data.prepare.frame import read_frames

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from promise.cli.prepare import main
-from promise.data.images import read_mask
+from promise.data.masks import read_mask
 from promise.data.prepare.restore import restore_masks
 from promise.runtime.errors import ExistingRunError
 

@@ -135,7 +135,8 @@ def test_an_unfrozen_encoder_is_not_fused_and_receives_gradients(lite) -> None:
 def test_masks_in_bfloat16_agree_with_full_precision(lite, shared) -> None:
     if resolve_precision("auto", torch.device("cpu")) != "bf16":
         pytest.skip("this CPU has no bfloat16 instructions: half a minute per image")
-    from promise.data.images import read_image, read_mask
+    from promise.data.images import read_image
+    from promise.data.masks import read_mask
     from promise.data.transforms.recipes import build_transform
 
     sam = fused_sam()
