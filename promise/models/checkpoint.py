@@ -34,8 +34,10 @@ from promise.runtime.reading import as_path, require_file
 
 __all__ = [
     "Metadata",
+    "check_initial",
     "find",
     "load",
+    "load_initial",
     "load_learned",
     "load_reference_state",
     "read_metadata",
@@ -189,6 +191,51 @@ def load(
         precision=precision,
         seed=0,
     )
+    _check_same_weights(path, metadata, net)
+    if net.apm is not None and net.apm.lesions is not None:
+        if metadata.lesions is not None:
+            net.apm.lesions = _lesion_settings(path, metadata.lesions)
+        if metadata.quality is not None:
+            net.quality = _quality_estimate(path, metadata.quality)
+    load_learned(net, _read_state(path), origin=f"{path} (net {metadata.net})", target=spec.name)
+    net.eval()
+    return net, metadata
+
+
+def check_initial(ckpt: Path | str, *, net_name: str, sam: str) -> None:
+    """Check the metadata of a checkpoint that a training is to start from.
+
+    Raises:
+        UserError: it holds another net (``another-net``) or was trained on another backbone (``another-backbone``); or
+            as :func:`read_metadata`.
+    """
+    metadata = read_metadata(ckpt)
+    if metadata.net != net_name:
+        raise UserError(
+            f"--init-from {ckpt} holds the net {metadata.net}, not {net_name}. Pass --net {metadata.net}, or drop "
+            "--init-from.",
+            code="another-net",
+        )
+    if metadata.sam != sam:
+        raise UserError(
+            f"--init-from {ckpt} was trained on {metadata.sam}, not on {sam}. Pass --sam {metadata.sam}, or drop "
+            "--init-from.",
+            code="another-backbone",
+        )
+
+
+def load_initial(net: Promise, ckpt: Path | str, *, net_name: str) -> None:
+    """Load the learned parts of a checkpoint into a net that is to be trained further; its settings stay.
+
+    Raises:
+        UserError: the checkpoint was trained on other weights of SAM (``another-sam``); or as :func:`load_learned`.
+    """
+    path, metadata = require(ckpt), read_metadata(ckpt)
+    _check_same_weights(path, metadata, net)
+    load_learned(net, _read_state(path), origin=f"{path} (net {metadata.net})", target=net_name)
+
+
+def _check_same_weights(path: Path, metadata: Metadata, net: Promise) -> None:
     found = net.sam.weights_sha256()
     if found != metadata.sam_sha256:
         raise UserError(
@@ -196,18 +243,13 @@ def load(
             f"that of the loaded weights is {found[:12]}…. Pass the weights used in training with --sam-checkpoint.",
             code="another-sam",
         )
-    if net.apm is not None and net.apm.lesions is not None:
-        if metadata.lesions is not None:
-            net.apm.lesions = _lesion_settings(path, metadata.lesions)
-        if metadata.quality is not None:
-            net.quality = _quality_estimate(path, metadata.quality)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
     try:
-        state = safetensors.torch.load_file(path)
+        return safetensors.torch.load_file(path)
     except Exception as error:  # data types that torch does not have
         raise _unreadable(path, error) from error
-    load_learned(net, state, origin=f"{path} (net {metadata.net})", target=spec.name)
-    net.eval()
-    return net, metadata
 
 
 def _lesion_settings(path: Path, values: Mapping[str, Any]) -> LesionSettings:

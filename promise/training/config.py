@@ -46,6 +46,14 @@ class TrainConfig:
         group="net",
     )
 
+    init_from: str | None = option(
+        None,
+        "start from the learned weights of a checkpoint of the same net and backbone: a file, or the name of a bundled "
+        "checkpoint; default: random weights",
+        metavar="CKPT",
+        group="net",
+    )
+
     split_csv: str | None = option(None, "CSV with image_name,train_type,mask_name", metavar="FILE", group="data")
     data_root: str | None = option(None, DATA_ROOT_HELP, metavar="FOLDER", group="data")
     check: str = option(

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from promise.data.table import SplitTable
 from promise.features.loader import CacheOptions, LoaderOptions
 from promise.features.store import cache_folder
-from promise.models.checkpoint import Metadata
+from promise.models.checkpoint import Metadata, load_initial
 from promise.models.cpu import optimize_for_cpu
 from promise.models.promise import Promise
 from promise.models.prompters.lesions import check_settings
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def net_of(config: TrainConfig) -> Promise:
-    """The net with fresh learned parts, on the CPU."""
+    """The net, on the CPU; its learned parts are fresh, or those of ``init_from``."""
     net = build_net(
         config.net,
         sam=config.sam,
@@ -46,6 +46,8 @@ def net_of(config: TrainConfig) -> Promise:
         precision=config.precision,
         seed=config.seed,
     )
+    if config.init_from is not None:
+        load_initial(net, config.init_from, net_name=config.net)
     if NETS[config.net].two_stages and isinstance(net.ips, IncrementalPatternShifting):
         net.ips.zero_()  # the first stage trains and validates the map without a shift
     if config.lesion_settings is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from promise.data.transforms.recipes import recipe_code
+from promise.models.checkpoint import check_initial
 from promise.models.prompters.base import fixed_labels
 from promise.models.prompters.lesions import check_settings
 from promise.models.registry import NetSpec, build_parts, net_without_lesions, parse_net_name, resolve_sam
@@ -64,6 +65,7 @@ def resolve_config(
         partial(_check_prompt_loss, config),
         partial(_check_shift, config),
         partial(_check_lesions, config),
+        partial(_check_initial, config),
         partial(_check_warp, config),
         partial(_check_names, config),
         partial(_check_device, config),
@@ -157,6 +159,12 @@ def _check_lesions(config: TrainConfig) -> None:
     spec = _known_net(config)
     if spec is not None and values and not spec.trains_map:
         raise net_without_lesions(spec.name, values)
+
+
+def _check_initial(config: TrainConfig) -> None:
+    spec = _known_net(config)
+    if config.init_from is not None and spec is not None:
+        check_initial(config.init_from, net_name=spec.name, sam=resolve_sam(config.net, config.sam))
 
 
 def _check_names(config: TrainConfig) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from promise.data.leaks import find_shared, hash_images
 from promise.data.table import SplitTable
+from promise.models.checkpoint import read_metadata
 from promise.models.promise import Promise
 from promise.runtime.device import resolve_device
 from promise.runtime.lock import exclusive
@@ -125,6 +126,9 @@ def _make_record(config: TrainConfig, folder: RunFolder, table: SplitTable, net:
     log.info("SHA-256 of SAM's weights: %s", sam_sha256)
     # Evaluation compares its images with these, and warns if it scores images of the training or the selection.
     seen = {split: hash_images(table.split(split)) for split in ("train", "val")}
+    if config.init_from is not None:  # its images too
+        for split, hashes in read_metadata(config.init_from).seen.items():
+            seen[split] = [*seen.get(split, ()), *hashes]
     metadata = from_config.metadata_of(config, sam_sha256=sam_sha256, seen=seen)
     epochs = from_config.options_of(config).epochs
     return RunRecord(folder, metadata=metadata, epochs=epochs, tensorboard=config.tensorboard)

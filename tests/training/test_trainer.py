@@ -238,6 +238,42 @@ def test_the_config_of_a_run_repeats_it(run: Train, tmp_path: Path) -> None:
 RESUMED = {"epochs": 4, "net": "APM_IPS_cross", "scheduler": "cosine", "warmup_epochs": 0.5, "validate_every": 2}
 
 
+def test_a_run_starts_from_the_weights_of_a_checkpoint(run: Train, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(output=str(first))
+    run(output=str(second), init_from=str(first / "last.safetensors"), epochs=1, lr=1e-12, seed=6)
+    run(epochs=1, lr=1e-12, seed=6)
+    learned, ours, fresh = weights(first), weights(second), weights(tmp_path / "run")
+    assert all(torch.allclose(ours[name], learned[name], atol=1e-6) for name in learned)
+    assert not all(torch.allclose(ours[name], fresh[name], atol=1e-6) for name in learned)
+
+
+def test_images_of_the_checkpoint_that_a_run_started_from_are_in_its_record(run: Train, tmp_path: Path) -> None:
+    first = tmp_path / "first" / "best.safetensors"
+    run(output=str(first.parent), epochs=1)
+    stored = checkpoint.read_metadata(first)
+    other = {"train": ["0" * 16], "tune": ["1" * 16]}
+    checkpoint.rewrite_metadata(first, dataclasses.replace(stored, seen=other))
+    run(init_from=str(first), epochs=1)
+    seen = checkpoint.read_metadata(tmp_path / "run" / "best.safetensors").seen
+    assert seen == {**stored.seen, "train": [*stored.seen["train"], "0" * 16], "tune": ["1" * 16]}
+
+
+def test_a_run_does_not_start_from_another_net_or_sam(run: Train, user_error, tmp_path: Path) -> None:
+    first = tmp_path / "first" / "best.safetensors"
+    run(output=str(first.parent), epochs=1)
+    with user_error("another-net"):
+        run(init_from=str(first), net="APM_IPS_resnet")
+    with user_error("another-backbone"):
+        run(init_from=str(first), sam="lite_medsam")
+    with user_error("missing-checkpoint"):
+        run(init_from=str(tmp_path / "absent.safetensors"))
+    checkpoint.rewrite_metadata(first, dataclasses.replace(checkpoint.read_metadata(first), sam_sha256="0" * 64))
+    with user_error("another-sam"):
+        run(init_from=str(first))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def unbroken(tiny_vit: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
