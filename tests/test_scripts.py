@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pkgutil
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 
 import promise.cli
 from promise.cli.common import gather
+from promise.data.phantom import make_phantoms
 from promise.evaluation.config import EvalConfig
 from promise.runtime.settings import read_yaml
 from promise.training.config import TrainConfig
@@ -234,6 +237,28 @@ def _lines(text: str) -> Iterator[str]:
         words = re.sub(r"^accelerate launch -m promise\.cli\.(\w+)", r"promise-\1", words)
         if re.match(r"promise-\w+ ", words):
             yield re.sub(r"\s>\s?\S+$", "", words)
+
+
+@bash
+@pytest.mark.slow
+def test_the_gpu_check_runs_to_its_end_on_a_cpu(lite: str, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copy(make_phantoms(data, count=12, size=128, seed=0, splits=(0.5, 0.25, 0.25)), data / "polyp.csv")
+    before = sorted(data.rglob("*"))
+    command = ["bash", str(ROOT / "scripts/gpu_check.sh"), str(data), str(out), "--device", "cpu", "--quick"]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=900, env={**os.environ, "PYTHON": sys.executable}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr + (out / "log.txt").read_text()
+    found = json.loads((out / "gpu_check.json").read_text())
+    assert {one["status"] for one in found["parts"]} == {"0"}
+    assert found["results"]["nets"]["ok"]
+    assert found["results"]["training"]["ok"]
+    assert all(0 < row["share_of_peak"] < 1 for row in found["results"]["encoder"]["rows"])
+    assert {name: len(rows) for name, rows in found["curves"].items()} == {"paper": 1, "dense": 1}
+    assert set(found["results"]) >= {"paper-scores", "dense-scores", "steps"}
+    assert (out / "gpu_check.md").read_text() in done.stdout
+    assert sorted(data.rglob("*")) == before
 
 
 def test_quickstart_commands_parse(parse: Parse) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from promise.benchmark import growth, memory, speed
 from promise.benchmark.bench import Bench
 from promise.benchmark.config import NETS, Settings
+from promise.benchmark.limits import copy_bandwidth, matrix_peak
 from promise.benchmark.timings import Comparison, markdown, processor, published_training
 from promise.runtime.environment import describe_environment
 from promise.runtime.errors import UserError, unknown_name
@@ -69,10 +71,13 @@ def benchmark(settings: Settings, *, parts: Sequence[str] = tuple(PARTS), output
                 done.append(known[part](bench))
     _check_times(done)
     peaks = memory.peaks(settings) if MEMORY in parts else []
+    precisions = dict.fromkeys(("fp32", bench.precision))
+    flops = {precision: matrix_peak(bench.device, precision) for precision in precisions}
     record = {
         "settings": {**settings.__dict__, "precision": bench.precision},
         "environment": {**describe_environment(bench.device), "processor": processor()},
-        "comparisons": [{"title": c.title, "unit": c.unit, "rows": c.rows} for c in done],
+        "limits": {"flops": flops, "bytes_per_second": copy_bandwidth(bench.device)},
+        "comparisons": [{"title": c.title, "unit": c.unit, "rows": _rows(c, flops)} for c in done],
         "published_training": {net: total for net in NETS if (total := published_training(done, net))},
         "memory": peaks,
     }
@@ -81,6 +86,14 @@ def benchmark(settings: Settings, *, parts: Sequence[str] = tuple(PARTS), output
         write_json(output / "bench.json", record)
         write_text(output / "bench.md", text)
     return text
+
+
+def _rows(comparison: Comparison, flops: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The rows of a comparison, with the share of the matrix peak where operations were counted."""
+    shares = comparison.shares(flops)
+    return [
+        {**row, "share_of_peak": shares[row["variant"]]} if row["variant"] in shares else row for row in comparison.rows
+    ]
 
 
 def _check_times(done: Sequence[Comparison]) -> None:

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from promise.benchmark.bench import Bench
 from promise.benchmark.config import IMAGE_SIDE, PLAIN_RECIPE, PROMPTER_NET, RANDOM_RECIPE
-from promise.benchmark.timings import ENCODER, STEP, VALIDATION, Comparison, time_interleaved
+from promise.benchmark.limits import count_flop
+from promise.benchmark.timings import ENCODER, STEP, VALIDATION, Comparison, Work, time_interleaved
 from promise.data.dataset import SegmentationDataset, build_loader
 from promise.evaluation.metrics import evaluate_pair
 from promise.evaluation.scoring import score
@@ -43,8 +44,14 @@ def encoder(bench: Bench) -> Comparison:
                 f"{float((a - b).abs().max()):g} in fp32.",
                 code="encoder-differs",
             )
+    flop = count_flop(lambda: bench.upstream_encode(image, taps=True))
     return time_interleaved(
-        f"{ENCODER}, {bench.settings.sam}", "image", variants, repeats=bench.settings.repeats, part=ENCODER
+        f"{ENCODER}, {bench.settings.sam}",
+        "image",
+        variants,
+        repeats=bench.settings.repeats,
+        part=ENCODER,
+        work={name: Work(flop, name.rpartition(" ")[2]) for name in variants},
     )
 
 
@@ -102,9 +109,11 @@ def validation(bench: Bench, name: str) -> Comparison:
 
 
 def _time_batches(bench: Bench, part: str, net: str, variants: Mapping[str, Callable[[], object]]) -> Comparison:
+    """Time variants, whose names end with their precision, on a batch."""
     size, repeats = bench.settings.batch_size, bench.settings.repeats
+    work = {name: Work(count_flop(call), name.rpartition(" ")[2]) for name, call in variants.items()}
     return time_interleaved(
-        f"{part}, {net}", f"{size} images", variants, repeats=repeats, part=part, net=net, images=size
+        f"{part}, {net}", f"{size} images", variants, repeats=repeats, part=part, net=net, images=size, work=work
     )
 
 

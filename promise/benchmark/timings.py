@@ -18,6 +18,14 @@ from promise.benchmark.config import PUBLISHED
 ENCODER, STEP, VALIDATION = "encoder", "training step", "validation"
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a variant computes."""
+
+    flop: float  # floating-point operations of one unit
+    precision: str  # of the matrix products
+
+
 @dataclass
 class Comparison:
     """Times of several variants of a computation. The first variant is the baseline."""
@@ -28,6 +36,7 @@ class Comparison:
     part: str = ""  # what is measured, such as "training step"
     net: str | None = None  # if it depends on the net
     images: int = 1  # in one unit
+    work: Mapping[str, Work] = field(default_factory=dict)  # variant → its operations, if they were counted
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -43,6 +52,18 @@ class Comparison:
             for name, times in self.turns.items()
         ]
 
+    def shares(self, peaks: Mapping[str, float]) -> dict[str, float]:
+        """For each variant whose operations were counted, its speed divided by the matrix peak of its precision.
+
+        Args:
+            peaks: precision → floating-point operations per second of matrix products.
+        """
+        return {
+            row["variant"]: work.flop / row["seconds"] / peaks[work.precision]
+            for row in self.rows
+            if (work := self.work.get(row["variant"])) is not None and work.precision in peaks
+        }
+
 
 def time_interleaved(
     title: str, unit: str, variants: Mapping[str, Callable[[], object]], *, repeats: int, per: int = 1, **labels: Any
@@ -55,7 +76,7 @@ def time_interleaved(
         variants: name → function to time. The first is the baseline.
         repeats: number of timed calls of each variant.
         per: number of units in one call, by which times are divided.
-        labels: ``part``, ``net`` and ``images`` of the comparison.
+        labels: ``part``, ``net``, ``images`` and ``work`` of the comparison.
     """
     result = Comparison(title, unit, {name: [] for name in variants}, **labels)
     for repetition in range(repeats + 1):
@@ -109,6 +130,12 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
+def limits_text(limits: Mapping[str, Any]) -> str:
+    """The measured limits of the machine, as one sentence without its full stop."""
+    peaks = ", ".join(f"{value / 1e9:.0f} GFLOP/s in {precision}" for precision, value in limits["flops"].items())
+    return f"Matrix products: {peaks}; copies within memory: {limits['bytes_per_second'] / 1e9:.1f} GB/s"
+
+
 def markdown(record: Mapping[str, Any]) -> str:
     """Format the record of a benchmark as Markdown tables."""
     environment, settings = record["environment"], record["settings"]
@@ -119,16 +146,19 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
         packages + ".",
         "",
-        "| | variant | seconds | per | per second | speed-up |",
-        "|---|---|---:|---|---:|---:|",
+        limits_text(record["limits"]) + ".",
+        "",
+        "| | variant | seconds | per | per second | speed-up | share of the matrix peak |",
+        "|---|---|---:|---|---:|---:|---:|",
     ]
     for comparison in record["comparisons"]:
         for i, row in enumerate(comparison["rows"]):
             title = comparison["title"] if i == 0 else ""
             ratio = f"{row['ratio']:.2f}" if i else ""
+            share = row.get("share_of_peak")
             lines.append(
                 f"| {title} | {row['variant']} | {row['seconds']:.4g} | {comparison['unit']} | "
-                f"{1 / row['seconds']:.3g} | {ratio} |"
+                f"{1 / row['seconds']:.3g} | {ratio} | {'' if share is None else f'{share:.0%}'} |"
             )
     for net, total in record["published_training"].items():
         lines += [

@@ -39,11 +39,12 @@ def _work(arguments: argparse.Namespace) -> int:
     if config.tune_postprocess:
         return _tune(config)
     from promise.evaluation.evaluate import evaluate
-    from promise.evaluation.summary import read_summary, results_text
+    from promise.evaluation.summary import brief_text, read_summary, results_text
 
     earlier = [read_summary(Path(path)) for path in config.beside]
     result = evaluate(config)
-    print(results_text([*earlier, result.summary]))
+    text = brief_text if config.brief else results_text
+    print(text([*earlier, result.summary]))
     print(f"\nresults: {result.folder}")
     if config.overlays:
         print(f"overlays: {result.folder / 'overlays'}")

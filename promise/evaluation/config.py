@@ -150,5 +150,8 @@ class EvalConfig:
         4, "best, median and worst images to show per data set, so many of each; 0: none", group="run", least=0
     )
     beside: tuple[str, ...] = option((), "earlier summary.json files to include in the printed table", group="run")
+    brief: bool = option(
+        False, "print only prompts, native Dice with its interval, IoU, NSD and missed images", group="run"
+    )
     overwrite: bool = option(False, "replace existing results in --output", group="run")
     quiet: bool = option(False, "hide progress bars and messages other than warnings", group="run")

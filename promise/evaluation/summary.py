@@ -14,11 +14,12 @@ from promise.runtime.reading import parse_json
 from promise.runtime.text_table import text_table
 
 FEW = 20  # images; a bootstrap interval over fewer covers the mean less often than 95 %
+MISSED = "Dice < 0.1"
 CERTAINTY = (
     "Dice ± draws [95 %]",
     "IoU ± draws [95 %]",
     "pooled",
-    "Dice < 0.1",
+    MISSED,
     "Dice small / medium / large",
     "SAM's IoU error (r)",
     "est. IoU error (r)",
@@ -81,6 +82,20 @@ def _count(noc: Mapping[str, float | None] | None) -> str:
     if noc is None or noc["mean"] is None:
         return "-"
     return f"{_number(noc['mean'], 2)} ({100 * (noc['unreached'] or 0.0):.0f} % not reached)"
+
+
+def brief_text(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """One row for each data set of each evaluation: the native scores that a first look needs."""
+    rows = []
+    for s in summaries:
+        for name, table in s["datasets"].items():
+            means, certainty = table["means"]["native"], _certainty(table)
+            dice = certainty[0] if "intervals" in table else _number(means["dice"])
+            overlap = _cells(means, {"iou": "IoU", "nsd": "NSD"})
+            misses = certainty[CERTAINTY.index(MISSED)]
+            rows.append([name, str(table["images"]), _title(s), s["prompts"], dice, *overlap, misses])
+    titles = ["data set", "images", "net", "prompts", "Dice [95 %]", "IoU", "NSD", MISSED]
+    return text_table(titles, rows)
 
 
 def _legend(summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:

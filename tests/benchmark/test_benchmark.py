@@ -13,7 +13,8 @@ import torch
 from promise.benchmark import GROWTH, MEMORY, PARTS, Settings, benchmark
 from promise.benchmark.bench import Bench
 from promise.benchmark.config import BenchConfig, resolve_settings
-from promise.benchmark.timings import Comparison, published_training, time_interleaved
+from promise.benchmark.limits import count_flop
+from promise.benchmark.timings import Comparison, Work, limits_text, published_training, time_interleaved
 from promise.cli.bench import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:SAM .* has random weights")
@@ -73,6 +74,30 @@ def test_ratios_are_medians_of_repetitions() -> None:
     rows = Comparison("t", "x", {"plain": [4.0, 8.0, 6.0], "ours": [1.0, 4.0, 1.0]}).rows
     assert [row["seconds"] for row in rows] == [6.0, 1.0]
     assert [row["ratio"] for row in rows] == [1.0, 4.0]
+
+
+def test_shares_of_the_matrix_peak() -> None:
+    work = {"ours, bf16": Work(6e9, "bf16"), "theirs, fp32": Work(6e9, "fp32"), "half, fp16": Work(6e9, "fp16")}
+    turns = {"theirs, fp32": [4.0], "ours, bf16": [1.0], "half, fp16": [1.0], "uncounted": [1.0]}
+    found = Comparison("t", "x", turns, work=work).shares({"fp32": 2e9, "bf16": 8e9})
+    assert found == {"theirs, fp32": pytest.approx(0.75), "ours, bf16": pytest.approx(0.75)}
+
+
+def test_operations_are_counted_forward_and_backward() -> None:
+    weight = torch.rand(8, 16, requires_grad=True)
+    assert count_flop(lambda: torch.rand(4, 8) @ weight) == 2 * 4 * 8 * 16
+    assert count_flop(lambda: (torch.rand(4, 8) @ weight).sum().backward()) == 2 * 2 * 4 * 8 * 16
+
+
+def test_no_share_of_the_peak_is_above_one(settings: Settings, tmp_path: Path) -> None:
+    text = benchmark(settings, parts=("encoder", "step:IPS_GT", "metrics"), output=tmp_path)
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert record["limits"]["flops"]["fp32"] > 1e8
+    assert record["limits"]["bytes_per_second"] > 1e7
+    assert limits_text(record["limits"]) in text
+    shares = [row.get("share_of_peak") for comparison in record["comparisons"][:2] for row in comparison["rows"]]
+    assert all(0 < share < 1 for share in shares)
+    assert all("share_of_peak" not in row for row in record["comparisons"][2]["rows"])
 
 
 def test_hours_of_the_published_training() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from promise.evaluation.metrics import printed_columns
-from promise.evaluation.summary import results_text, tuning_text
+from promise.evaluation.summary import brief_text, results_text, tuning_text
 
 
 def summary(**more: Any) -> dict[str, Any]:
@@ -31,6 +31,23 @@ def test_results_without_intervals_show_dashes() -> None:
     line = next(line for line in text.splitlines() if line.startswith("native "))
     assert line.split()[:3] == ["native", "IPS_GT", "oracle"]
     assert set(line.split()[3:]) == {"-"}
+
+
+def test_the_brief_table_has_one_row_for_each_evaluation() -> None:
+    figures = {"dice": [0.4, 0.6], "iou": [0.3, 0.5]}
+    size = {"images": 1, "dice": None, "iou": None}
+    newer = summary(
+        intervals={"native": figures},
+        draws={"deviation": None},
+        misses={"images": 2},
+        pooled={"dice": 0.75},
+        by_size={"small": size},
+        calibration={"error": 0.0625},
+    )
+    lines = brief_text([summary(), newer]).splitlines()
+    assert len(lines) == 4
+    assert lines[2].split() == ["set", "3", "IPS_GT", "oracle", "0.5000", "0.5000", "0.5000", "-"]
+    assert lines[3].split() == [*lines[2].split()[:5], "[0.4000,", "0.6000]", "0.5000", "0.5000", "2", "of", "3"]
 
 
 @pytest.mark.parametrize("deviation", [None, 0.0123])

@@ -28,6 +28,7 @@ from promise.types import Encoded, Points, Prompts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SEED, LR = 0, 1e-3
+DEVICE = torch.device(os.environ.get("PROMISE_TEST_DEVICE", "cpu"))  # scripts/gpu_check.sh sets it
 FILES = sorted(path.name for path in GOLDEN.glob("*_s0.npz"))
 TRAINED = ("APM_resnet_s0.npz", "APM_IPS_resnet_s0.npz", "IPS_GT_resnet_s0.npz")
 
@@ -62,7 +63,7 @@ class Full:
         learned = {k: v for k, v in to_reference_state(net).items() if k not in self.sam_state}
         state = {name: self.formula(name, tuple(value.shape)) for name, value in learned.items()}
         load_reference_state(net, {**self.sam_state, **state})
-        return net
+        return net.to(DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +76,14 @@ def full(formula: Callable[[str, tuple[int, ...]], Tensor]) -> Iterator[Full]:
         net = build_net("SAM", sam="vit_b", sam_checkpoint=None)
     state = {name: formula(name, tuple(value.shape)) for name, value in to_reference_state(net).items()}
     load_reference_state(net, state)
-    image, mask = formula_inputs()
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the golden values are of float32
+    net.to(DEVICE)
+    image, mask = (one.to(DEVICE) for one in formula_inputs())
     with torch.no_grad():
         encoded = net.sam.encode(image)
     yield Full(net.sam, state, encoded, mask, formula)
+    monkeypatch.undo()
     torch.set_num_threads(threads)
 
 
@@ -91,12 +96,12 @@ def _load(file: str) -> tuple[str, dict[str, np.ndarray]]:
 def _prompts(golden: dict[str, np.ndarray], net: Promise, prefix: str = "") -> Prompts | None:
     if not net.needs_prompts:
         return None
-    return Prompts(Points(*(torch.from_numpy(golden[f"{prefix}{name}"]) for name in ("coords", "labels"))))
+    return Prompts(Points(*(torch.from_numpy(golden[f"{prefix}{name}"]).to(DEVICE) for name in ("coords", "labels"))))
 
 
 def _distance(ours: Tensor, golden: np.ndarray) -> float:
     assert ours.shape == golden.shape
-    return float(np.abs(ours.detach().double().numpy() - golden).max())
+    return float(np.abs(ours.detach().double().cpu().numpy() - golden).max())
 
 
 def test_every_net_of_the_reference_implementation_has_a_golden_file() -> None:
@@ -179,7 +184,8 @@ def test_every_net_trains_and_is_scored_at_full_size(name: str, full: Full) -> N
     taps = pool_taps([tap[:1] for tap in full.encoded.taps], net.tap_pooling)
     encoded = Encoded(full.encoded.embedding[:1], taps)
     mask = full.mask[:1]
-    prompts = Prompts(oracle_points(mask, 16, [generator_for(0, name)])) if net.needs_prompts else None
+    points = oracle_points(mask.cpu(), 16, [generator_for(0, name)]).to(DEVICE)
+    prompts = Prompts(points) if net.needs_prompts else None
     sam = net.sam.weights_sha256()
     net.train()
     learned = [p for p in net.parameters() if p.requires_grad]
@@ -191,8 +197,9 @@ def test_every_net_trains_and_is_scored_at_full_size(name: str, full: Full) -> N
     net.eval()
     with torch.no_grad():
         prediction = net.decode(encoded, prompts)
-    result = score(prediction.mask_logits[0, 0].numpy(), mask[0, 0].numpy() > 0.5)
+    target = mask[0, 0].cpu().numpy() > 0.5
+    result = score(prediction.mask_logits[0, 0].cpu().numpy(), target)
     assert result.mask.shape == (1024, 1024)
-    predicted, target = result.mask, mask[0, 0].numpy() > 0.5
+    predicted = result.mask
     assert result.scores["native"]["iou"] == pytest.approx((predicted & target).sum() / (predicted | target).sum())
     assert net.sam.weights_sha256() == sam
