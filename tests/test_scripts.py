@@ -19,6 +19,7 @@ import pytest
 
 import promise.cli
 from promise.cli.common import gather
+from promise.data.masks import read_mask
 from promise.data.phantom import make_phantoms
 from promise.evaluation.config import EvalConfig
 from promise.runtime.settings import read_yaml
@@ -361,6 +362,23 @@ def test_a_command_of_the_readme_parses(line: str, parse: Parse) -> None:
 
 
 @bash
+def test_the_first_prediction_of_the_readme_finds_the_lesion(lite: str, tmp_path: Path, monkeypatch) -> None:
+    (line,) = [
+        line
+        for block in _blocks("bash")
+        for line in block.splitlines()
+        if line.startswith("promise-predict --ckpt skin")
+    ]
+    name, *words = shlex.split(line)
+    monkeypatch.chdir(tmp_path)
+    words[-1] = str(ROOT / words[-1])
+    assert COMMANDS[name].main([*words, "--quiet"]) == 0
+    stem = Path(words[-1]).stem
+    written = tmp_path / f"masks/masks/{stem}.png"
+    found, truth = read_mask(written), read_mask(ROOT / f"data_format/skin/masks/{stem}.png")
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.8
+
+
 def test_scripts_in_the_readme_exist() -> None:
     scripts = {name for block in _blocks("bash") for name in re.findall(r"bash (scripts/\S+)", block)}
     assert {"scripts/quickstart.sh", "scripts/test.sh", "scripts/train_ProMISe.sh"} <= scripts
