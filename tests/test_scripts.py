@@ -266,13 +266,14 @@ def test_quickstart_commands_parse(parse: Parse) -> None:
     text = (ROOT / "scripts/quickstart.sh").read_text(encoding="utf-8")
     for name, value in re.findall(r"^([A-Z]+)=(\S+)", text, flags=re.MULTILINE):
         text = text.replace(f"${name}", value)
-    train, frozen, test, report = [line for line in _lines(text) if not line.startswith("promise-train --net")]
-    training, after = parse(train), parse(test)
-    frozen_runs = [parse(frozen.replace('"$prompts"', prompts)) for prompts in ("centre", "gt-box")]
-    assert training.split_csv == after.split_csv[0] == "data_format/skin/split.csv"
+    *lines, report = [line for line in _lines(text) if not line.startswith("promise-train --net")]
+    training, after, centre, box = map(parse, lines)
+    assert training.split_csv == after.split_csv[0] == centre.split_csv[0] == box.split_csv[0]
     assert after.ckpt == f"{training.output}/best.safetensors"
-    assert after.beside == tuple(f"{run.output.replace('$prompts', run.prompts)}/summary.json" for run in frozen_runs)
-    assert all(run.overwrite for run in (training, after, *frozen_runs))
+    assert box.brief
+    assert box.beside == (f"{after.output}/summary.json", f"{centre.output}/summary.json")
+    assert (centre.prompts, box.prompts) == ("centre", "gt-box")
+    assert all(run.overwrite for run in (training, after, centre, box))
     assert report == f'promise-report "{training.output}" --overwrite'
 
 
