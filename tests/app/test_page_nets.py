@@ -58,7 +58,7 @@ def test_nets_are_loaded_on_first_use_and_switched(
     page: Any, segmenter: Any, estimating_segmenter: Any, phantoms: Path, loaded: list[str]
 ) -> None:
     assert page.page.locator("#nets option").all_inner_texts() == NAMES
-    assert page.text("#purpose") == "points: one blob in a synthetic image"
+    assert page.text("#purpose").startswith("The net points segments one blob in a synthetic image.")
     assert page.page.locator("#thumbnails img").count() == 12
     assert page.page.locator("#no-samples").is_hidden()
     assert loaded == []

@@ -177,7 +177,7 @@ function chooseNet(name) {
 // The properties of a net are known once it is loaded, when it has opened an image.
 function showNet(name, properties) {
   const { purpose } = about.nets.find((one) => one.name === name);
-  get("purpose").textContent = `${name}: ${purpose}`;
+  get("purpose").textContent = `The net ${name} segments ${purpose}. Select another net at the top.`;
   get("net").textContent = properties?.title ?? purpose;
   if (properties) loaded.set(name, properties);
   samples.show(name, Boolean(properties?.estimates));
