@@ -121,12 +121,13 @@ async function mayLeave() {
   if (!editor.isUnsaved || editor.step === discarded) return true;
   if (dialog.open) return false;
   get("leave-name").textContent = editor.name;
-  dialog.returnValue = "stay"; // of the key Escape
+  dialog.returnValue = ""; // some browsers do not set it for the key Escape
   dialog.showModal();
   await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
   if (dialog.returnValue === "save") await saveFile("mask", ".png");
   else if (dialog.returnValue === "discard") discarded = editor.step;
-  return dialog.returnValue !== "stay";
+  else return false;
+  return true;
 }
 
 function openSample(number) {
