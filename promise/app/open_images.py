@@ -1,8 +1,8 @@
 """The open, encoded images of all visitors.
 
 An image is accessed by its key: a random text that cannot be guessed and is sent only to the page that opened the
-image. An image is removed when its page closes, when it has been idle for some time, or when there are too many images;
-then the least recently used one is removed first.
+image. An image is removed when its page closes, when it has been idle for some time, or when there are too many images,
+of its visitor or in all; then the least recently used one is removed first.
 """
 
 from __future__ import annotations
@@ -64,31 +64,36 @@ class OpenImage:
 class OpenImages:
     """A store of open images by key. Its methods may be called from any thread."""
 
-    def __init__(self, *, limit: int, idle_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, limit: int, limit_each: int, idle_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Create an empty store.
 
         Args:
             limit: largest number of images.
+            limit_each: largest number of images of one visitor.
             idle_seconds: time without use after which an image is removed.
             clock: current time in seconds.
         """
-        self._limit = limit
+        self._limit, self._limit_each = limit, limit_each
         self._idle = idle_seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._images: OrderedDict[str, tuple[float, OpenImage]] = (
-            OrderedDict()
-        )  # (time of last use, image), least recent first
+        # (time of last use, visitor, image), least recent first
+        self._images: OrderedDict[str, tuple[float, str, OpenImage]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def add(self, image: OpenImage) -> str:
-        """Add an image, remove others if there are too many, and return the key."""
+    def add(self, image: OpenImage, visitor: str) -> str:
+        """Add an image of a visitor, remove others if there are too many, and return the key."""
         key = secrets.token_urlsafe(24)
         with self._lock:
-            self._images[key] = (self._clock(), image)
+            self._images[key] = (self._clock(), visitor, image)
             self._remove_idle()
+            own = [key for key, (_, owner, _) in self._images.items() if owner == visitor]
+            for oldest in own[: -self._limit_each]:
+                del self._images[oldest]
             while len(self._images) > self._limit:
                 self._images.popitem(last=False)
         return key
@@ -99,8 +104,8 @@ class OpenImages:
             self._remove_idle()
             if key not in self._images:
                 return None
-            _, image = self._images.pop(key)
-            self._images[key] = (self._clock(), image)
+            _, visitor, image = self._images.pop(key)
+            self._images[key] = (self._clock(), visitor, image)
             return image
 
     def close(self, key: str) -> None:
@@ -120,5 +125,5 @@ class OpenImages:
 
     def _remove_idle(self) -> None:
         oldest = self._clock() - self._idle
-        for key in [key for key, (used, _) in self._images.items() if used < oldest]:
+        for key in [key for key, (used, _, _) in self._images.items() if used < oldest]:
             del self._images[key]

@@ -9,8 +9,8 @@ from promise.prompts.entry import parse_prompts, parse_set
 from promise.prompts.sets import ImagePrompts, PromptSet
 from promise.runtime.errors import UserError
 
-MAX_POINTS = 512  # of all lesions
 MAX_LESIONS = 64
+MAX_CLICKS = 100  # as promise-eval --clicks: they are applied one after another
 SMALLEST_INPUT = 64  # side of the smallest net input: points may be up to one of its pixels outside the image
 ONE_LESION = ("points", "labels", "box")
 
@@ -47,7 +47,7 @@ def read_prompt_request(body: Any, size: tuple[int, int]) -> PromptRequest:
         raise UserError(
             "The request must be an object with lesions, or with points, labels and box.", code="request-not-an-object"
         )
-    _check_counts(body)
+    _check_count(body)
     entry = {"size": list(size), "fuse": body.get("fuse", False)}
     entry["mask_index"] = body.get("mask_index", body.get("choice"))
     entry |= {"lesions": _without_masks(body["lesions"])} if "lesions" in body else {n: body.get(n) for n in ONE_LESION}
@@ -65,6 +65,9 @@ def _read_clicks(clicks: Any, size: tuple[int, int]) -> tuple[PromptSet | None, 
         return None, []
     if not isinstance(clicks, dict):
         return None, [UserError("clicks must be an object with points and labels", code="invalid-clicks")]
+    points = clicks.get("points")
+    if isinstance(points, list) and len(points) > MAX_CLICKS:
+        return None, [UserError(f"{len(points)} clicks; at most {MAX_CLICKS} are accepted", code="too-many-clicks")]
     found, faults = parse_set({name: clicks.get(name) for name in ("points", "labels")}, size, SMALLEST_INPUT)
     return found if len(found.xy) else None, [UserError(f"clicks: {fault}", code=fault.code) for fault in faults]
 
@@ -78,13 +81,9 @@ def _without_masks(lesions: Any) -> Any:
     ]
 
 
-def _check_counts(body: dict[str, Any]) -> None:
+def _check_count(body: dict[str, Any]) -> None:
     lesions = body.get("lesions", [body])
     if not isinstance(lesions, list):
         return  # reported by parse_prompts
     if len(lesions) > MAX_LESIONS:
         raise UserError(f"{len(lesions)} lesions; at most {MAX_LESIONS} are accepted.", code="too-many-lesions")
-    lists = [one.get("points") for one in (*lesions, body.get("clicks")) if isinstance(one, dict)]
-    count = sum(len(points) for points in lists if isinstance(points, list))
-    if count > MAX_POINTS:
-        raise UserError(f"{count} points; at most {MAX_POINTS} are accepted.", code="too-many-points")

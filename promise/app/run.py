@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -18,38 +18,46 @@ from promise import __version__
 from promise.app.uploads import Limits
 from promise.data.images import EXTENSIONS
 from promise.data.inputs import read_input
+from promise.models.bundled import NONE, read_cards
 from promise.runtime.errors import MissingFileError, UserError
 
 if TYPE_CHECKING:
+    from promise.app.nets import Nets
     from promise.app.samples import Sample
     from promise.inference.segmenter import Segmenter
 
 REQUIRED = ("starlette", "uvicorn")  # of the [app] extra
-PHANTOMS, PHANTOM_SIDE, PHANTOM_SEED = 4, 256, 5  # the default samples
+PHANTOMS, PHANTOM_SIDE, PHANTOM_SEED = 4, 256, 5  # the default samples of a checkpoint that is passed
+MAX_CONNECTIONS = 256  # of browsers, which open several each
+CHECKOUT = Path(__file__).parents[2]  # of the source; a wheel contains no samples
 
 
 @dataclass(frozen=True)
 class Serving:
     """Settings of the server."""
 
+    ckpt: str | None = None  # None: the bundled checkpoints
     host: str = "127.0.0.1"
     port: int = 7860  # 0: any free port
     limits: Limits = field(default_factory=Limits)
     images_kept: int = 8  # largest number of open images, of all users together
+    images_each: int = 4  # and of each user
     idle_minutes: float = 30.0  # without use, until an open image is removed
-    samples: Path | None = None  # folder of images to list; None: synthetic images
+    samples: Path | None = None  # folder of images to list; None: the default samples
 
 
-def serve(load: Callable[[], Segmenter], serving: Serving, announce: Callable[[str], None]) -> None:
+def serve(load: Callable[[str], Segmenter], serving: Serving, announce: Callable[[str], None]) -> None:
     """Serve the page until the process is interrupted.
 
     Args:
-        load: returns the net; called after the port has been opened.
+        load: returns the net of a checkpoint. Called after the port has been opened: at once for the checkpoint of the
+            settings, on first use for bundled ones.
         serving: settings of the server.
         announce: called with the address of the page before requests are served.
 
     Raises:
-        UserError: the extra is missing, a setting is invalid, the port is in use, or samples cannot be read.
+        UserError: the extra is missing, a setting is invalid, the port is in use, samples cannot be read, or the
+            checkpoint of the settings cannot be loaded.
     """
     missing = [name for name in REQUIRED if find_spec(name) is None]
     if missing:
@@ -59,8 +67,49 @@ def serve(load: Callable[[], Segmenter], serving: Serving, announce: Callable[[s
         )
     _check(serving)
     with bind(serving.host, serving.port) as listener:
-        samples = read_samples(serving.samples)
-        _listen(load(), listener, serving, samples, announce)
+        nets, samples = offer(load, serving)
+        _listen(nets, listener, serving, samples, announce)
+
+
+def offer(load: Callable[[str], Segmenter], serving: Serving) -> tuple[Nets, list[Sample]]:
+    """The nets and the samples of the page.
+
+    The checkpoint of the settings is loaded at once; without samples, synthetic images are listed. Without a
+    checkpoint, the bundled ones are offered, and the samples are the images of ``data_format/<name>`` in the current
+    folder or in the checkout; the net of this name then comes first.
+
+    Raises:
+        UserError: samples cannot be read, the checkpoint cannot be loaded, or there is none (``missing-checkpoint``).
+    """
+    from promise.app.nets import Net, Nets, Offer
+
+    def load_net(ckpt: str) -> Net:
+        segmenter = load(ckpt)
+        return Net(segmenter.session, describe(segmenter))
+
+    if serving.ckpt is not None:
+        samples = make_samples() if serving.samples is None else read_samples(serving.samples)
+        nets = Nets([Offer(Path(serving.ckpt).name, "", partial(load_net, serving.ckpt))])
+        nets.load(nets.resolve(None))
+        return nets, samples
+    cards = read_cards()
+    if not cards:
+        raise UserError(f"--ckpt is missing, and there are {NONE}. Pass a checkpoint.", code="missing-checkpoint")
+    first, folder = _find_samples(cards)
+    folder = serving.samples or folder
+    offers = [Offer(name, card.purpose, partial(load_net, name)) for name, card in cards.items()]
+    nets = Nets(sorted(offers, key=lambda one: one.name != first))
+    return nets, [] if folder is None else read_samples(folder)
+
+
+def _find_samples(names: Iterable[str]) -> tuple[str | None, Path | None]:
+    """The first name with a folder of samples, and the folder."""
+    for name in names:
+        for root in (Path(), CHECKOUT):
+            folder = root / "data_format" / name / "images"
+            if folder.is_dir():
+                return name, folder
+    return None, None
 
 
 def _check(serving: Serving) -> None:
@@ -70,6 +119,7 @@ def _check(serving: Serving) -> None:
             ("--max-megabytes", serving.limits.megabytes),
             ("--max-megapixels", serving.limits.megapixels),
             ("--images-kept", serving.images_kept),
+            ("--images-each", serving.images_each),
             ("--idle-minutes", serving.idle_minutes),
         )
         if not value > 0
@@ -116,8 +166,15 @@ def is_private(host: str) -> bool:
         return host == "localhost"
 
 
-def read_samples(folder: Path | None) -> list[Sample]:
-    """List the images of a folder by name, or generate synthetic images.
+def make_samples() -> list[Sample]:
+    """Synthetic images."""
+    from promise.app.samples import Sample
+
+    return [Sample(f"phantom_{i:04d}.png", partial(_make_sample, i)) for i in range(PHANTOMS)]
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """List the images of a folder by name.
 
     Raises:
         MissingFileError: the folder does not exist (``missing-samples``).
@@ -125,8 +182,6 @@ def read_samples(folder: Path | None) -> list[Sample]:
     """
     from promise.app.samples import Sample
 
-    if folder is None:
-        return [Sample(f"phantom_{i:04d}.png", partial(_make_sample, i)) for i in range(PHANTOMS)]
     if not folder.is_dir():
         raise MissingFileError(f"no folder of samples at {folder}. Check --samples.", code="missing-samples")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
@@ -150,7 +205,7 @@ def _read_sample(path: Path) -> NDArray[np.uint8]:
 
 
 def _listen(
-    segmenter: Segmenter,
+    nets: Nets,
     listener: socket.socket,
     serving: Serving,
     samples: Sequence[Sample],
@@ -158,24 +213,34 @@ def _listen(
 ) -> None:
     import uvicorn
 
+    from promise.app.access import new_token
     from promise.app.open_images import OpenImages
     from promise.app.server import build_server
 
     private = is_private(serving.host)
+    token = None if private else new_token()
     app = build_server(
-        segmenter.session,
-        about=describe(segmenter),
+        nets,
         samples=samples,
         limits=serving.limits,
-        images=OpenImages(limit=serving.images_kept, idle_seconds=serving.idle_minutes * 60),
+        images=OpenImages(
+            limit=serving.images_kept, limit_each=serving.images_each, idle_seconds=serving.idle_minutes * 60
+        ),
         hosts=["127.0.0.1", "localhost", "[::1]", "::1"] if private else ["*"],
+        token=token,
     )
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3, lifespan="on"
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=3,
+        limit_concurrency=MAX_CONNECTIONS,
+        lifespan="on",
     )
     listener.listen(128)
     host = f"[{serving.host}]" if ":" in serving.host else serving.host
-    announce(f"http://{host}:{listener.getsockname()[1]}/")
+    announce(f"http://{host}:{listener.getsockname()[1]}/{'' if token is None else f'?token={token}'}")
     uvicorn.Server(config).run(sockets=[listener])
 
 

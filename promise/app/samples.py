@@ -29,7 +29,7 @@ class Samples:
     def __init__(self, samples: Sequence[Sample]) -> None:
         self._samples = samples
         self._thumbnails: dict[int, bytes] = {}
-        self.estimates: list[dict[str, Any]] = []  # in the order of their computation
+        self._estimates: dict[str, list[dict[str, Any]]] = {}  # net → estimates, in the order of their computation
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -55,8 +55,12 @@ class Samples:
             self._thumbnails[number] = encode_thumbnail(self[number].read())
         return self._thumbnails[number]
 
-    def estimate(self, number: int, encode: Callable[[NDArray[np.uint8]], Session]) -> None:
-        """Segment a sample and append the estimated IoU of its automatic mask to ``estimates``.
+    def estimates(self, net: str) -> list[dict[str, Any]]:
+        """The estimates of a net, in the order of their computation."""
+        return self._estimates.setdefault(net, [])
+
+    def estimate(self, number: int, net: str, encode: Callable[[NDArray[np.uint8]], Session]) -> None:
+        """Segment a sample and append the estimated IoU of its automatic mask to the estimates of the net.
 
         An estimate has ``number``, ``estimated_iou`` (``None`` without a lesion) and ``estimate``, the same in words.
         """
@@ -67,4 +71,4 @@ class Samples:
         else:
             iou = found.quality
             words = "no lesion found" if iou is None else describe_quality(iou)
-        self.estimates.append({"number": number, "estimated_iou": iou, "estimate": words})
+        self.estimates(net).append({"number": number, "estimated_iou": iou, "estimate": words})

@@ -1,7 +1,7 @@
 """The HTTP server of the page.
 
     GET    /                             the page; its files are /page/…, the samples /samples/<n>.jpg
-    GET    /api/about                    name of the net, limits, names of the samples
+    GET    /api/about                    the nets, limits, names of the samples
     GET    /api/estimates?after=<n>      estimated IoU of the samples' masks, without the first n; complete in the end
     POST   /api/images                   open an image: the body is the file, the header X-Name its percent-encoded name
     POST   /api/samples/<n>              open a sample
@@ -11,8 +11,10 @@
     POST   /api/images/<key>/mask        the same as a PNG; /overlay: drawn on the image; /prompts: a prompts file
     POST   /api/images/<key>/close       close the image
 
-Every POST except close requires the header X-Promise, which pages of other sites cannot send. An error is JSON with
-``error``, a message, and ``codes``.
+Estimates and opened images are those of the net of the query ``net``, or of the first one. A net is loaded when its
+first image is opened. Every POST except close requires the header X-Promise, which pages of other sites cannot send.
+Requests beyond a bounded number are answered with 503 and can be repeated. An error is JSON with ``error``, a message,
+and ``codes``.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from __future__ import annotations
 import asyncio
 import reprlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -39,9 +41,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from promise.app.open_images import OpenImage, OpenImages, Session
+from promise.app.access import Access, visitor_of
+from promise.app.nets import Nets
+from promise.app.open_images import OpenImage, OpenImages
 from promise.app.prompt_request import PromptRequest, read_prompt_request
 from promise.app.responses import (
     draw_result,
@@ -60,16 +63,12 @@ from promise.runtime.reading import parse_json
 PAGE = Path(__file__).parent / "page"
 SWEEP_SECONDS = 30.0  # between two removals of idle images
 IDLE_SECONDS = 1.0  # without an image or prompts of a user, until the mask of a sample is estimated
-MAX_JSON = 2**16  # bytes of a JSON request
-HEADERS = {
-    # The page loads nothing from other sites, and the browser enforces this.
-    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
+MAX_JSON = 2**18  # bytes of a JSON request: MAX_IMAGE_POINTS fit
+MAX_OPENING = 8  # images that are uploaded, decoded or encoded at a time
+MAX_PROMPTING = 32  # prompts that are decoded or wait for it
+READ_SECONDS = 120.0  # for the body of a request
 T = TypeVar("T")
+Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
 class GoneError(UserError):
@@ -80,28 +79,35 @@ class ForbiddenError(UserError):
     """The request does not come from the page."""
 
 
+class BusyError(UserError):
+    """Too many requests are in progress."""
+
+
+class SlowError(UserError):
+    """The body of the request does not arrive."""
+
+
 def build_server(
-    encode: Callable[[NDArray[uint8]], Session],
+    nets: Nets,
     *,
-    about: Mapping[str, Any],
     samples: Sequence[Sample],
     limits: Limits,
     images: OpenImages,
     hosts: Sequence[str],
+    token: str | None = None,
 ) -> Starlette:
     """Build the application for the requests that the docstring of this module lists.
 
     Args:
-        encode: encodes an image (H, W, 3) uint8 RGB and returns its session.
-        about: properties of the net: ``title``; ``automatic``, whether it has a prompter; ``lesions``, whether it finds
-            lesions; ``own_mask``, which of SAM's three masks is its own output, or ``None``; ``estimates``, whether it
-            has a learned estimate of the IoU, which is then computed for all samples while no user works.
+        nets: the nets. If one has a learned estimate of the IoU, it is computed for all samples while no user works.
         samples: sample images.
         limits: limits of uploads.
         images: store of open images.
         hosts: accepted values of the header Host; ``*``: any.
+        token: what every request must contain; ``None``: nothing. See :class:`promise.app.access.Access`.
     """
-    endpoints = _Endpoints(encode, about=about, samples=samples, limits=limits, images=images)
+    opening, prompting = _Queue(MAX_OPENING), _Queue(MAX_PROMPTING)
+    endpoints = _Endpoints(nets, samples=samples, limits=limits, images=images)
     return Starlette(
         routes=[
             Route("/", lambda _: FileResponse(PAGE / "index.html")),
@@ -109,21 +115,23 @@ def build_server(
             Route("/samples/{number}.jpg", endpoints.thumbnail),
             Route("/api/about", endpoints.about),
             Route("/api/estimates", endpoints.estimates),
-            Route("/api/images", endpoints.upload, methods=["POST"]),
-            Route("/api/samples/{number}", endpoints.open_sample, methods=["POST"]),
+            Route("/api/images", opening(endpoints.upload), methods=["POST"]),
+            Route("/api/samples/{number}", opening(endpoints.open_sample), methods=["POST"]),
             Route("/api/images/{key}/picture", endpoints.picture),
-            Route("/api/images/{key}/automatic", endpoints.automatic, methods=["POST"]),
-            Route("/api/images/{key}/predict", endpoints.predict, methods=["POST"]),
-            Route("/api/images/{key}/mask", endpoints.mask, methods=["POST"]),
-            Route("/api/images/{key}/overlay", endpoints.overlay, methods=["POST"]),
-            Route("/api/images/{key}/prompts", endpoints.prompts, methods=["POST"]),
+            Route("/api/images/{key}/automatic", prompting(endpoints.automatic), methods=["POST"]),
+            Route("/api/images/{key}/predict", prompting(endpoints.predict), methods=["POST"]),
+            Route("/api/images/{key}/mask", prompting(endpoints.mask), methods=["POST"]),
+            Route("/api/images/{key}/overlay", prompting(endpoints.overlay), methods=["POST"]),
+            Route("/api/images/{key}/prompts", prompting(endpoints.prompts), methods=["POST"]),
             Route("/api/images/{key}/close", endpoints.close, methods=["POST"]),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(_Headers)],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(Access, token)],
         exception_handlers={
             TooLargeError: partial(_error_response, 413),
             GoneError: partial(_error_response, 410),
             ForbiddenError: partial(_error_response, 403),
+            SlowError: partial(_error_response, 408),
+            BusyError: partial(_error_response, 503),
             UserError: partial(_error_response, 400),
             ClientDisconnect: partial(_error_response, 400),
         },
@@ -133,23 +141,27 @@ def build_server(
 
 async def _error_response(status: int, _request: Request, error: Exception) -> Response:
     codes = list(error.codes) if isinstance(error, UserError) else []
-    return JSONResponse({"error": str(error), "codes": codes}, status)
+    headers = {"retry-after": "1"} if status == 503 else None
+    return JSONResponse({"error": str(error), "codes": codes}, status, headers)
 
 
-class _Headers:
-    """Add HEADERS to every response."""
+class _Queue:
+    """A bounded number of requests at a time; others are refused, so that neither memory nor waiting times grow."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, limit: int) -> None:
+        self._free = limit
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message["headers"] = [*message.get("headers", []), *added]
-            await send(message)
+    def __call__(self, endpoint: Endpoint) -> Endpoint:
+        async def handle(request: Request) -> Response:
+            if not self._free:
+                raise BusyError("The server is busy. Try again in a moment.", code="server-busy")
+            self._free -= 1
+            try:
+                return await endpoint(request)
+            finally:
+                self._free += 1
 
-        await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
+        return handle
 
 
 class _Endpoints:
@@ -161,21 +173,19 @@ class _Endpoints:
 
     def __init__(
         self,
-        encode: Callable[[NDArray[uint8]], Session],
+        nets: Nets,
         *,
-        about: Mapping[str, Any],
         samples: Sequence[Sample],
         limits: Limits,
         images: OpenImages,
     ) -> None:
-        self._encode = encode
-        self._about = about
+        self._nets = nets
         self._samples = Samples(samples)
         self._limits = limits
         self._images = images
         self._encoding = CapacityLimiter(1)
         self._decoding = CapacityLimiter(1)
-        self._reading = CapacityLimiter(1)  # of samples, for thumbnails
+        self._reading = CapacityLimiter(1)  # of images to display
         self._working = 0  # users' images and prompts in progress
         self._last_work = time.monotonic()
 
@@ -188,9 +198,7 @@ class _Endpoints:
                 await asyncio.sleep(SWEEP_SECONDS)
                 self._images.remove_idle()
 
-        tasks = [asyncio.create_task(sweep())]
-        if self._about["estimates"]:
-            tasks.append(asyncio.create_task(self._estimate_samples()))
+        tasks = [asyncio.create_task(sweep()), asyncio.create_task(self._estimate_samples())]
         try:
             yield
         finally:
@@ -199,18 +207,28 @@ class _Endpoints:
             self._images.clear()
 
     async def _estimate_samples(self) -> None:
-        for number in range(len(self._samples)):
-            while self._working or time.monotonic() - self._last_work < IDLE_SECONDS:
+        while True:
+            work = self._next_estimate()
+            if work is None or self._working or time.monotonic() - self._last_work < IDLE_SECONDS:
                 await asyncio.sleep(IDLE_SECONDS / 4)
-            await to_thread.run_sync(self._samples.estimate, number, self._encode, abandon_on_cancel=True)
+            else:
+                await to_thread.run_sync(work, abandon_on_cancel=True)
+
+    def _next_estimate(self) -> Callable[[], None] | None:
+        """The next estimate, first of the net that was used last; ``None``: all are complete."""
+        for name, net in self._nets.loaded():
+            done = len(self._samples.estimates(name))
+            if net.about["estimates"] and done < len(self._samples):
+                return partial(self._samples.estimate, done, name, net.encode)
+        return None
 
     async def about(self, _request: Request) -> Response:
         limits = {"bytes": self._limits.bytes, "megabytes": self._limits.megabytes}
-        return JSONResponse({**self._about, "samples": self._samples.names, "limits": limits})
+        return JSONResponse({"nets": self._nets.describe(), "samples": self._samples.names, "limits": limits})
 
     async def estimates(self, request: Request) -> Response:
         known = _to_int(request.query_params.get("after", "0")) or 0
-        return JSONResponse(self._samples.estimates[known:])
+        return JSONResponse(self._samples.estimates(self._net(request))[known:])
 
     async def thumbnail(self, request: Request) -> Response:
         number = self._sample(request)
@@ -230,7 +248,9 @@ class _Endpoints:
 
     async def picture(self, request: Request) -> Response:
         image = self._image(request)
-        return Response(await to_thread.run_sync(encode_image, image.pixels), media_type="image/jpeg")
+        return Response(
+            await to_thread.run_sync(encode_image, image.pixels, limiter=self._reading), media_type="image/jpeg"
+        )
 
     async def automatic(self, request: Request) -> Response:
         _require_header(request)
@@ -267,12 +287,15 @@ class _Endpoints:
         return Response(status_code=204)
 
     async def _open(self, request: Request, name: str, read: Callable[[], NDArray[uint8]]) -> Response:
+        net_name = self._net(request)
         pixels = await self._work(read, self._encoding)
-        session = await self._work(partial(self._encode, pixels), self._encoding)
+        net = await self._work(partial(self._nets.load, net_name), self._encoding)
+        session = await self._work(partial(net.encode, pixels), self._encoding)
         if await request.is_disconnected():  # the key would not reach a page that could close the image
             raise ClientDisconnect
         image = OpenImage(name, pixels, session)
-        return JSONResponse({"key": self._images.add(image), "name": name, "size": list(image.size)})
+        found = {"key": self._images.add(image, visitor_of(request)), "name": name, "size": list(image.size)}
+        return JSONResponse({**found, "net": net.about})
 
     async def _decode(self, work: Callable[[], T]) -> T:
         return await self._work(work, self._decoding)
@@ -302,6 +325,9 @@ class _Endpoints:
         if image is None:
             raise GoneError("The image is no longer open on the server. Open it again.", code="image-not-open")
         return image
+
+    def _net(self, request: Request) -> str:
+        return self._nets.resolve(request.query_params.get("net"))
 
     def _sample(self, request: Request) -> int:
         text = request.path_params["number"]
@@ -358,7 +384,12 @@ async def _read_body(request: Request, check: Callable[[int], None]) -> bytes:
     declared = request.headers.get("content-length", "")
     check(_to_int(declared) or 0)
     content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        check(len(content))
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            async for chunk in request.stream():
+                content += chunk
+                check(len(content))
+    except TimeoutError as error:
+        message = f"The request did not arrive within {READ_SECONDS:g} seconds."
+        raise SlowError(message, code="request-timeout") from error
     return bytes(content)

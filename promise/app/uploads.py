@@ -1,19 +1,13 @@
-"""Uploads: decode the bytes of a file to an image, within limits.
-
-The bytes are in a temporary file while they are decoded, and are deleted afterwards.
-"""
+"""Uploads: decode the bytes of a file to an image, within limits. Nothing is written to a disk."""
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from promise.data.dicom import DICOM_EXTENSIONS
-from promise.data.images import EXTENSIONS
 from promise.data.inputs import input_size, read_input
 from promise.runtime.errors import UserError
 
@@ -87,16 +81,11 @@ def read_upload(content: bytes, name: str, limits: Limits) -> NDArray[np.uint8]:
         UserError: the file is not an image that can be read.
     """
     limits.check_bytes(len(content))
-    with tempfile.TemporaryDirectory(prefix="promise-app-") as folder:
-        suffix = Path(name).suffix.lower()
-        path = Path(folder) / f"upload{suffix if suffix in (*EXTENSIONS, *DICOM_EXTENSIONS) else ''}"
-        path.write_bytes(content)
-        try:
-            limits.check_pixels(*input_size(path))
-            return read_input(path)
-        except TooLargeError:
-            raise
-        except UserError as error:
-            if error.code == "image-too-large":  # beyond the limit of all readers
-                raise limits.too_many_pixels("too many") from error
-            raise UserError(str(error).replace(str(path), name), code=error.code) from error
+    path = Path(name)  # in messages only
+    try:
+        limits.check_pixels(*input_size(path, content))
+        return read_input(path, content)
+    except UserError as error:
+        if error.code == "image-too-large" and not isinstance(error, TooLargeError):  # beyond the limit of all readers
+            raise limits.too_many_pixels("too many") from error
+        raise

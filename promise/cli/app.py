@@ -14,8 +14,9 @@ from promise.runtime.settings import CKPT_HELP, DEVICE_HELP, LESION_SETTINGS_HEL
 DESCRIPTION = """
 Serve a web page that segments uploaded images. The net places the prompts; the user can move, add and remove them.
 
-Example:
+Examples:
 
+  promise-app
   promise-app --ckpt runs/polyp/best.safetensors
 """
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
     parser = Parser("promise-app", DESCRIPTION, allow_abbrev=False)
     net = parser.add_argument_group("net")
-    net.add_argument("--ckpt", required=True, metavar="FILE", help=f"{CKPT_HELP} (required)")
+    net.add_argument("--ckpt", metavar="FILE", help=f"{CKPT_HELP}; default: the page offers all bundled ones")
     net.add_argument("--sam-checkpoint", metavar="FILE", help="weight file of SAM; default: cached, else downloaded")
     net.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICE_HELP} (default: %(default)s)")
     net.add_argument(
@@ -48,7 +49,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--port", type=int, default=7860, metavar="N", help="port; 0 selects a free one (default: %(default)s)"
     )
     page.add_argument(
-        "--samples", type=Path, metavar="FOLDER", help="images to list on the page; default: synthetic images"
+        "--samples",
+        type=Path,
+        metavar="FOLDER",
+        help="images to list on the page; default: synthetic images, or, without --ckpt, those of data_format/skin",
     )
     page.add_argument(
         "--max-megabytes",
@@ -65,7 +69,18 @@ def make_parser() -> argparse.ArgumentParser:
         help="maximum size of an image (default: %(default)s)",
     )
     page.add_argument(
-        "--images-kept", type=int, default=8, metavar="N", help="maximum number of open images (default: %(default)s)"
+        "--images-kept",
+        type=int,
+        default=8,
+        metavar="N",
+        help="maximum number of open images in all (default: %(default)s)",
+    )
+    page.add_argument(
+        "--images-each",
+        type=int,
+        default=4,
+        metavar="N",
+        help="maximum number of open images of one browser (default: %(default)s)",
     )
     page.add_argument(
         "--idle-minutes",
@@ -89,26 +104,34 @@ def _work(arguments: argparse.Namespace) -> int:
     prepare_process()
     from promise.app.run import Serving, is_private, serve
     from promise.app.uploads import Limits
-    from promise.inference.segmenter import Segmenter, load
+    from promise.inference.segmenter import Segmenter, check_load_settings, load
 
     if not is_private(arguments.host):
         log.warning(
-            "the page is not protected by a password: anyone who can reach %s can use it. Omit --host to restrict "
-            "it to this machine.",
+            "the page on %s can be used by everyone who has its address with the token, and the connection is not "
+            "encrypted. Omit --host to restrict it to this machine.",
             arguments.host,
         )
+    check_load_settings(
+        device=arguments.device,
+        precision=arguments.precision,
+        postprocess=arguments.postprocess,
+        lesion_settings=arguments.lesion_settings,
+    )
     serving = Serving(
+        ckpt=arguments.ckpt,
         host=arguments.host,
         port=arguments.port,
         limits=Limits(arguments.max_megabytes, arguments.max_megapixels),
         images_kept=arguments.images_kept,
+        images_each=arguments.images_each,
         idle_minutes=arguments.idle_minutes,
         samples=arguments.samples,
     )
 
-    def open_net() -> Segmenter:
+    def open_net(ckpt: str) -> Segmenter:
         return load(
-            arguments.ckpt,
+            ckpt,
             sam_checkpoint=arguments.sam_checkpoint,
             device=arguments.device,
             precision=arguments.precision,

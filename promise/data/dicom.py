@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ DICOM_EXTENSIONS = (".dcm", ".dicom")
 _OUTSIDE = 1e9  # larger than any stored value
 
 
-def is_dicom(path: Path) -> bool:
+def is_dicom(path: Path, content: bytes | None = None) -> bool:
     """Whether a file is DICOM, by its suffix or by its first bytes; False if it cannot be opened.
 
-    Only regular files are opened: a named pipe would wait for ever.
+    With ``content``, the bytes of the file, it is not opened. Only regular files are opened: a named pipe would wait
+    for ever.
     """
     if path.suffix.lower() in DICOM_EXTENSIONS:
         return True
+    if content is not None:
+        return content[128:132] == b"DICM"
     try:
         require_file(path)
         with path.open("rb") as stream:
@@ -43,8 +47,8 @@ def require_pydicom() -> None:
         )
 
 
-def read_dicom(path: Path) -> NDArray[np.uint8]:
-    """Read the image of a DICOM file as (H, W, 3) uint8 RGB.
+def read_dicom(path: Path, content: bytes | None = None) -> NDArray[np.uint8]:
+    """Read the image of a DICOM file as (H, W, 3) uint8 RGB. With ``content``, its bytes, the file is not opened.
 
     Grey values are rescaled (modality LUT) and mapped to 0–255 by the first window or VOI LUT of the file, or from
     their minimum to their maximum if the file has neither (DICOM PS3.3 C.11.2). MONOCHROME1 is inverted, so that
@@ -59,7 +63,7 @@ def read_dicom(path: Path) -> NDArray[np.uint8]:
     require_pydicom()
     from pydicom.pixels import apply_color_lut, pixel_array
 
-    data = _open(path)
+    data = _open(path, content)
     frames = int(data.get("NumberOfFrames", 1) or 1)
     if frames > 1:
         raise UserError(
@@ -80,19 +84,20 @@ def read_dicom(path: Path) -> NDArray[np.uint8]:
     return np.repeat((255 - grey if kind == "MONOCHROME1" else grey)[:, :, None], 3, axis=2)
 
 
-def read_dicom_size(path: Path) -> tuple[int, int]:
+def read_dicom_size(path: Path, content: bytes | None = None) -> tuple[int, int]:
     """(height, width) in pixels, read from the header; same errors as :func:`read_dicom`."""
     require_pydicom()
-    data = _open(path, header=True)
+    data = _open(path, content, header=True)
     return int(data.Rows), int(data.Columns)
 
 
-def _open(path: Path, *, header: bool = False) -> Any:
+def _open(path: Path, content: bytes | None, *, header: bool = False) -> Any:
     from pydicom import dcmread
 
-    require_file(path)
+    if content is None:
+        require_file(path)
     try:
-        data = dcmread(path, stop_before_pixels=header)
+        data = dcmread(path if content is None else io.BytesIO(content), stop_before_pixels=header)
     except Exception as error:
         raise UserError(
             f"{path}: not a DICOM file, or corrupted ({' '.join(str(error).split())}).", code="not-dicom"

@@ -23,8 +23,8 @@ _WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112  # tags of TIFF and EXIF
 _STRIP = 2**22  # pixels that are converted at a time
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Read an image file as (H, W, 3) uint8 RGB.
+def read_image(path: str | Path, content: bytes | None = None) -> NDArray[np.uint8]:
+    """Read an image file as (H, W, 3) uint8 RGB. With ``content``, its bytes, the file is not opened.
 
     Supports PNG, JPEG, TIFF and BMP in grey, RGB or palette mode; an alpha channel is dropped. Images with more than
     8 bits per channel are scaled from their own minimum and maximum to 0–255. The EXIF orientation is applied.
@@ -37,7 +37,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     """
     path = as_path(path, "the image")
     with explain_errors(path):
-        return _to_rgb(decode(path), path)
+        return _to_rgb(decode(path, content), path)
 
 
 def rgb_pixels(image: NDArray[Any] | Image.Image) -> NDArray[np.uint8]:
@@ -93,21 +93,23 @@ def content_hash(path: str | Path) -> str:
         return hashlib.file_digest(stream, "blake2b").hexdigest()[:16]
 
 
-def read_size(path: str | Path) -> tuple[int, int]:
+def read_size(path: str | Path, content: bytes | None = None) -> tuple[int, int]:
     """(height, width) in pixels, read from the header, with EXIF orientation applied.
+
+    With ``content``, the bytes of the file, it is not opened.
 
     Raises the errors of :func:`read_image`, except those that show only in the pixel data.
     """
-    width, height, orientation = read_header(as_path(path, "the image"))
+    width, height, orientation = read_header(as_path(path, "the image"), content)
     return (width, height) if orientation >= 5 else (height, width)  # orientations 5–8 swap the sides
 
 
-def read_header(path: Path) -> tuple[int, int, int]:
+def read_header(path: Path, content: bytes | None = None) -> tuple[int, int, int]:
     """Width and height as stored, and the EXIF orientation, 1 to 8."""
-    require_content(path)
+    require_content(path, content)
     with explain_errors(path):
         try:
-            with Image.open(path) as image:
+            with Image.open(path if content is None else io.BytesIO(content)) as image:
                 _require_one_frame(image, path)
                 width, height = image.size
                 # `getexif` decodes the whole image if a PNG has no EXIF chunk before its pixels.
@@ -116,19 +118,20 @@ def read_header(path: Path) -> tuple[int, int, int]:
         except UnidentifiedImageError:
             if not _is_tiff(path):
                 raise
-            (width, height), orientation = _tiff_size(path.read_bytes(), path), 1
+            (width, height), orientation = _tiff_size(path.read_bytes() if content is None else content, path), 1
         require_size(path, height, width)
     return width, height, orientation if orientation in range(1, 9) else 1
 
 
-def require_content(path: Path) -> None:
-    """Check that an image file exists, is a regular file and is not empty; it is not opened.
+def require_content(path: Path, content: bytes | None = None) -> None:
+    """Check that an image file exists, is a regular file and is not empty, or its bytes; it is not opened.
 
     Raises:
         UserError: as :func:`promise.runtime.reading.require_file`, or the file is empty (``empty-file``).
     """
-    require_file(path)
-    if path.stat().st_size == 0:
+    if content is None:
+        require_file(path)
+    if (path.stat().st_size if content is None else len(content)) == 0:
         raise UserError(f"{path}: the file is empty (0 bytes).", code="empty-file")
 
 
@@ -161,14 +164,16 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: truncated or corrupted ({' '.join(str(error).split())}).", code="corrupt-image")
 
 
-def decode(path: Path) -> NDArray[Any]:
+def decode(path: Path, content: bytes | None = None) -> NDArray[Any]:
     """(H, W) or (H, W, C) array in RGB order, with the bit depth of the file.
+
+    With ``content``, the bytes of the file, it is not opened.
 
     PIL decodes first, because OpenCV fills the rest of a truncated file with grey without an error.
     PIL keeps only the high byte of 16-bit colour, so OpenCV then reads those files.
     """
-    require_content(path)
-    content = path.read_bytes()  # one read instead of one per chunk
+    require_content(path, content)
+    content = path.read_bytes() if content is None else content  # one read instead of one per chunk
     try:
         with Image.open(io.BytesIO(content)) as image:
             require_size(path, image.height, image.width)

@@ -31,18 +31,18 @@ class Input:
     path: Path
 
 
-def read_input(path: str | Path) -> NDArray[np.uint8]:
-    """Read an image file, including DICOM, as (H, W, 3) uint8 RGB.
+def read_input(path: str | Path, content: bytes | None = None) -> NDArray[np.uint8]:
+    """Read an image file, including DICOM, as (H, W, 3) uint8 RGB. With ``content``, its bytes, it is not opened.
 
     Raises the errors of :func:`promise.data.images.read_image` and :func:`promise.data.dicom.read_dicom`.
     """
     path = as_path(path, "the image")
-    return read_dicom(path) if is_dicom(path) else read_image(path)
+    return read_dicom(path, content) if is_dicom(path, content) else read_image(path, content)
 
 
-def input_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels of an image file, including DICOM, read from the header; same errors as reading."""
-    height, width = read_dicom_size(path) if is_dicom(path) else read_size(path)
+def input_size(path: Path, content: bytes | None = None) -> tuple[int, int]:
+    """(width, height) in pixels of an image file, including DICOM, read from the header; as :func:`read_input`."""
+    height, width = read_dicom_size(path, content) if is_dicom(path, content) else read_size(path, content)
     return width, height
 
 

@@ -28,6 +28,7 @@ from promise.models.prompters.lesions import check_settings
 from promise.models.sam.frozen import MULTIMASK
 from promise.prompts.sets import ImagePrompts, Size
 from promise.prompts.source import PromptGroup
+from promise.runtime.device import resolve_device, resolve_precision
 from promise.runtime.errors import UserError
 from promise.runtime.memory import explain_out_of_memory
 from promise.runtime.workers import default_workers, ordered_map
@@ -83,9 +84,9 @@ def load(  # noqa: PLR0913 (one keyword for each setting that determines the mas
         >>> result.mask.shape, result.fraction  # doctest: +SKIP
     """
     require(ckpt)
-    if postprocess not in (None, "default"):
-        Postprocess.parse(postprocess or "")  # report mistakes before the weights are loaded
-    check_settings(lesion_settings)
+    check_load_settings(
+        device=str(device), precision=precision, postprocess=postprocess, lesion_settings=lesion_settings
+    )
     return Segmenter(
         load_net(
             ckpt,
@@ -99,6 +100,16 @@ def load(  # noqa: PLR0913 (one keyword for each setting that determines the mas
             lesion_settings=lesion_settings,
         )
     )
+
+
+def check_load_settings(
+    *, device: str, precision: str, postprocess: str | None, lesion_settings: str | Mapping[str, Any] | None
+) -> None:
+    """Report mistakes in settings of :func:`load` before a checkpoint is read; same errors."""
+    if postprocess not in (None, "default"):
+        Postprocess.parse(postprocess or "")
+    check_settings(lesion_settings)
+    resolve_precision(precision, resolve_device(device))
 
 
 class Segmenter:

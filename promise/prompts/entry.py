@@ -16,7 +16,7 @@ import numpy as np
 from promise.prompts.packed_mask import pack_mask, unpack_mask
 from promise.prompts.sets import ImagePrompts, PromptSet, Size
 from promise.runtime.errors import UserError
-from promise.runtime.settings import MAX_POINTS
+from promise.runtime.settings import MAX_IMAGE_POINTS, MAX_POINTS
 
 MASKS = 3  # SAM's multimask output
 MAX_LESIONS = 1024  # of one image
@@ -127,6 +127,12 @@ def _parse_lesions(
     if len(lesions) > MAX_LESIONS:
         message = f"{len(lesions)} lesions; at most {MAX_LESIONS} are accepted. Delete some"
         return [], [*errors, UserError(message, code="too-many-lesions")]
+    count = sum(len(one["points"]) for one in lesions if isinstance(one.get("points"), list))
+    if count > MAX_IMAGE_POINTS:
+        message = (
+            f"{count} points on {len(lesions)} lesions; at most {MAX_IMAGE_POINTS} are accepted per image. Delete some"
+        )
+        return [], [*errors, UserError(message, code="too-many-points")]
     sets = []
     for number, lesion in enumerate(lesions, start=1):
         one, faults = parse_set({"points": [], "labels": [], **lesion}, size, side, mask_side)

@@ -59,6 +59,7 @@ REQUIRED = dataclasses.MISSING  # default of an option that must be set
 MAX_NUMBER = 2**31 - 1  # of whole numbers without a limit of their own
 MAX_SEED = 2**63 - 1  # numpy takes no negative seeds, torch none above 64 bits
 MAX_POINTS = 1024  # of one lesion; the memory of the decoder grows with their square
+MAX_IMAGE_POINTS = 4 * MAX_POINTS  # of all lesions of one image
 MAX_WORKERS = 256  # processes or threads
 MAX_CONFIG = 2**16  # bytes of a configuration
 SPLITS = ("train", "val", "test")

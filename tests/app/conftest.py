@@ -201,28 +201,42 @@ def serve_sessions() -> Callable[..., Any]:
     return _serve_sessions
 
 
+@pytest.fixture(scope="session")
+def serve_nets() -> Callable[..., Any]:
+    """A context manager that serves nets and samples."""
+    return _serve_nets
+
+
 def _serve(segmenter: Any, folder: Path) -> Any:
     from promise.app.run import describe, read_samples
 
     return _serve_sessions(segmenter.session, describe(segmenter), read_samples(folder))
 
 
+def _serve_sessions(encode: Callable[..., Any], about: dict[str, Any], samples: Any, **access: Any) -> Any:
+    from promise.app.nets import Net, Nets, Offer
+
+    nets = Nets([Offer("one", "", lambda: Net(encode, about))])
+    nets.load("one")
+    return _serve_nets(nets, samples, **access)
+
+
 @contextlib.contextmanager
-def _serve_sessions(encode: Callable[..., Any], about: dict[str, Any], samples: Any) -> Iterator[tuple[str, Any]]:
+def _serve_nets(nets: Any, samples: Any, **access: Any) -> Iterator[tuple[str, Any]]:
     pytest.importorskip("starlette", reason="needs the [app] extra")
     uvicorn = pytest.importorskip("uvicorn", reason="needs the [app] extra")
     from promise.app.open_images import OpenImages
     from promise.app.run import bind
     from promise.app.server import build_server
 
-    images = OpenImages(limit=8, idle_seconds=600)
+    images = OpenImages(limit=8, limit_each=8, idle_seconds=600)
     app = build_server(
-        encode,
-        about=about,
+        nets,
         samples=samples,
         limits=LIMITS,
         images=images,
         hosts=["127.0.0.1"],
+        **access,
     )
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
     listener: socket.socket = bind("127.0.0.1", 0)

@@ -12,8 +12,8 @@ def image(name: str) -> OpenImage:
 
 
 def test_a_key_opens_only_its_own_image() -> None:
-    images = OpenImages(limit=4, idle_seconds=10)
-    a, b = images.add(image("a")), images.add(image("b"))
+    images = OpenImages(limit=4, limit_each=4, idle_seconds=10)
+    a, b = images.add(image("a"), "x"), images.add(image("b"), "x")
     assert a != b
     assert min(len(a), len(b)) >= 32
     assert images.get(a).name == "a"
@@ -27,17 +27,26 @@ def test_a_key_opens_only_its_own_image() -> None:
 
 
 def test_the_least_recently_used_image_is_removed_first() -> None:
-    images = OpenImages(limit=2, idle_seconds=10)
-    a, b = images.add(image("a")), images.add(image("b"))
+    images = OpenImages(limit=2, limit_each=2, idle_seconds=10)
+    a, b = images.add(image("a"), "x"), images.add(image("b"), "x")
     images.get(a)
-    c = images.add(image("c"))
+    c = images.add(image("c"), "x")
     assert [images.get(key) and images.get(key).name for key in (a, b, c)] == ["a", None, "c"]
+
+
+def test_a_visitor_with_many_images_does_not_remove_those_of_others() -> None:
+    images = OpenImages(limit=4, limit_each=2, idle_seconds=10)
+    other = images.add(image("other"), "y")
+    keys = [images.add(image(name), "x") for name in "abc"]
+    assert [images.get(key) is not None for key in (other, *keys)] == [True, False, True, True]
+    more = [images.add(image(name), name) for name in "de"]  # of further visitors: the oldest of all is removed
+    assert [images.get(key) is not None for key in (other, *keys, *more)] == [False, False, True, True, True, True]
 
 
 def test_idle_images_are_removed() -> None:
     now = 0.0
-    images = OpenImages(limit=4, idle_seconds=10, clock=lambda: now)
-    a, b = images.add(image("a")), images.add(image("b"))
+    images = OpenImages(limit=4, limit_each=4, idle_seconds=10, clock=lambda: now)
+    a, b = images.add(image("a"), "x"), images.add(image("b"), "x")
     now = 8
     assert images.get(a) is not None
     now = 12
@@ -49,7 +58,7 @@ def test_idle_images_are_removed() -> None:
 
 
 def test_clear_removes_all_images() -> None:
-    images = OpenImages(limit=4, idle_seconds=10)
-    images.add(image("a"))
+    images = OpenImages(limit=4, limit_each=4, idle_seconds=10)
+    images.add(image("a"), "x")
     images.clear()
     assert len(images) == 0

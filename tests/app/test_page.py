@@ -371,3 +371,72 @@ def test_nothing_overflows(visit: Callable[..., Page], image: Path, size: tuple[
     page = visit(viewport={"width": size[0], "height": size[1]})
     page.open(image)
     assert page.overflowing() == []
+
+
+def test_changes_are_lost_only_after_a_question(page: Page, phantoms: Path) -> None:
+    tab, other = page.page, phantoms.parent / "images/phantom_0004.png"
+
+    def leave(answer: str) -> None:
+        tab.set_input_files("#file", other)
+        tab.wait_for_selector("#leave[open]")
+        assert page.text("#leave-name") in ("phantom_0002.png", "phantom_0004.png")
+        if answer == "Escape":
+            tab.keyboard.press("Escape")
+        else:
+            tab.click(f"#leave [value={answer}]")
+        tab.wait_for_selector("#leave", state="hidden")
+
+    page.click(20, 44)
+    edited = page.mask
+    for answer in ("Escape", "stay"):
+        leave(answer)
+        page.ready()
+        assert page.text("#status").startswith("phantom_0002.png")
+        assert page.points == (3, 2)
+        assert np.array_equal(page.mask, edited)
+    with tab.expect_download() as waiting:
+        leave("save")
+    assert waiting.value.suggested_filename == "phantom_0002.png"
+    saved = cv2.imread(str(waiting.value.path()), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(saved > 0, edited)
+    tab.wait_for_selector("#status:has-text('phantom_0004')")
+    page.ready()
+
+    page.click(20, 44)
+    page.press("Control+z")
+    page.open(other)  # nothing is changed: no question
+    page.click(20, 44)
+    page.download("#save-prompts")
+    page.open(other)  # the prompts are saved
+    assert page.points == (2, 2)
+    page.click(20, 44)
+    page.download("#save-overlay")  # from which they cannot be read again
+    leave("discard")
+    page.ready()
+    assert page.points == (2, 2)
+
+
+def test_prompts_that_are_changed_while_another_image_opens_are_not_lost(page: Page, phantoms: Path) -> None:
+    tab, held = page.page, []
+    tab.route("**/api/samples/4*", lambda route: held.append(route), times=1)  # noqa: PLW0108 (not a builtin)
+    tab.click("#thumbnails button:nth-child(5)")
+    for _ in range(100):
+        if held:
+            break
+        tab.wait_for_timeout(50)
+    tab.mouse.click(*page.position(20, 44))
+    held[0].continue_()
+    tab.wait_for_selector("#leave[open]")
+    tab.click("#leave [value=stay]")
+    page.ready()
+    assert page.points == (3, 2)
+    assert tab.locator("#thumbnails [aria-current]").count() == 0
+
+
+def test_leaving_the_page_asks_before_changes_are_lost(page: Page) -> None:
+    page.click(20, 44)
+    with page.page.expect_event("dialog") as waiting:
+        page.page.evaluate("setTimeout(() => location.reload())")
+    assert waiting.value.type == "beforeunload"
+    waiting.value.dismiss()
+    assert page.points == (3, 2)

@@ -67,11 +67,12 @@ def test_mask_prompts_are_ignored() -> None:
         ({"box": [5, 3, 0, 0]}, ["invalid-box"]),
         ({"mask_index": 3}, ["invalid-mask-index"]),
         ({"mask_index": True}, ["invalid-mask-index"]),
-        ({"points": [[1, 1]] * 1000}, ["too-many-points"]),
+        ({"points": [[1, 1]] * 1025}, ["too-many-points"]),
         ({"lesions": 3}, ["invalid-lesions"]),
         ({"lesions": [3]}, ["invalid-lesions"]),
         ({"lesions": [{"box": [1, 2]}, {"points": [[1, 2]]}]}, ["invalid-box", "label-count-mismatch"]),
-        ({"lesions": [{"points": [[1, 1]] * 300}] * 2}, ["too-many-points"]),
+        ({"lesions": [{"points": [[1, 1]] * 512, "labels": [1] * 512}] * 64}, ["too-many-points"]),
+        ({"clicks": {"points": [[1, 1]] * 101, "labels": [1] * 101}}, ["too-many-clicks"]),
         ({"lesions": [{"box": [1, 1, 2, 2]}] * 100}, ["too-many-lesions"]),
         ({"fuse": 1}, ["invalid-fuse"]),
         ({"labels": [7, 7], "mask_index": "a"}, ["invalid-labels", "invalid-mask-index"]),  # all faults together
@@ -89,8 +90,13 @@ def test_messages_contain_the_rejected_values(user_error: Callable[..., Any]) ->
     assert "(99, 2)" in str(caught.value)
     assert "0, 1 or 2, not 3" in str(caught.value)
     with user_error("too-many-points") as caught:
-        read_prompt_request({**VALID, "points": [[1, 1]] * 1000}, (6, 4))
-    assert "1000 points; at most 512" in str(caught.value)
+        read_prompt_request({**VALID, "points": [[1, 1]] * 1025}, (6, 4))
+    assert "1025 points; at most 1024" in str(caught.value)
+    with user_error("too-many-points") as caught:
+        read_prompt_request({"lesions": [{"points": [[1, 1]] * 512, "labels": [1] * 512}] * 9}, (6, 4))
+    assert "4608 points on 9 lesions; at most 4096 are accepted per image" in str(caught.value)
+    at_limit = {"lesions": [{"points": [[1, 1]] * 512, "labels": [1] * 512}] * 8}
+    assert len(read_prompt_request(at_limit, (6, 4)).prompts.xy) == 4096
 
 
 @pytest.mark.parametrize("body", [None, [], "a", 3])

@@ -42,8 +42,9 @@ def sample(value: int, reads: list[int] | None = None) -> Sample:
 def test_estimates_are_in_numbers_and_words(user_error: Callable[..., Any]) -> None:
     samples = Samples([sample(90), sample(0), sample(66), sample(20)])
     for number in (3, 0, 1, 2):
-        samples.estimate(number, lambda pixels: FakeSession(pixels[0, 0, 0] / 100 or None))
-    assert samples.estimates == [
+        samples.estimate(number, "a", lambda pixels: FakeSession(pixels[0, 0, 0] / 100 or None))
+    assert samples.estimates("b") == []
+    assert samples.estimates("a") == [
         {"number": 3, "estimated_iou": 0.2, "estimate": "check this"},
         {"number": 0, "estimated_iou": 0.9, "estimate": "likely good"},
         {"number": 1, "estimated_iou": None, "estimate": "no lesion found"},

@@ -163,7 +163,7 @@ def test_a_closed_image_is_removed(client: Client, served: tuple[str, Any], imag
             "prompt-outside-image",
             "(900, 1)",
         ),
-        ("/api/images/{key}/predict", b" " * 70_000, 413, "request-too-large", "65536 bytes"),
+        ("/api/images/{key}/predict", b" " * 300_000, 413, "request-too-large", "262144 bytes"),
         ("/api/samples/99", None, 400, "unknown-sample", "99"),
         ("/api/samples/" + "9" * 5000, None, 400, "unknown-sample", "Sample 99999"),
         ("/api/samples/-1", None, 400, "unknown-sample", "'-1'"),
@@ -185,10 +185,17 @@ def test_a_closed_image_is_removed(client: Client, served: tuple[str, Any], imag
         ),
         (
             "/api/images/{key}/predict",
-            {"points": [[1, 1]] * 600, "labels": [1] * 600, "box": None},
+            {"points": [[1, 1]] * 1100, "labels": [1] * 1100, "box": None},
             400,
             "too-many-points",
-            "at most 512",
+            "at most 1024",
+        ),
+        (
+            "/api/images/{key}/predict",
+            {"lesions": [{"points": [[1, 1]] * 100, "labels": [1] * 100}] * 64},
+            400,
+            "too-many-points",
+            "at most 4096 are accepted per image",
         ),
     ],
 )

@@ -70,7 +70,7 @@ def test_nothing_is_decoded_beyond_the_limits(
     monkeypatch: pytest.MonkeyPatch,
     user_error: Callable[..., Any],
 ) -> None:
-    monkeypatch.setattr("promise.app.uploads.read_input", lambda path: pytest.fail("decoded"))
+    monkeypatch.setattr("promise.app.uploads.read_input", lambda *_: pytest.fail("decoded"))
     with user_error(code) as caught:
         read_upload(content, "a.png", limits)
     assert isinstance(caught.value, TooLargeError)

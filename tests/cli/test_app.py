@@ -50,8 +50,10 @@ def test_it_serves_until_it_is_interrupted(ckpt: Path, tmp_path: Path) -> None:
             address = line.split()[1]
             with urllib.request.urlopen(f"{address}api/about", timeout=30) as answer:
                 about = json.load(answer)
-            assert about["title"].startswith("APM_IPS_resnet · tiny_vit · cpu")
-            assert about["automatic"] is True
+            (net,) = about["nets"]
+            assert (net["name"], net["purpose"]) == (ckpt.name, "")
+            assert net["about"]["title"].startswith("APM_IPS_resnet · tiny_vit · cpu")
+            assert net["about"]["automatic"] is True
             assert about["limits"] == {"bytes": 32 * 2**20, "megabytes": 32}
             assert len(about["samples"]) == 4
         finally:
@@ -87,4 +89,4 @@ def test_a_public_host_causes_a_warning(tmp_path: Path, capsys) -> None:
     pytest.importorskip("uvicorn", reason="needs the [app] extra")
     assert main(["--ckpt", str(tmp_path / "a.safetensors"), "--host", "0.0.0.0", "--port", "0"]) == 1
     printed = capsys.readouterr().err
-    assert all(fact in printed for fact in ("0.0.0.0", "not protected by a password"))
+    assert all(fact in printed for fact in ("0.0.0.0", "token", "not encrypted"))

@@ -69,6 +69,11 @@ def test_the_frame_is_that_of_pixel_centres() -> None:
             ["too-many-lesions"],
             "10000 lesions; at most 1024",
         ),
+        (
+            {"points": None, "labels": None, "lesions": [{"points": [[1, 1]] * 1024, "labels": [1] * 1024}] * 1024},
+            ["too-many-points"],
+            "1048576 points on 1024 lesions; at most 4096 are accepted per image",
+        ),
     ],
 )
 def test_values_beyond_all_limits_are_one_message(

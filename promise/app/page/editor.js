@@ -7,8 +7,8 @@ import * as server from "./server.js";
 import { View } from "./view.js";
 
 export class Editor {
-  constructor({ about, changed, failed }) {
-    this.about = about;
+  constructor({ changed, failed }) {
+    this.about = {}; // properties of the net of the open image
     this.changed = changed;
     this.failed = failed; // called with an error
     this.view = new View();
@@ -19,6 +19,7 @@ export class Editor {
 
   #clearState() {
     this.key = this.name = this.source = null;
+    this.first = this.saved = null; // the step after opening, and the one that was saved last
     this.dragged = null; // the step of an unfinished drag
     this.result = null; // the result on display
     this.selected = null; // {lesion, point}, {lesion, box: true} or null
@@ -40,6 +41,12 @@ export class Editor {
     return !this.step || isEmpty(this.step);
   }
 
+  // Whether the user has made changes that were not saved.
+  get isUnsaved() {
+    const { step } = this;
+    return Boolean(step && this.first) && step !== this.saved && !isSame(step, this.first);
+  }
+
   // Whether the current prompts have a mask. Without prompts, only nets that find lesions have one: an empty mask.
   get hasMask() {
     return Boolean(this.step) && (this.about.lesions || !isEmpty(this.step));
@@ -56,23 +63,25 @@ export class Editor {
 
   // --- opening --------------------------------------------------------------------------------------
 
-  // `source` opens the image and resolves to {key, name, size}. It is called again if the server has closed the image.
-  // If `isWanted` returns false, another image is being opened: the result is null.
+  // `source` opens the image and resolves to {key, name, size, net}. It is called again if the server has closed the image.
+  // If `isWanted` resolves to false, the image is closed again, and the result is null.
   async open(source, isWanted) {
     const opened = await source();
-    if (!isWanted()) {
+    if (!(await isWanted())) {
       server.close(opened.key);
       return null;
     }
     if (this.key) server.close(this.key);
     this.#clearState();
     Object.assign(this, { key: opened.key, name: opened.name, source });
+    this.about = opened.net;
     this.view.image = opened.size;
     this.view.fit();
     const noPrompts = { lesions: [], maskIndex: null, fuse: false, automatic: false, clicks: [], result: null };
     const first = this.about.automatic ? await this.#automatic() : noPrompts;
     if (this.source !== source) return null;
     this.history.begin(first);
+    this.first = first;
     this.#show(this.history.current.result);
     return opened;
   }
@@ -260,10 +269,12 @@ export class Editor {
     } else this.#predict(current);
   }
 
-  // The result of the current prompts as a file.
-  file(kind, more) {
+  // The result of the current prompts as a file. Changes are saved by a file of the mask or of the prompts.
+  async file(kind, more) {
     const { step } = this;
-    return this.#request((key) => server.file(key, step, kind, more));
+    const content = await this.#request((key) => server.file(key, step, kind, more));
+    if (kind !== "overlay") this.saved = step;
+    return content;
   }
 
   // --- results --------------------------------------------------------------------------------------

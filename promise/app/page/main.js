@@ -13,7 +13,9 @@ const stage = get("stage");
 const image = get("image");
 const marks = new Marks(get("marks"));
 const about = await server.about();
-const editor = new Editor({ about, changed: draw, failed: (error) => notify(error.message) });
+const editor = new Editor({ changed: draw, failed: (error) => notify(error.message) });
+let net = about.nets[0].name; // the net that opens images
+const loaded = new Map(); // name of a net that the server has loaded → its properties
 
 // --- drawing ----------------------------------------------------------------------------------------
 
@@ -41,8 +43,8 @@ function draw() {
 
 function drawStatus() {
   if (!editor.key) return;
-  const noLesion = about.lesions && editor.isEmpty && editor.step?.automatic ? ". No lesion found." : "";
-  const hint = about.automatic ? noLesion : ". Click the object to start.";
+  const noLesion = editor.about.lesions && editor.isEmpty && editor.step?.automatic ? ". No lesion found." : "";
+  const hint = editor.about.automatic ? noLesion : ". Click the object to start.";
   const text = `${editor.name}, ${editor.view.image.join(" × ")} pixels${hint}`;
   if (get("status").textContent !== text) get("status").textContent = text; // screen readers announce changes
 }
@@ -70,20 +72,26 @@ new ResizeObserver(() => {
 
 const PAUSE = 150; // ms: of several quick steps through the samples, only the last one is opened
 let opening = 0;
-let opened = null; // the number of the sample that is open
-const samples = new SampleList(about, (number) => open(() => server.openSample(number), about.samples[number], number));
+let opened = { sample: null, net }; // what is open: the number of a sample, and the net
+let discarded = null; // the step whose changes the user agreed to lose
+let reopen = null; // opens the image again, with the present net
+const samples = new SampleList(about, openSample);
 
+// `source` is called with the name of a net.
 async function open(source, name, sample = null) {
-  const turn = ++opening;
-  showBusy(`Opening ${name} …`);
+  const [turn, chosen] = [++opening, net];
+  showBusy(loaded.has(chosen) ? `Opening ${name} …` : `Loading the net ${chosen} and opening ${name} …`);
   get("notice").hidden = true;
   samples.mark(sample);
   try {
     if (sample !== null) await new Promise((resolve) => setTimeout(resolve, PAUSE));
-    if (turn !== opening) return;
-    const found = await editor.open(source, () => turn === opening);
-    if (!found) return;
-    opened = sample;
+    const isWanted = async () => turn === opening && (await mayLeave()) && turn === opening;
+    if (!(await isWanted())) return keep(turn);
+    const found = await editor.open(() => source(chosen), isWanted); // the user may change prompts meanwhile
+    if (!found) return keep(turn);
+    opened = { sample, net: chosen };
+    reopen = () => open(source, name, sample);
+    showNet(chosen, found.net);
     image.src = `/api/images/${found.key}/picture`;
     [image.width, image.height] = found.size;
     await image.decode();
@@ -92,11 +100,38 @@ async function open(source, name, sample = null) {
   } catch (error) {
     if (turn !== opening) return;
     notify(error.message);
-    samples.mark(sample ?? opened, opened);
+    discarded = null;
+    keep(turn, sample ?? opened.sample);
   } finally {
     if (turn === opening) showBusy(null);
     draw();
   }
+}
+
+// The image that is open stays open. Steps continue from sample `at`.
+function keep(turn, at = opened.sample) {
+  if (turn !== opening) return;
+  samples.mark(at, opened.sample);
+  if (editor.key) chooseNet(opened.net);
+}
+
+// Ask once before changes are lost that have not been saved.
+async function mayLeave() {
+  const dialog = get("leave");
+  if (!editor.isUnsaved || editor.step === discarded) return true;
+  if (dialog.open) return false;
+  get("leave-name").textContent = editor.name;
+  dialog.returnValue = ""; // some browsers do not set it for the key Escape
+  dialog.showModal();
+  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+  if (dialog.returnValue === "save") await saveFile("mask", ".png");
+  else if (dialog.returnValue === "discard") discarded = editor.step;
+  else return false;
+  return true;
+}
+
+function openSample(number) {
+  open((chosen) => server.openSample(number, chosen), about.samples[number], number);
 }
 
 function openFile(file) {
@@ -104,7 +139,7 @@ function openFile(file) {
   if (file.size > about.limits.bytes) {
     const size = (file.size / 2 ** 20).toFixed(1);
     notify(`${file.name} has ${size} MB; the limit of this server is ${about.limits.megabytes} MB.`);
-  } else open(() => server.openFile(file), file.name || "the image");
+  } else open((chosen) => server.openFile(file, chosen), file.name || "the image");
 }
 
 function showBusy(message) {
@@ -130,7 +165,29 @@ addEventListener("drop", (event) => {
   get("veil").hidden = true;
   openFile(event.dataTransfer.files[0]);
 });
+addEventListener("beforeunload", (event) => { if (editor.isUnsaved) event.preventDefault(); });
 addEventListener("pagehide", () => editor.close());
+
+// --- nets -------------------------------------------------------------------------------------------
+
+function chooseNet(name) {
+  net = get("nets").value = name;
+  showNet(name, loaded.get(name));
+}
+
+// The properties of a net are known once it is loaded, when it has opened an image.
+function showNet(name, properties) {
+  const { purpose } = about.nets.find((one) => one.name === name);
+  get("purpose").textContent = `The net ${name} segments ${purpose}. Select another net at the top.`;
+  get("net").textContent = properties?.title ?? purpose;
+  if (properties) loaded.set(name, properties);
+  samples.show(name, Boolean(properties?.estimates));
+  if (!properties) return;
+  get("own-mask").hidden = properties.own_mask !== null;
+  get("masks-note").textContent = `SAM predicts three masks and an IoU for each. The net was trained on ${
+    properties.own_mask === null ? "a fourth, SAM's single mask" : "the first"
+  }.`;
+}
 
 // --- buttons and keys -------------------------------------------------------------------------------
 
@@ -159,7 +216,7 @@ const actions = {
   tool: setTool,
   undo: withImage(() => editor.undo()),
   redo: withImage(() => editor.redo()),
-  setMaskIndex: withImage((maskIndex) => { if (!editor.isEmpty) editor.setMaskIndex(maskIndex === about.own_mask ? null : maskIndex); }),
+  setMaskIndex: withImage((maskIndex) => { if (!editor.isEmpty) editor.setMaskIndex(maskIndex === editor.about.own_mask ? null : maskIndex); }),
   nudge: (dx, dy) => editor.nudge(dx, dy),
   hide: (hidden) => stage.classList.toggle("hide", hidden),
   next: (by) => editor.selectNext(by),
@@ -172,8 +229,9 @@ const zoom = withImage((factor) => {
   draw();
 });
 const fit = withImage(() => { editor.view.fit(); draw(); });
+const saveFile = async (kind, ending, more = {}) => download(await editor.file(kind, more), `${stem()}${ending}`);
 const saveAs = (kind, ending, more = () => ({})) => withImage(async () => {
-  if (editor.hasMask) download(await editor.file(kind, more()), `${stem()}${ending}`);
+  if (editor.hasMask) await saveFile(kind, ending, more());
 });
 const saveMask = saveAs("mask", ".png");
 const saveOverlay = saveAs("overlay", "_overlay.png", () => ({ opacity: get("opacity").value / 100 }));
@@ -209,11 +267,17 @@ get("theme").onclick = () => {
 
 // --- start ------------------------------------------------------------------------------------------
 
-get("net").textContent = about.title;
-get("own-mask").hidden = about.own_mask !== null;
-get("masks-note").textContent = `SAM predicts three masks and an IoU for each. The net was trained on ${
-  about.own_mask === null ? "a fourth, SAM's single mask" : "the first"
-}.`;
+for (const { name, about: properties } of about.nets) {
+  get("nets").add(new Option(name));
+  if (properties) loaded.set(name, properties);
+}
+get("nets").onchange = () => {
+  chooseNet(get("nets").value);
+  if (editor.key) reopen();
+};
+get("choose-net").hidden = get("purpose").hidden = about.nets.length < 2;
+get("no-samples").hidden = about.samples.length > 0;
+chooseNet(net);
 get("limits").textContent = `up to ${about.limits.megabytes} MB`;
 listen(stage, editor);
 listenToKeys(stage, actions);

@@ -7,15 +7,16 @@ const get = (id) => document.getElementById(id);
 
 export class SampleList {
   // `open` is called with the number of a sample.
-  constructor({ samples, estimates }, open) {
+  constructor({ samples }, open) {
     this.open = open;
     this.at = null; // the number of the sample from which steps start; null after other images
+    this.polled = null; // what is being polled: {net}, the name of the net whose estimates are shown
     this.found = new Map(); // number of a sample → its estimate
     this.items = samples.map((name, number) => this.#item(name, number));
     this.row = get("thumbnails");
     this.row.replaceChildren(...this.items);
     get("samples").hidden = !samples.length;
-    get("worst-first").hidden = get("estimated").hidden = !estimates;
+    get("worst-first").hidden = get("estimated").hidden = true;
     get("worst-first").onclick = () => {
       get("worst-first").setAttribute("aria-pressed", !this.isWorstFirst);
       this.#sort();
@@ -25,7 +26,21 @@ export class SampleList {
     get("previous").onclick = () => this.step(-1);
     get("next").onclick = () => this.step(1);
     this.mark(null);
-    if (estimates) this.#poll();
+  }
+
+  // Show the estimates of a net, if it has any.
+  show(net, estimates) {
+    if (estimates && net === this.polled?.net) return;
+    this.polled = estimates ? { net } : null;
+    this.found.clear();
+    for (const item of this.items) {
+      item.lastChild.textContent = "";
+      item.title = item.firstChild.alt;
+      delete item.dataset.estimate;
+    }
+    get("worst-first").hidden = get("estimated").hidden = !estimates;
+    this.#sort();
+    if (estimates) this.#poll(this.polled);
   }
 
   get isWorstFirst() {
@@ -76,9 +91,11 @@ export class SampleList {
     return item;
   }
 
-  async #poll() {
+  async #poll(polled) {
     try {
-      for (const { number, estimated_iou: iou, estimate } of await server.estimates(this.found.size)) {
+      const estimates = await server.estimates(this.found.size, polled.net);
+      if (polled !== this.polled) return; // another net is shown
+      for (const { number, estimated_iou: iou, estimate } of estimates) {
         this.found.set(number, iou ?? -1); // first where there is no lesion, or none could be computed
         const item = this.items[number];
         item.lastChild.innerHTML = `${iou === null ? "" : `<b>${iou.toFixed(3)}</b> `}${estimate}`;
@@ -87,7 +104,7 @@ export class SampleList {
       }
     } catch { /* the server is asked again */ }
     if (!this.row.matches(":hover")) this.#sort(); // no thumbnail moves under the pointer
-    if (this.found.size < this.items.length) setTimeout(() => this.#poll(), POLL);
+    if (this.found.size < this.items.length) setTimeout(() => this.#poll(polled), POLL);
   }
 
   // Samples without an estimate come last. The focus and the scroll position are kept.

@@ -9,12 +9,19 @@ export class ServerError extends Error {
 
 export const GONE = 410;
 
+const BUSY = 503;
+const TRIES = 10; // of a request while the server is busy, one per second
+
 async function send(path, { body = null, headers = {}, method = "POST" } = {}) {
   let response;
-  try {
-    response = await fetch(path, { method, body, headers: { "X-Promise": "1", ...headers } });
-  } catch {
-    throw new ServerError("The server does not respond. Is promise-app still running?", 0);
+  for (let tries = 1; ; tries++) {
+    try {
+      response = await fetch(path, { method, body, headers: { "X-Promise": "1", ...headers } });
+    } catch {
+      throw new ServerError("The server does not respond. Is promise-app still running?", 0);
+    }
+    if (response.status !== BUSY || tries === TRIES) break;
+    await new Promise((resolve) => setTimeout(resolve, 1000));
   }
   if (response.ok) return response;
   const isJson = response.headers.get("content-type")?.startsWith("application/json");
@@ -33,14 +40,16 @@ function toJson(step, more = {}) {
 
 export const about = async () => (await send("/api/about", { method: "GET" })).json();
 
-export const estimates = async (after) => (await send(`/api/estimates?after=${after}`, { method: "GET" })).json();
+const ofNet = (net) => `net=${encodeURIComponent(net)}`;
 
-export const openFile = async (file) => {
+export const estimates = async (after, net) => (await send(`/api/estimates?after=${after}&${ofNet(net)}`, { method: "GET" })).json();
+
+export const openFile = async (file, net) => {
   const headers = { "X-Name": encodeURIComponent(file.name ?? "image"), "Content-Type": "application/octet-stream" };
-  return (await send("/api/images", { body: file, headers })).json();
+  return (await send(`/api/images?${ofNet(net)}`, { body: file, headers })).json();
 };
 
-export const openSample = async (number) => (await send(`/api/samples/${number}`)).json();
+export const openSample = async (number, net) => (await send(`/api/samples/${number}?${ofNet(net)}`)).json();
 export const automatic = async (key) => (await send(`/api/images/${key}/automatic`)).json();
 export const predict = async (key, step) => (await send(`/api/images/${key}/predict`, { body: toJson(step) })).json();
 
