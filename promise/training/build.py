@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,8 @@ from promise.training.noisy_prompts import NoisyDraw
 from promise.training.selection import Selection
 from promise.types import Batch, Prompts
 
+log = logging.getLogger(__name__)
+
 
 def build_accelerator(device: torch.device, *, precision: str, accumulate: int) -> Accelerator:
     """Build the accelerator of this process.
@@ -32,6 +35,12 @@ def build_accelerator(device: torch.device, *, precision: str, accumulate: int) 
         precision: ``fp32``, ``bf16`` or ``fp16``.
         accumulate: batches per optimiser step.
     """
+    # Without GPUs, `accelerate launch --num_processes 2` sets a master address, but starts one process.
+    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        log.warning(
+            "accelerate launch has started one process instead of several. Without GPUs, use torchrun "
+            "--nproc_per_node N -m promise.cli.train."
+        )
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     accelerator = Accelerator(

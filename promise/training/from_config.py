@@ -180,15 +180,18 @@ def metadata_of(config: TrainConfig, *, sam_sha256: str, seen: Mapping[str, Sequ
     )
 
 
-def log_settings(config: TrainConfig, net: Promise, device: torch.device) -> None:
+def log_settings(config: TrainConfig, net: Promise, accelerator: Accelerator) -> None:
     """Log in one line what is about to be trained."""
+    count = accelerator.num_processes
     log.info(
-        "%s %s on %s, %s trainable parameters, %s, %s, seed %d → %s",
+        "%s %s on %s, %s trainable parameters, %d process%s, %s, %s, seed %d → %s",
         "resuming" if config.resume else "training",
         config.net,
         config.sam,
         f"{sum(p.numel() for p in net.parameters() if p.requires_grad):,}",
-        device,
+        count,
+        "es" if count > 1 else "",
+        accelerator.device,
         config.precision,
         config.seed,
         config.output,

@@ -137,7 +137,7 @@ def _start(trainer: Trainer, record: RunRecord, config: TrainConfig) -> None:
         check_same_sam(state, record.metadata.sam_sha256, record.folder.path)
         trainer.restore(progress, state)
     device = trainer.accelerator.device
-    from_config.log_settings(config, trainer.net, device)
+    from_config.log_settings(config, trainer.net, trainer.accelerator)
     if not trainer.accelerator.is_main_process:
         return
     notices = find_shared(record.metadata.seen["train"], record.metadata.seen["val"])
