@@ -133,6 +133,7 @@ class TrainerOptions:
     clip_norm: float = 0.0  # largest gradient norm; 0: no clipping
     ema: float = 0.0  # decay of the moving average of the weights that is validated and saved; 0: none
     validate_every: int = 1  # epochs between validations; the last epoch is always validated
+    save_every: float = 10.0  # minutes between two savings of the state within an epoch; 0: none
     quiet: bool = False  # no progress bars
 
     @property

@@ -170,6 +170,14 @@ class TrainConfig:
 
     output: str | None = option(None, "run folder; default: runs/<net>-<backbone>", metavar="FOLDER", group="run")
     resume: bool = option(False, "continue the run in --output", group="run")
+    save_every: float = option(
+        10.0,
+        "minutes between two savings of the state within an epoch, from which --resume continues; 0: save it only at "
+        "the end of an epoch",
+        metavar="MINUTES",
+        group="run",
+        least=0,
+    )
     overwrite: bool = option(False, "replace the run in --output", group="run")
     tensorboard: bool = option(True, "write TensorBoard events, if it is installed", group="run")
     quiet: bool = option(False, "no progress bars, warnings only", group="run")

@@ -119,6 +119,7 @@ def options_of(config: TrainConfig) -> TrainerOptions:
         clip_norm=config.clip_norm,
         ema=config.ema,
         validate_every=config.validate_every,
+        save_every=config.save_every,
         quiet=config.quiet,
     )
 

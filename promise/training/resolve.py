@@ -33,6 +33,7 @@ FREE_TO_CHANGE = (
     "resume",
     "overwrite",
     "quiet",
+    "save_every",
     "tensorboard",
     "output",
     "cache_dir",

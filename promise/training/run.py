@@ -107,7 +107,7 @@ def _train(
     with closing(trainer):
         _start(trainer, record, config)
         with (
-            record.open(trainer.progress) if main else nullcontext(),
+            record.open(trainer.progress, steps=trainer.steps_of_epoch) if main else nullcontext(),
             explain_out_of_memory(config.batch_size, advice="; --accumulate keeps the step as large"),
         ):
             trainer.fit()
