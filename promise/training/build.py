@@ -134,6 +134,7 @@ class TrainerOptions:
     ema: float = 0.0  # decay of the moving average of the weights that is validated and saved; 0: none
     validate_every: int = 1  # epochs between validations; the last epoch is always validated
     save_every: float = 10.0  # minutes between two savings of the state within an epoch; 0: none
+    skip_bad_batches: int = 0  # batches with an infinite or NaN loss whose steps are skipped
     quiet: bool = False  # no progress bars
 
     @property

@@ -104,6 +104,9 @@ class TrainConfig:
         least=1,
     )
     batch_size: int = option(8, "images per batch and process", group="training", least=1)
+    auto_batch_size: bool = option(
+        False, "halve --batch-size before the first epoch until a batch fits into the memory", group="training"
+    )
     loss: str = option(
         "bce_dice",
         "bce, bce_dice, or that of the reference implementation: reference",
@@ -142,6 +145,12 @@ class TrainConfig:
         1, "batches whose gradients are accumulated for one optimiser step", group="training", least=1
     )
     clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", group="training", least=0)
+    skip_bad_batches: int = option(
+        0,
+        "skip the steps of at most this many batches whose loss is infinite or NaN; one more ends the training",
+        group="training",
+        least=0,
+    )
     ema: float = option(
         0.0,
         "decay of a moving average of the weights, such as 0.995, which is validated and saved instead; 0: none",

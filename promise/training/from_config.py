@@ -120,8 +120,14 @@ def options_of(config: TrainConfig) -> TrainerOptions:
         ema=config.ema,
         validate_every=config.validate_every,
         save_every=config.save_every,
+        skip_bad_batches=config.skip_bad_batches,
         quiet=config.quiet,
     )
+
+
+def prompt_source_of(config: TrainConfig) -> str:
+    """The prompts of training, a row of :data:`promise.prompts.sampling.SOURCES`."""
+    return GROUND_TRUTH if NETS[config.net].prompts == "oracle" else AUTO
 
 
 def data_of(config: TrainConfig, table: SplitTable, net: Promise, accelerator: Accelerator) -> TrainingData:
@@ -150,11 +156,10 @@ def data_of(config: TrainConfig, table: SplitTable, net: Promise, accelerator: A
         recipe=config.augment,
         seed=config.seed,
     )
-    source = GROUND_TRUTH if NETS[config.net].prompts == "oracle" else AUTO
     return TrainingData(
         builder.train(table.split("train")),
         builder.val(table.split("val")),
-        partial(prompt_batch, source, num_points=config.num_points, seed=config.seed),
+        partial(prompt_batch, prompt_source_of(config), num_points=config.num_points, seed=config.seed),
     )
 
 

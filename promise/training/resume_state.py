@@ -26,6 +26,7 @@ class Progress:
     stale: int = 0  # validations since the best one, or since the start of the stage
     stage: int = 0  # position of the current stage; most nets have only one
     stage_start: int = 0  # epochs that were completed before it
+    skipped: int = 0  # batches whose loss was infinite or NaN
 
 
 def collect_state(

@@ -162,11 +162,13 @@ class RunRecord:
         net.load_state_dict({k: v for k, v in state.items() if not k.startswith(without)}, strict=False)
         return checkpoint.read_metadata(self.folder.best).epoch
 
-    def finish(self, sam_sha256: str, device: torch.device) -> None:
-        """Record SHA-256 of SAM's weights after training, and the peak memory."""
+    def finish(self, sam_sha256: str, device: torch.device, *, skipped: int) -> None:
+        """Record SHA-256 of SAM's weights after training, the peak memory, and the number of skipped batches."""
         unchanged = " (unchanged)" * (sam_sha256 == self.metadata.sam_sha256)
         log.info("SHA-256 of SAM's weights after training: %s%s", sam_sha256, unchanged)
-        self.folder.write_environment(sam_sha256_after=sam_sha256, peak_memory_gib=peak_memory(device))
+        self.folder.write_environment(
+            sam_sha256_after=sam_sha256, peak_memory_gib=peak_memory(device), skipped_batches=skipped
+        )
 
     def save_quality(self, estimate: QualityEstimate | None, paths: Sequence[Path]) -> None:
         """Store the estimate of the IoU of automatic masks in checkpoints; ``None``: too few validation rows."""

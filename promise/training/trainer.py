@@ -198,6 +198,7 @@ class Trainer:
             after_step=self._after_step,
             clip_norm=self.options.clip_norm,
             sums=self._sums,
+            skip=self._skip if self.options.skip_bad_batches else None,
         )
 
     def validate(self) -> dict[str, float]:
@@ -294,7 +295,7 @@ class Trainer:
         self._started, self._seconds = time.monotonic() - self._seconds, 0.0
         last = epoch + 1 == progress.stage_start + self.stage.epochs
         means = self.train_epoch(epoch)
-        self._check_finite(epoch, means["loss"])
+        self._check_finite(epoch, means.get("loss", math.nan))  # none, if all batches were skipped
         scores: dict[str, float] = {}
         if self.data.val is not None and ((epoch + 1) % options.validate_every == 0 or last):
             with self._averaged():
@@ -374,11 +375,27 @@ class Trainer:
         """Inside, the net has the weights that are validated and saved: their moving average, if there is one."""
         return nullcontext() if self.average is None else self.average.applied()
 
-    def _after_step(self, step: int, loss_terms: LossTerms) -> None:
-        if self.average is not None:
-            self.average.update()
+    def _skip(self, batch: Batch, loss: LossTerms) -> None:
+        progress, most = self.progress, self.options.skip_bad_batches
+        progress.skipped += 1
+        if loss.total.isfinite():  # the batch of another process is the bad one
+            return
+        if progress.skipped > most:
+            raise self._diverged(progress.epoch, names=batch.name)
+        log.warning(
+            "epoch %d: the loss of the batch %s is infinite or NaN. Its step is skipped (%d of at most %d).",
+            progress.epoch + 1,
+            ", ".join(batch.name),
+            progress.skipped,
+            most,
+        )
+
+    def _after_step(self, step: int, loss_terms: LossTerms | None) -> None:
         self._last_lr = self.optimizer.param_groups[0]["lr"]
-        self.callbacks.on_step_end(self, self.progress.epoch * self.steps_per_epoch + step, loss_terms)
+        if loss_terms is not None:
+            if self.average is not None:
+                self.average.update()
+            self.callbacks.on_step_end(self, self.progress.epoch * self.steps_per_epoch + step, loss_terms)
         self.scheduler.step()
         save, number = self._pauses.ask(before_validation=step == self.steps_per_epoch and self.data.val is not None)
         if save:
@@ -389,13 +406,16 @@ class Trainer:
     def _check_finite(self, epoch: int, loss: float | None = None) -> None:
         """Raise ``UserError`` if a loss or the weights are no longer finite; what has been saved is kept."""
         names = self._sums.find_infinite()
-        if names is None and math.isfinite(loss or 0.0) and loop.has_finite_weights(self.net):
-            return
+        if names is not None or not math.isfinite(loss or 0.0) or not loop.has_finite_weights(self.net):
+            raise self._diverged(epoch, loss, names)
+
+    def _diverged(self, epoch: int, loss: float | None = None, names: Sequence[str] | None = None) -> UserError:
         first = "" if names is None else f" The first infinite or NaN loss is that of the batch {', '.join(names)}."
         kept = "" if self.record is None or not self.record.kept else f" {self.record.kept} in {self.folder}."
-        raise UserError(
+        return UserError(
             f"training diverged: the loss of epoch {epoch + 1} is {loss or math.nan}, or its last steps made "
-            f"weights infinite.{first}{kept} Lower --lr, set --clip-norm, or use --precision fp32.",
+            f"weights infinite.{first}{kept} Lower --lr, set --clip-norm, use --precision fp32, or skip such batches "
+            "with --skip-bad-batches N.",
             code="diverged",
         )
 

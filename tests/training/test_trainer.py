@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -27,6 +29,7 @@ from promise import checkpoint
 from promise.cli.common import run as run_command
 from promise.cli.common import start_logging
 from promise.data.phantom import make_phantoms
+from promise.data.table import read_table
 from promise.evaluation.config import EvalConfig
 from promise.evaluation.evaluate import evaluate
 from promise.models import registry
@@ -34,6 +37,7 @@ from promise.models.prompters.lesions import LesionSettings
 from promise.models.registry import NETS, register
 from promise.runtime.errors import ExistingRunError, MissingFileError, UserError
 from promise.training import Callback, TrainConfig, Trainer, TrainResult, train
+from promise.training.losses import Criterion, bce_dice
 from promise.training.resume_state import Progress
 from promise.training.run_folder import RunFolder
 from promise.training.run_log import RunLog
@@ -838,6 +842,63 @@ def test_a_run_that_diverges_in_its_last_step_keeps_no_broken_weights(run: Train
     assert caught.value.code == "diverged"
     kept = [name for name in ("best", "last") if (tmp_path / "run" / f"{name}.safetensors").exists()]
     assert all(v.isfinite().all() and v.abs().max() < 1e20 for n in kept for v in weights(tmp_path / "run", n).values())
+
+
+class DividedByArea(Trainer):
+    """A loss that is infinite for an image without foreground."""
+
+    def __init__(self, model: Any, **parts: Any) -> None:
+        super().__init__(model, **parts)
+        self.criterion = Criterion(lambda logits, target: bce_dice(logits, target) / target.sum().clamp(max=1))
+
+
+@pytest.fixture
+def with_empty_mask(own_phantoms: Path) -> tuple[Path, str]:
+    """A split CSV, and the name of the one train row whose mask is empty."""
+    row = read_table(str(own_phantoms)).split("train")[2]
+    cv2.imwrite(str(row.mask), np.zeros((64, 64), np.uint8))
+    return own_phantoms, row.name
+
+
+BAD = {"trainer_class": DividedByArea, "batch_size": 1, "epochs": 2, "augment": "none", "shuffle": False}
+
+
+def test_an_infinite_loss_names_its_batch(run: Train, user_error, with_empty_mask, tmp_path: Path) -> None:
+    table, name = with_empty_mask
+    with user_error("diverged") as caught:
+        run(**BAD, split_csv=str(table))
+    assert f"that of the batch {name}. Lower" in str(caught.value)
+    assert not (tmp_path / "run/state").exists()
+    with user_error("diverged"):  # a state that is saved in time, but not after the bad batch
+        run(**BAD, split_csv=str(table), save_every=1e-9)
+    kept = torch.load(tmp_path / "run/state/resume.pt", weights_only=True)["learned"]
+    assert all(value.isfinite().all() for value in kept.values())
+
+
+def test_bad_batches_are_skipped_named_and_counted(
+    run: Train, user_error, with_empty_mask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table, name = with_empty_mask
+    steps = []
+
+    class Count(Callback):
+        def on_step_end(self, trainer: Trainer, step: int, loss_terms: Any) -> None:
+            steps.append(step)
+
+    progress = run(**BAD, split_csv=str(table), skip_bad_batches=2, callbacks=[Count()]).progress
+    assert progress.skipped == 2
+    assert caplog.text.count(f"the loss of the batch {name} is infinite or NaN. Its step is skipped") == 2
+    assert json.loads((tmp_path / "run/environment.json").read_text())["skipped_batches"] == 2
+    assert all(math.isfinite(row["train_loss"]) for row in progress.history)
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+    assert len(steps) == 10  # of 12
+    with user_error("diverged") as caught:
+        run(**BAD, split_csv=str(table), skip_bad_batches=1, overwrite=True)
+    assert name in str(caught.value)
+    assert "Epoch 1 is kept" in str(caught.value)
+    resumed = run(**BAD, split_csv=str(table), skip_bad_batches=2, resume=True)
+    assert resumed.progress.skipped == 2
+    assert resumed.progress.history[-1]["train_loss"] == progress.history[-1]["train_loss"]
 
 
 # --- refused --------------------------------------------------------------------------------------
