@@ -59,7 +59,7 @@ def works(table: Path, checkpoint: Path) -> list[Work]:
     def resume_training(folder: Path) -> int:
         if not (folder / "run/state/resume.pt").exists():
             return start_training(folder)
-        return train.main(["--output", str(folder / "run"), "--resume", "--quiet"])
+        return train.main(["--output", str(folder / "run"), "--resume", "--workers", "0", "--quiet"])
 
     def cache(folder: Path) -> int:
         more = ["--cache", "all", "--cache-views", "3", "--epochs", "1", "--overwrite"]

@@ -50,10 +50,10 @@ def with_little_memory(work: Callable[[], object], megabytes: int) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux")
 def test_the_batch_size_is_halved_until_it_fits(settings: dict[str, Any], tmp_path: Path) -> None:
-    large = {**settings, "batch_size": 4096, "auto_batch_size": True}
-    assert with_little_memory(lambda: train(TrainConfig(**large)), 600) == 0
+    large = {**settings, "batch_size": 1024, "auto_batch_size": True}
+    assert with_little_memory(lambda: train(TrainConfig(**large)), 300) == 0
     found = read_yaml(tmp_path / "run/config.yaml", TrainConfig)["batch_size"]
-    assert found in [2**power for power in range(12)]
+    assert found in [2**power for power in range(10)]
     again = train(TrainConfig(**{**large, "resume": True}), explicit=("batch_size", "auto_batch_size"))
     assert again.progress.epoch == 1
     fixed = train(TrainConfig(**{**settings, "batch_size": found, "output": str(tmp_path / "fixed")}))
