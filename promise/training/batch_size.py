@@ -17,7 +17,7 @@ from promise.runtime.errors import UserError
 from promise.runtime.memory import explain_out_of_memory
 from promise.training import from_config
 from promise.training.config import TrainConfig
-from promise.training.loop import predict
+from promise.training.loop import DrawPrompts, predict
 from promise.training.resume_state import generator_states, restore_generators
 from promise.types import Batch
 
@@ -69,7 +69,8 @@ def _rehearse(config: TrainConfig, net: Promise, device: torch.device) -> None:
     names = tuple(f"rehearsal {i}" for i in range(config.batch_size))
     batch = Batch(torch.zeros(config.batch_size, 3, side, side), mask, names, torch.arange(config.batch_size))
     source = from_config.prompt_source_of(config)
-    draw = partial(prompt_batch, source, num_points=config.num_points, seed=config.seed, epoch=0)
+    assert config.seed is not None
+    draw: DrawPrompts = partial(prompt_batch, source, num_points=config.num_points, seed=config.seed, epoch=0)
     generators = generator_states(device)
     before = {name: value.clone() for name, value in net.learned_state().items()}
     learning = {parameter: parameter.requires_grad for parameter in net.parameters()}
@@ -81,7 +82,7 @@ def _rehearse(config: TrainConfig, net: Promise, device: torch.device) -> None:
             model: nn.Module = net if stage.wrap is None else stage.wrap(net)
             criterion = stage.criterion or from_config.criterion_of(config)
             model.train()
-            prompts = draw if stage.draw_prompts is None else partial(stage.draw_prompts, epoch=1)
+            prompts: DrawPrompts = draw if stage.draw_prompts is None else partial(stage.draw_prompts, epoch=1)
             prediction, moved = predict(model, batch, prompts, device, decode=criterion.decodes)
             criterion(prediction, moved).total.backward()
             optimizer.step()
