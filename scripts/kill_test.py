@@ -33,7 +33,7 @@ from promise.features.store import files, find_corruption
 
 ROOT = Path(__file__).parents[1]
 FULL, QUICK = (30, 20, 10, 10), (2, 1, 1, 1)
-UNEQUAL = ("environment", "peak_memory_gib", "seconds", "minutes")  # entries that no two runs share
+UNEQUAL = ("environment", "output", "peak_memory_gib", "seconds")  # entries that no two runs share
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,13 @@ def _evaluated(folder: Path) -> dict[str, Any]:
 
 
 def _segmented(folder: Path) -> dict[str, Any]:
-    return {path.name: path.read_bytes() for path in sorted((folder / "masks").rglob("*.*")) if path.is_file()}
+    paths = [path for path in sorted((folder / "masks").rglob("*.*")) if path.is_file()]
+    return {
+        str(path.relative_to(folder)): _same_entries(json.loads(path.read_text(encoding="utf-8")))
+        if path.suffix == ".json"
+        else path.read_bytes()
+        for path in paths
+    }
 
 
 def _lines(path: Path) -> list[str]:
