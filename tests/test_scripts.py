@@ -57,7 +57,9 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
     return parse_line
 
 
-def run_script(name: str, *arguments: str, root: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_script(
+    name: str, *arguments: str, root: Path = ROOT, timeout: int = 60, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run a script from another folder, with PATH and these variables as its only environment."""
     path = {"PATH": os.environ["PATH"]}
     return subprocess.run(
@@ -66,7 +68,7 @@ def run_script(name: str, *arguments: str, root: Path = ROOT, **variables: str) 
         cwd="/",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
         check=False,
     )
 
@@ -302,6 +304,22 @@ def test_quickstart_removes_its_features_on_success(tmp_path: Path, status: int)
     features = tmp_path / "runs/quickstart-features"
     assert sorted(path.name for path in features.glob("*")) == (["promise-eval", "promise-train"] if status else [])
     assert features.exists() == bool(status)
+
+
+@bash
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX signals")
+def test_killed_runs_resume_bit_for_bit() -> None:
+    done = run_script("kill_test.sh", "--quick", timeout=280, PROMISE_VENV=sys.prefix)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = re.findall(r"(\w+): (\d+) runs, (\d+) killed", done.stdout)
+    assert [(name, int(runs)) for name, runs, _ in lines] == [
+        ("training", 2),
+        ("caching", 1),
+        ("evaluation", 1),
+        ("prediction", 1),
+    ]
+    assert sum(int(killed) for _, _, killed in lines) >= 3  # the others had ended before
+    assert done.stdout.endswith("0 results differ from the unbroken ones\n")
 
 
 # --- configurations -------------------------------------------------------------------------------

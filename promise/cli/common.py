@@ -15,7 +15,6 @@ import textwrap
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from promise import __version__
@@ -23,9 +22,10 @@ from promise.cli.argparse_adapter import list_flags
 from promise.evaluation.config import EvalConfig
 from promise.runtime.errors import UserError, excerpt
 from promise.runtime.settings import MAX_WORKERS, REQUIRED, Config, check_values, read_yaml
+from promise.runtime.signals import SIGNALS, leave_at_once
 from promise.training.config import TrainConfig
 
-TERMINATED = 128 + signal.SIGTERM  # exit status
+_TERMINATED = [128 + number for number in SIGNALS]  # exit statuses
 
 
 class Parser(argparse.ArgumentParser):
@@ -200,11 +200,11 @@ def run(command: str, work: Callable[[], int]) -> int:
     """Call the function of a command and return the exit status.
 
     0: success. 1: invalid input or faulty data (``UserError``). 3: partial success, if ``work`` returns it.
-    130: interrupted. 143: terminated. Other exceptions are not caught.
+    130: interrupted. 143 or 138: ended by SIGTERM or SIGUSR1. Other exceptions are not caught.
     """
     from PIL import Image
 
-    signal.signal(signal.SIGTERM, _terminate)
+    leave_at_once()
     Image.MAX_IMAGE_PIXELS = None  # replaced by PROMISE_MAX_PIXELS
     try:
         return work()
@@ -215,7 +215,7 @@ def run(command: str, work: Callable[[], int]) -> int:
         print(f"{command}: interrupted.", file=sys.stderr)
         return 130
     except SystemExit as error:
-        if error.code == TERMINATED:
+        if error.code in _TERMINATED:
             print(f"{command}: terminated.", file=sys.stderr)
         raise
     except BrokenPipeError:
@@ -231,7 +231,3 @@ def _end_workers() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error for a killed worker
     for worker in workers:
         worker.kill()
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(TERMINATED)

@@ -46,7 +46,8 @@ def _work(arguments: argparse.Namespace) -> int:
         return 0
     progress = result.progress
     score = "" if progress.best_score is None else f", validation {result.select} {progress.best_score:.4f}"
-    print(f"best epoch {progress.best_epoch} of {progress.epoch}{score}, {result.seconds / 60:.1f} min")
+    skipped = f", {progress.skipped} batches skipped" if progress.skipped else ""
+    print(f"best epoch {progress.best_epoch} of {progress.epoch}{score}{skipped}, {result.seconds / 60:.1f} min")
     print(f"{result.folder / 'best.safetensors'}")
     return 0
 

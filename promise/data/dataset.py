@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from promise.data.images import read_image
 from promise.data.masks import read_mask, size_mismatch
 from promise.data.table import Row
 from promise.data.transforms.recipes import Transform
+from promise.runtime.signals import ignore_signals
 from promise.types import Batch, Encoded
 
 Prefetch = Callable[[tuple[int, int]], None]  # called with an item some time before it is loaded
@@ -154,11 +154,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def start_worker(_worker: int) -> None:
-    """Initialize a worker process: one thread, since several workers share the machine; SIGTERM is ignored.
+    """Initialize a worker process: one thread, since several workers share the machine; signals are ignored.
 
     A signal to the process group must not end the workers before their loader does.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_signals()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

@@ -9,7 +9,9 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress_bar(items: Iterable[Any] | None = None, *, total: int, name: str, unit: str, quiet: bool = False) -> Any:
+def progress_bar(
+    items: Iterable[Any] | None = None, *, total: int, name: str, unit: str, done: int = 0, quiet: bool = False
+) -> Any:
     """Return a progress bar, which is removed when it is complete.
 
     Args:
@@ -17,7 +19,8 @@ def progress_bar(items: Iterable[Any] | None = None, *, total: int, name: str, u
         total: number of items.
         name: label of the bar.
         unit: name of one item, such as ``"image"``.
+        done: number of items before these.
         quiet: whether the bar is hidden.
     """
     seconds = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(items, total=total, desc=name, unit=unit, disable=quiet, leave=False, mininterval=seconds)
+    return tqdm(items, total=total, desc=name, unit=unit, initial=done, disable=quiet, leave=False, mininterval=seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,8 @@ from promise.training.noisy_prompts import NoisyDraw
 from promise.training.selection import Selection
 from promise.types import Batch, Prompts
 
+log = logging.getLogger(__name__)
+
 
 def build_accelerator(device: torch.device, *, precision: str, accumulate: int) -> Accelerator:
     """Build the accelerator of this process.
@@ -32,6 +35,12 @@ def build_accelerator(device: torch.device, *, precision: str, accumulate: int) 
         precision: ``fp32``, ``bf16`` or ``fp16``.
         accumulate: batches per optimiser step.
     """
+    # Without GPUs, `accelerate launch --num_processes 2` sets a master address, but starts one process.
+    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        log.warning(
+            "accelerate launch has started one process instead of several. Without GPUs, use torchrun "
+            "--nproc_per_node N -m promise.cli.train."
+        )
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     accelerator = Accelerator(
@@ -124,6 +133,8 @@ class TrainerOptions:
     clip_norm: float = 0.0  # largest gradient norm; 0: no clipping
     ema: float = 0.0  # decay of the moving average of the weights that is validated and saved; 0: none
     validate_every: int = 1  # epochs between validations; the last epoch is always validated
+    save_every: float = 10.0  # minutes between two savings of the state within an epoch; 0: none
+    skip_bad_batches: int = 0  # batches with an infinite or NaN loss whose steps are skipped
     quiet: bool = False  # no progress bars
 
     @property

@@ -112,6 +112,9 @@ class TrainConfig:
         least=1,
     )
     batch_size: int = option(8, "images per batch and process", group="training", least=1)
+    auto_batch_size: bool = option(
+        False, "halve --batch-size before the first epoch until a batch fits into the memory", group="training"
+    )
     loss: str = option(
         "bce_dice",
         "bce, bce_dice, or that of the reference implementation: reference",
@@ -150,6 +153,12 @@ class TrainConfig:
         1, "batches whose gradients are accumulated for one optimiser step", group="training", least=1
     )
     clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", group="training", least=0)
+    skip_bad_batches: int = option(
+        0,
+        "skip the steps of at most this many batches whose loss is infinite or NaN; one more ends the training",
+        group="training",
+        least=0,
+    )
     ema: float = option(
         0.0,
         "decay of a moving average of the weights, such as 0.995, which is validated and saved instead; 0: none",
@@ -178,6 +187,14 @@ class TrainConfig:
 
     output: str | None = option(None, "run folder; default: runs/<net>-<backbone>", metavar="FOLDER", group="run")
     resume: bool = option(False, "continue the run in --output", group="run")
+    save_every: float = option(
+        10.0,
+        "minutes between two savings of the state within an epoch, from which --resume continues; 0: save it only at "
+        "the end of an epoch",
+        metavar="MINUTES",
+        group="run",
+        least=0,
+    )
     overwrite: bool = option(False, "replace the run in --output", group="run")
     tensorboard: bool = option(True, "write TensorBoard events, if it is installed", group="run")
     quiet: bool = option(False, "no progress bars, warnings only", group="run")

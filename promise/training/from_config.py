@@ -121,8 +121,15 @@ def options_of(config: TrainConfig) -> TrainerOptions:
         clip_norm=config.clip_norm,
         ema=config.ema,
         validate_every=config.validate_every,
+        save_every=config.save_every,
+        skip_bad_batches=config.skip_bad_batches,
         quiet=config.quiet,
     )
+
+
+def prompt_source_of(config: TrainConfig) -> str:
+    """The prompts of training, a row of :data:`promise.prompts.sampling.SOURCES`."""
+    return GROUND_TRUTH if NETS[config.net].prompts == "oracle" else AUTO
 
 
 def data_of(config: TrainConfig, table: SplitTable, net: Promise, accelerator: Accelerator) -> TrainingData:
@@ -151,11 +158,10 @@ def data_of(config: TrainConfig, table: SplitTable, net: Promise, accelerator: A
         recipe=config.augment,
         seed=config.seed,
     )
-    source = GROUND_TRUTH if NETS[config.net].prompts == "oracle" else AUTO
     return TrainingData(
         builder.train(table.split("train")),
         builder.val(table.split("val")),
-        partial(prompt_batch, source, num_points=config.num_points, seed=config.seed),
+        partial(prompt_batch, prompt_source_of(config), num_points=config.num_points, seed=config.seed),
     )
 
 
@@ -182,15 +188,18 @@ def metadata_of(config: TrainConfig, *, sam_sha256: str, seen: Mapping[str, Sequ
     )
 
 
-def log_settings(config: TrainConfig, net: Promise, device: torch.device) -> None:
+def log_settings(config: TrainConfig, net: Promise, accelerator: Accelerator) -> None:
     """Log in one line what is about to be trained."""
+    count = accelerator.num_processes
     log.info(
-        "%s %s on %s, %s trainable parameters, %s, %s, seed %d → %s",
+        "%s %s on %s, %s trainable parameters, %d process%s, %s, %s, seed %d → %s",
         "resuming" if config.resume else "training",
         config.net,
         config.sam,
         f"{sum(p.numel() for p in net.parameters() if p.requires_grad):,}",
-        device,
+        count,
+        "es" if count > 1 else "",
+        accelerator.device,
         config.precision,
         config.seed,
         config.output,

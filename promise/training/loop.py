@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +22,42 @@ from promise.types import Batch, Prediction, Prompts
 DrawPrompts: TypeAlias = Callable[[Batch], Prompts | NoisyDraw | None]
 
 
-def train_epoch(
+@dataclass
+class EpochSums:
+    """What this process has done in the current epoch."""
+
+    batches: int = 0
+    steps: int = 0  # of the optimiser
+    images: int = 0  # without those of skipped batches
+    losses: dict[str, Tensor] = field(default_factory=dict)  # sums over the images, on the device
+    recent: list[tuple[tuple[str, ...], Tensor]] = field(default_factory=list)  # names and loss of the last batches
+
+    def add(self, batch: Batch, loss: LossTerms) -> None:
+        """Add a batch. The sums stay on the device: reading them here would make the host wait in every step."""
+        self.images += len(batch)
+        self.recent.append((batch.name, loss.total.detach()))
+        for name, value in loss.named().items():
+            self.losses[name] = self.losses.get(name, 0) + value.detach() * len(batch)
+
+    def find_infinite(self) -> tuple[str, ...] | None:
+        """Names of the first batch since the last call whose loss is infinite or NaN; ``None``: there is none."""
+        recent, self.recent = self.recent, []
+        finite = torch.stack([loss for _, loss in recent]).isfinite().tolist() if recent else []
+        return next((names for (names, _), good in zip(recent, finite, strict=True) if not good), None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed to resume; tensors are on the CPU."""
+        losses = {name: value.cpu() for name, value in self.losses.items()}
+        return {"batches": self.batches, "steps": self.steps, "images": self.images, "losses": losses}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], device: torch.device) -> EpochSums:
+        """What :meth:`state_dict` returned."""
+        losses = {name: value.to(device) for name, value in state["losses"].items()}
+        return cls(state["batches"], state["steps"], state["images"], losses)
+
+
+def train_epoch(  # noqa: PLR0913
     net: nn.Module,
     batches: Iterable[Batch],
     *,
@@ -30,8 +65,10 @@ def train_epoch(
     criterion: Criterion,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
-    after_step: Callable[[int, LossTerms], None] = lambda step, loss: None,
+    after_step: Callable[[int, LossTerms | None], None] = lambda step, loss: None,
     clip_norm: float = 0.0,
+    sums: EpochSums | None = None,
+    skip: Callable[[Batch, LossTerms], None] | None = None,
 ) -> dict[str, float]:
     """Train one epoch.
 
@@ -43,36 +80,54 @@ def train_epoch(
         optimizer: of the learned parameters.
         accelerator: devices, gradient accumulation, gradient scaling.
         after_step: called after each update of the weights, with the number of steps of this epoch so far and the loss
-            of the last batch; sets the next learning rate.
+            of the last batch, or ``None`` for a skipped step; sets the next learning rate.
         clip_norm: largest gradient norm; 0: no clipping.
+        sums: what has been done of the epoch, if ``batches`` are the rest of it; changed in place, before
+            ``after_step`` is called.
+        skip: called with a batch whose loss is infinite or NaN in any process, and its loss in this one; raises, or
+            lets the step be skipped. ``None``: losses are not checked.
 
     Returns:
         ``loss`` and, if it has several terms, ``loss_<term>``: means over the images of all processes; NaN if training
         has diverged.
     """
     net.train()
-    step, images = 0, 0
-    sums: dict[str, Tensor] = {}
+    sums = EpochSums() if sums is None else sums
+    skipped = False  # whether the current step is
     for batch in batches:
         with accelerator.accumulate(net):
-            prediction, moved = _predict(net, batch, draw, accelerator.device, decode=criterion.decodes)
+            prediction, moved = predict(net, batch, draw, accelerator.device, decode=criterion.decodes)
             loss = criterion(prediction, moved)
-            accelerator.backward(loss.total)
-            if accelerator.sync_gradients:
-                step += 1
-                if clip_norm > 0:
-                    accelerator.clip_grad_norm_(net.parameters(), clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            if skip is not None and _is_infinite(loss.total, accelerator):
+                skip(batch, loss)
+                skipped = True
+            if not skipped:
+                _learn(net, loss.total, optimizer, accelerator, clip_norm)
+            optimizer.zero_grad(set_to_none=True)  # of accelerate: it does nothing between accumulated batches
+        sums.batches += 1
+        if not skipped:
+            sums.add(batch, loss)
         if accelerator.sync_gradients:
-            after_step(step, loss)
-        # Summed on the device: reading the value here would make the host wait in every step.
-        for name, value in loss.named().items():
-            sums[name] = sums.get(name, 0) + value.detach() * len(batch)
-        images += len(batch)
-    count = torch.tensor(float(images), device=accelerator.device)
-    reduced = accelerator.reduce(torch.stack((*sums.values(), count)))
-    return {name: float(total / reduced[-1]) for name, total in zip(sums, reduced[:-1], strict=True)}
+            sums.steps += 1
+            after_step(sums.steps, None if skipped else loss)
+            skipped = False
+    count = torch.tensor(float(sums.images), device=accelerator.device)
+    reduced = accelerator.reduce(torch.stack((*sums.losses.values(), count)))
+    return {name: float(total / reduced[-1]) for name, total in zip(sums.losses, reduced[:-1], strict=True)}
+
+
+def _learn(
+    net: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, accelerator: Accelerator, clip_norm: float
+) -> None:
+    accelerator.backward(loss)
+    if accelerator.sync_gradients and clip_norm > 0:
+        accelerator.clip_grad_norm_(net.parameters(), clip_norm)
+    optimizer.step()
+
+
+def _is_infinite(loss: Tensor, accelerator: Accelerator) -> bool:
+    """Whether the loss is infinite or NaN in any process."""
+    return bool(accelerator.reduce((~loss.detach().isfinite()).float()) > 0)
 
 
 @torch.inference_mode()
@@ -94,7 +149,7 @@ def validate(
     net.eval()
     rows, names = [], [""]
     for batch in batches:
-        prediction, moved = _predict(net, batch, draw, accelerator.device)
+        prediction, moved = predict(net, batch, draw, accelerator.device)
         # Image by image, so that the mean does not depend on the batch size.
         light = replace(moved, image=moved.mask)  # a criterion reads no pixels, so they need not be copied
         losses = [criterion(prediction.take([i]), light.take([i])).named() for i in range(len(batch))]
@@ -117,7 +172,7 @@ def measure_quality(
     net.eval()
     rows = []
     for batch in batches:
-        prediction, moved = _predict(net, batch, draw, accelerator.device)
+        prediction, moved = predict(net, batch, draw, accelerator.device)
         _, iou = overlap(prediction.mask_logits, moved.mask)
         parts = (has_lesion(prediction)[:, None], iou[:, None], quality_features(prediction))
         rows.append(torch.cat((batch.index.to(accelerator.device)[:, None], *parts), dim=1).double())
@@ -139,7 +194,7 @@ def has_finite_weights(net: nn.Module) -> bool:
     return all(bool(p.isfinite().all()) for p in net.parameters() if p.requires_grad)
 
 
-def _predict(
+def predict(
     net: nn.Module, batch: Batch, draw: DrawPrompts, device: torch.device, *, decode: bool = True
 ) -> tuple[Prediction, Batch]:
     """The prediction for a batch, and the batch on the device; prompts are drawn on the CPU."""

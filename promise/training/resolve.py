@@ -26,7 +26,7 @@ from promise.training.prompt_loss import build_criterion
 from promise.training.run_folder import RunFolder
 from promise.training.selection import check_score
 
-# Settings that a resumed run may change: none of them alters the result.
+# Settings that a resumed run may change: none of them alters the result, except for that of a run that diverged.
 FREE_TO_CHANGE = (
     "workers",
     "pin_memory",
@@ -34,6 +34,8 @@ FREE_TO_CHANGE = (
     "resume",
     "overwrite",
     "quiet",
+    "skip_bad_batches",
+    "save_every",
     "tensorboard",
     "output",
     "cache_dir",
@@ -212,6 +214,7 @@ def _resumed(config: TrainConfig, explicit: Collection[str]) -> TrainConfig:
         f"--{name.replace('_', '-')} is {getattr(config, name)} now and was {getattr(before, name)}"
         for name in (field.name for field in dataclasses.fields(config))
         if name not in FREE_TO_CHANGE
+        and not (name == "batch_size" and before.auto_batch_size)  # found by the run
         and (name in explicit or getattr(config, name) != getattr(defaults, name))
         and getattr(config, name) != getattr(before, name)
     ]

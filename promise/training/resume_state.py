@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from promise.models.promise import Promise
 from promise.runtime.errors import UserError
@@ -25,6 +26,7 @@ class Progress:
     stale: int = 0  # validations since the best one, or since the start of the stage
     stage: int = 0  # position of the current stage; most nets have only one
     stage_start: int = 0  # epochs that were completed before it
+    skipped: int = 0  # batches whose loss was infinite or NaN
 
 
 def collect_state(
@@ -75,6 +77,19 @@ def restore_state(
     optimizer.load_state_dict(state["optimizer"])
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
+
+
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of the global generators of this process: that of the CPU and, on a GPU, that of the device."""
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **cuda}
+
+
+def restore_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Restore what :func:`generator_states` returned."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def check_same_sam(state: Mapping[str, Any], sam_sha256: str, folder: Path) -> None:

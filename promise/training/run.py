@@ -18,6 +18,7 @@ from promise.runtime.lock import exclusive
 from promise.runtime.memory import explain_out_of_memory
 from promise.runtime.notices import describe
 from promise.training import from_config
+from promise.training.batch_size import find_batch_size
 from promise.training.build import (
     agree_on_seed,
     build_accelerator,
@@ -90,6 +91,8 @@ def _train(
     )
     config = dataclasses.replace(config, seed=agree_on_seed(config.seed))
     net = from_config.net_of(config)
+    if config.auto_batch_size and not config.resume:
+        config = find_batch_size(config, net, accelerator)
     record = _make_record(config, folder, table, net)
     model, optimizer = accelerator.prepare(net, from_config.optimizer_of(config, net, accelerator.device))
     if config.compile:
@@ -108,13 +111,13 @@ def _train(
     with closing(trainer):
         _start(trainer, record, config)
         with (
-            record.open(trainer.progress) if main else nullcontext(),
+            record.open(trainer.progress, steps=trainer.steps_of_epoch) if main else nullcontext(),
             explain_out_of_memory(config.batch_size, advice="; --accumulate keeps the step as large"),
         ):
             trainer.fit()
     before, after = record.metadata.sam_sha256, net.sam.weights_sha256()
     if main:
-        record.finish(after, accelerator.device)
+        record.finish(after, accelerator.device, skipped=trainer.progress.skipped)
     if config.freeze == "FZ0" and after != before:
         raise RuntimeError(f"frozen SAM has changed: SHA-256 {before} before, {after} after training.")
     return TrainResult(folder.path, trainer.progress, time.monotonic() - started, main, config.select)
@@ -141,7 +144,7 @@ def _start(trainer: Trainer, record: RunRecord, config: TrainConfig) -> None:
         check_same_sam(state, record.metadata.sam_sha256, record.folder.path)
         trainer.restore(progress, state)
     device = trainer.accelerator.device
-    from_config.log_settings(config, trainer.net, device)
+    from_config.log_settings(config, trainer.net, trainer.accelerator)
     if not trainer.accelerator.is_main_process:
         return
     notices = find_shared(record.metadata.seen["train"], record.metadata.seen["val"])

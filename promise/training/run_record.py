@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -45,7 +46,7 @@ class RunRecord:
         self.epochs = epochs
         self.tensorboard = tensorboard
         self._log: RunLog | None = None
-        self._saved = 0  # the last epoch whose state was written
+        self._saved = (0, 0)  # epochs, and steps of the next one, that the state on disk includes
 
     def start(self, config: Any, net: Promise, device: torch.device, *, notices: Sequence[Notice]) -> None:
         """Prepare the folder of a new run: delete the files of an earlier run, write settings and environment.
@@ -68,9 +69,14 @@ class RunRecord:
         )
 
     @contextmanager
-    def open(self, progress: Progress) -> Iterator[None]:
-        """Log while inside; on an interruption, log how to resume."""
-        self._saved = progress.epoch
+    def open(self, progress: Progress, *, steps: int = 0) -> Iterator[None]:
+        """Log while inside; on an interruption, log how to resume.
+
+        Args:
+            progress: of the run.
+            steps: of the next epoch, of a run that was interrupted within it.
+        """
+        self._saved = (progress.epoch, steps)
         run_log = self._log = RunLog(
             self.folder.path, epochs=self.epochs, done=progress.epoch, tensorboard=self.tensorboard
         )
@@ -79,19 +85,39 @@ class RunRecord:
         try:
             yield
         except WriteError as error:
-            kept = f"Epoch {self._saved} is kept: resume with --resume." if self._saved else "No epoch was saved."
+            kept = f"{self.kept}: resume with --resume." if self.kept else "No epoch was saved."
             raise WriteError(f"{error} {kept}", code=error.code, number=error.errno or 0) from error
         except (KeyboardInterrupt, SystemExit):
-            if progress.epoch:
+            if self.kept:
                 log.warning(
-                    "training stopped after %d of %d epochs. Resume with: promise-train --output %s --resume",
-                    progress.epoch,
+                    "training stopped after %d of %d epochs%s. Resume with: promise-train --output %s --resume",
+                    self._saved[0],
                     self.epochs,
-                    self.folder.path,
+                    f" and {self._saved[1]} steps" if self._saved[1] else "",
+                    shlex.quote(str(self.folder.path)),
                 )
             raise
         finally:
             run_log.close(progress.history)
+
+    @property
+    def kept(self) -> str:
+        """What the state on disk includes, such as ``Epoch 3 and 17 steps are kept``; empty: there is none."""
+        epoch, steps = self._saved
+        parts = [*([f"Epoch {epoch}"] if epoch else []), *([f"{steps} step{'s' * (steps > 1)}"] if steps else [])]
+        verb = "is" if len(parts) == 1 and steps < 2 else "are"
+        return f"{' and '.join(parts)} {verb} kept" if parts else ""
+
+    def save_within_epoch(self, progress: Progress, steps: int, state: Mapping[str, Any]) -> None:
+        """Write the state between two steps; other arguments as in :meth:`save_epoch`.
+
+        Args:
+            progress: of the run, without this epoch.
+            steps: of this epoch.
+            state: what is needed to resume within the epoch.
+        """
+        self.folder.save_state(progress, state)
+        self._saved = (progress.epoch, steps)
 
     def save_epoch(
         self,
@@ -116,7 +142,7 @@ class RunRecord:
             self.save_checkpoint(net, self.folder.last, progress)
         # After the checkpoints: if the process is killed before this line, resuming repeats the epoch bit for bit.
         self.folder.save_state(progress, state)
-        self._saved = progress.epoch
+        self._saved = (progress.epoch, 0)
         if self._log is not None:
             self._log.append(progress.history, best=best)
 
@@ -136,11 +162,13 @@ class RunRecord:
         net.load_state_dict({k: v for k, v in state.items() if not k.startswith(without)}, strict=False)
         return checkpoint.read_metadata(self.folder.best).epoch
 
-    def finish(self, sam_sha256: str, device: torch.device) -> None:
-        """Record SHA-256 of SAM's weights after training, and the peak memory."""
+    def finish(self, sam_sha256: str, device: torch.device, *, skipped: int) -> None:
+        """Record SHA-256 of SAM's weights after training, the peak memory, and the number of skipped batches."""
         unchanged = " (unchanged)" * (sam_sha256 == self.metadata.sam_sha256)
         log.info("SHA-256 of SAM's weights after training: %s%s", sam_sha256, unchanged)
-        self.folder.write_environment(sam_sha256_after=sam_sha256, peak_memory_gib=peak_memory(device))
+        self.folder.write_environment(
+            sam_sha256_after=sam_sha256, peak_memory_gib=peak_memory(device), skipped_batches=skipped
+        )
 
     def save_quality(self, estimate: QualityEstimate | None, paths: Sequence[Path]) -> None:
         """Store the estimate of the IoU of automatic masks in checkpoints; ``None``: too few validation rows."""

@@ -13,14 +13,16 @@ from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
-from accelerate import Accelerator
-from torch import nn
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import gather_object
+from torch import Tensor, nn
 
 from promise.models.checkpoint import load_learned
 from promise.models.promise import Promise
 from promise.models.quality import QualityEstimate, fit_quality
 from promise.runtime.errors import UserError
 from promise.runtime.progress import progress_bar
+from promise.runtime.signals import leave
 from promise.training import loop
 from promise.training.averaging import WeightAverage
 from promise.training.build import (
@@ -32,7 +34,14 @@ from promise.training.build import (
 from promise.training.callbacks import Callback, CallbackList
 from promise.training.losses import Criterion, LossTerms
 from promise.training.optim import build_scheduler
-from promise.training.resume_state import Progress, collect_state, restore_state
+from promise.training.pauses import Pauses
+from promise.training.resume_state import (
+    Progress,
+    collect_state,
+    generator_states,
+    restore_generators,
+    restore_state,
+)
 from promise.training.run_log import EpochRow, convert_tensors
 from promise.training.run_record import RunRecord
 from promise.types import Batch
@@ -100,6 +109,10 @@ class Trainer:
         self._trainable = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         self._last_lr: float = optimizer.param_groups[0]["lr"]
         self.steps_per_epoch = math.ceil(data.train.steps / accelerator.gradient_accumulation_steps)
+        self._pauses = Pauses(accelerator, options.save_every)
+        self._sums = loop.EpochSums()  # of the current epoch
+        self._started, self._seconds = 0.0, 0.0  # when it started; its seconds before an interruption
+        self._generators: Mapping[str, Tensor] | None = None  # of an interrupted epoch
 
     @property
     def folder(self) -> Path | None:
@@ -109,12 +122,31 @@ class Trainer:
     def fit(self) -> Progress:
         """Train until the last epoch or early stopping, from ``progress`` on.
 
+        SIGINT, SIGTERM and SIGUSR1 end it at the next step, once the state has been saved.
+
         Raises:
             UserError: the loss or the weights are no longer finite, code ``diverged``.
+            KeyboardInterrupt: SIGINT has arrived.
+            SystemExit: another signal has arrived; its code is 128 plus the number of the signal.
         """
-        progress, options = self.progress, self.options
+        progress = self.progress
         self._prepare_stage()
         self.callbacks.on_train_start(self)
+        with self._pauses:
+            self._run_stages()
+        if progress.stage and progress.best_epoch is not None and progress.best_epoch <= progress.stage_start:
+            log.info(
+                "no trained %s improved on epoch %d: in best.safetensors it is zero",
+                self.stage.name,
+                progress.best_epoch,
+            )
+        if self.record is not None and self.net.lesions is not None:
+            self._fit_quality(self.record)
+        self.callbacks.on_train_end(self)
+        return progress
+
+    def _run_stages(self) -> None:
+        progress, options = self.progress, self.options
         while True:
             end = progress.stage_start + self.stage.epochs
             while progress.epoch < end and not options.selection.exhausted(progress):
@@ -129,16 +161,11 @@ class Trainer:
             if progress.stage + 1 == len(options.stages):
                 break
             self._start_next_stage()
-        if progress.stage and progress.best_epoch is not None and progress.best_epoch <= progress.stage_start:
-            log.info(
-                "no trained %s improved on epoch %d: in best.safetensors it is zero",
-                self.stage.name,
-                progress.best_epoch,
-            )
-        if self.record is not None and self.net.lesions is not None:
-            self._fit_quality(self.record)
-        self.callbacks.on_train_end(self)
-        return progress
+
+    @property
+    def steps_of_epoch(self) -> int:
+        """Steps of the current epoch so far."""
+        return self._sums.steps
 
     @property
     def stage(self) -> Stage:
@@ -150,14 +177,17 @@ class Trainer:
         return self.stage.schedule(epoch - self.progress.stage_start)
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """Train one epoch, counted from 0; returns the mean losses, ``loss`` among them."""
+        """Train one epoch, counted from 0, or the rest of it; returns the mean losses, ``loss`` among them."""
         # Whatever draws from the global generator draws the same values in a resumed run.
         torch.manual_seed(self.options.seed + epoch)
+        if self._generators is not None:
+            restore_generators(self._generators, self.accelerator.device)
+            self._generators = None
         # On accelerate's loader, which counts its own epochs and passes them to the sampler.
         self.data.train.batches.set_epoch(epoch)
         stage = self.stage
         name = f"epoch {epoch + 1}/{self.options.epochs}"
-        batches = self._bar(self.data.train, f"{name}, {stage.name}" if stage.name else name)
+        batches = self._bar(self.data.train, f"{name}, {stage.name}" if stage.name else name, done=self._sums.batches)
         return loop.train_epoch(
             self.model,
             batches if stage.augment is None else map(stage.augment, batches),
@@ -167,6 +197,8 @@ class Trainer:
             accelerator=self.accelerator,
             after_step=self._after_step,
             clip_norm=self.options.clip_norm,
+            sums=self._sums,
+            skip=self._skip if self.options.skip_bad_batches else None,
         )
 
     def validate(self) -> dict[str, float]:
@@ -194,7 +226,23 @@ class Trainer:
                 self.record.save_checkpoint(self.net, self.record.folder.path / name, self.progress, metrics)
 
     def restore(self, progress: Progress, state: Mapping[str, Any]) -> None:
-        """Continue a run from its state; see :func:`promise.training.resume_state.collect_state`."""
+        """Continue a run from its state; see :func:`promise.training.resume_state.collect_state`.
+
+        Raises:
+            UserError: the state was saved within an epoch by another number of processes, code ``changed-processes``.
+        """
+        epoch, accelerator = state.get("epoch"), self.accelerator
+        if epoch is not None:
+            before = len(epoch["processes"])
+            if before != accelerator.num_processes:
+                raise UserError(
+                    f"the run was interrupted within epoch {progress.epoch + 1}. The number of processes was {before} "
+                    f"and is {accelerator.num_processes}: resume it with {before}. Between epochs, it may change.",
+                    code="changed-processes",
+                )
+            own = epoch["processes"][accelerator.process_index]
+            self._sums = loop.EpochSums.from_state(own["sums"], accelerator.device)
+            self._generators, self._last_lr, self._seconds = own["generators"], epoch["lr"], epoch["seconds"]
         restore_state(state, self.net, self.optimizer, self.accelerator.scaler, callbacks=self.callbacks)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -215,7 +263,7 @@ class Trainer:
             self.optimizer,
             self.learning_rate,
             steps_per_epoch=self.steps_per_epoch,
-            steps_done=self.progress.epoch * self.steps_per_epoch,
+            steps_done=self.progress.epoch * self.steps_per_epoch + self._sums.steps,
         )
 
     def _start_next_stage(self) -> None:
@@ -243,10 +291,11 @@ class Trainer:
         return WeightAverage(self.net.learned_state(), self.options.ema) if self.options.ema else None
 
     def _run_epoch(self, epoch: int) -> None:
-        progress, options, started = self.progress, self.options, time.monotonic()
+        progress, options = self.progress, self.options
+        self._started, self._seconds = time.monotonic() - self._seconds, 0.0
         last = epoch + 1 == progress.stage_start + self.stage.epochs
         means = self.train_epoch(epoch)
-        self._check_finite(epoch, means["loss"])
+        self._check_finite(epoch, means.get("loss", math.nan))  # none, if all batches were skipped
         scores: dict[str, float] = {}
         if self.data.val is not None and ((epoch + 1) % options.validate_every == 0 or last):
             with self._averaged():
@@ -261,24 +310,42 @@ class Trainer:
             "lr": self._last_lr,
             **{f"train_{name}": mean for name, mean in means.items()},
             **{f"val_{name}": scores.get(name) for name in names},
-            "seconds": round(time.monotonic() - started, 2),
+            "seconds": round(time.monotonic() - self._started, 2),
         }
+        self._sums = loop.EpochSums()
         progress.epoch += 1
         progress.history.append(row)
         options.selection.update(progress, None if self.data.val is None else scores)
         self.callbacks.on_epoch_end(self, row)
         convert_tensors(row)
         if self.record is not None and self.accelerator.is_main_process:
-            state = collect_state(
-                self.net,
-                self.optimizer,
-                self.accelerator.scaler,
-                sam_sha256=self.record.metadata.sam_sha256,
-                callbacks=self.callbacks,
-            )
-            if self.average is not None:
-                state["average"] = self.average.state_dict()
-            self.record.save_epoch(self.net, progress, state, applied=self._averaged)
+            self.record.save_epoch(self.net, progress, self._collect_state(self.record), applied=self._averaged)
+        self._pauses.restart()
+        _, number = self._pauses.ask()
+        if number is not None:
+            leave(number)
+
+    def _collect_state(self, record: RunRecord) -> dict[str, Any]:
+        state = collect_state(
+            self.net,
+            self.optimizer,
+            self.accelerator.scaler,
+            sam_sha256=record.metadata.sam_sha256,
+            callbacks=self.callbacks,
+        )
+        return state if self.average is None else {**state, "average": self.average.state_dict()}
+
+    def _save_within_epoch(self) -> None:
+        """Save the state between two steps; called in all processes."""
+        self._check_finite(self.progress.epoch)
+        own = {"sums": self._sums.state_dict(), "generators": generator_states(self.accelerator.device)}
+        processes = gather_object([own])
+        if self.record is not None and self.accelerator.is_main_process:
+            seconds = time.monotonic() - self._started
+            epoch = {"processes": processes, "lr": self._last_lr, "seconds": seconds}
+            state = {**self._collect_state(self.record), "epoch": epoch}
+            self.record.save_within_epoch(self.progress, self._sums.steps, state)
+        self._pauses.restart()
 
     def _fit_quality(self, record: RunRecord) -> None:
         """Fit the estimate of the IoU of automatic masks on the validation rows, for the best and the last weights."""
@@ -308,24 +375,54 @@ class Trainer:
         """Inside, the net has the weights that are validated and saved: their moving average, if there is one."""
         return nullcontext() if self.average is None else self.average.applied()
 
-    def _after_step(self, step: int, loss_terms: LossTerms) -> None:
-        if self.average is not None:
-            self.average.update()
+    def _skip(self, batch: Batch, loss: LossTerms) -> None:
+        progress, most = self.progress, self.options.skip_bad_batches
+        progress.skipped += 1
+        if loss.total.isfinite():  # the batch of another process is the bad one
+            return
+        if progress.skipped > most:
+            raise self._diverged(progress.epoch, names=batch.name)
+        log.warning(
+            "epoch %d: the loss of the batch %s is infinite or NaN. Its step is skipped (%d of at most %d).",
+            progress.epoch + 1,
+            ", ".join(batch.name),
+            progress.skipped,
+            most,
+        )
+
+    def _after_step(self, step: int, loss_terms: LossTerms | None) -> None:
         self._last_lr = self.optimizer.param_groups[0]["lr"]
-        self.callbacks.on_step_end(self, self.progress.epoch * self.steps_per_epoch + step, loss_terms)
+        if loss_terms is not None:
+            if self.average is not None:
+                self.average.update()
+            self.callbacks.on_step_end(self, self.progress.epoch * self.steps_per_epoch + step, loss_terms)
         self.scheduler.step()
+        save, number = self._pauses.ask(before_validation=step == self.steps_per_epoch and self.data.val is not None)
+        if save:
+            self._save_within_epoch()
+        if number is not None:
+            leave(number)
 
-    def _check_finite(self, epoch: int, loss: float) -> None:
-        """Raise ``UserError`` if the loss or the weights are no longer finite; nothing of the epoch is kept."""
-        if not math.isfinite(loss) or not loop.has_finite_weights(self.net):
-            kept = "" if self.folder is None else f" The files of epoch {epoch} are kept in {self.folder}."
-            raise UserError(
-                f"training diverged: the loss of epoch {epoch + 1} is {loss}, or its last steps made weights infinite."
-                f"{kept} Lower --lr, set --clip-norm, or use --precision fp32.",
-                code="diverged",
-            )
+    def _check_finite(self, epoch: int, loss: float | None = None) -> None:
+        """Raise ``UserError`` if a loss or the weights are no longer finite; what has been saved is kept."""
+        names = self._sums.find_infinite()
+        if names is not None or not math.isfinite(loss or 0.0) or not loop.has_finite_weights(self.net):
+            raise self._diverged(epoch, loss, names)
 
-    def _bar(self, loader: Loader, name: str) -> Iterable[Batch]:
+    def _diverged(self, epoch: int, loss: float | None = None, names: Sequence[str] | None = None) -> UserError:
+        first = "" if names is None else f" The first infinite or NaN loss is that of the batch {', '.join(names)}."
+        kept = "" if self.record is None or not self.record.kept else f" {self.record.kept} in {self.folder}."
+        return UserError(
+            f"training diverged: the loss of epoch {epoch + 1} is {loss or math.nan}, or its last steps made "
+            f"weights infinite.{first}{kept} Lower --lr, set --clip-norm, use --precision fp32, or skip such batches "
+            "with --skip-bad-batches N.",
+            code="diverged",
+        )
+
+    def _bar(self, loader: Loader, name: str, *, done: int = 0) -> Iterable[Batch]:
         quiet = self.options.quiet or not self.accelerator.is_main_process
-        bar: Iterable[Batch] = progress_bar(loader.batches, total=loader.steps, name=name, unit="batch", quiet=quiet)
+        batches = skip_first_batches(loader.batches, done) if done else loader.batches
+        bar: Iterable[Batch] = progress_bar(
+            batches, total=loader.steps, name=name, unit="batch", done=done, quiet=quiet
+        )
         return bar

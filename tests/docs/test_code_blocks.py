@@ -175,7 +175,7 @@ def test_what_is_not_run_is_sound_all_the_same(page: Path, monkeypatch: pytest.M
             done = subprocess.run(["bash", "-n"], input=block.code, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{where}: {done.stderr}"
         for line in lines_of(block.code):
-            command = re.sub(r"^accelerate launch .*?-m promise\.cli\.(\w+)", r"promise-\1", line)
+            command = re.sub(r"^(?:accelerate launch|torchrun) .*?-m promise\.cli\.(\w+)", r"promise-\1", line)
             if command.startswith("promise-"):
                 name, words, _ = words_of(re.sub(r"\$\w+", "1", command))  # what a variable holds, only a shell knows
                 module_of(name).make_parser().parse_args(words)  # exits where a flag is unknown

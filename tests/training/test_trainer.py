@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -24,7 +26,10 @@ import yaml
 from torch import Tensor
 
 from promise import checkpoint
+from promise.cli.common import run as run_command
+from promise.cli.common import start_logging
 from promise.data.phantom import make_phantoms
+from promise.data.table import read_table
 from promise.evaluation.config import EvalConfig
 from promise.evaluation.evaluate import evaluate
 from promise.models import registry
@@ -32,6 +37,7 @@ from promise.models.prompters.lesions import LesionSettings
 from promise.models.registry import NETS, register
 from promise.runtime.errors import ExistingRunError, MissingFileError, UserError
 from promise.training import Callback, TrainConfig, Trainer, TrainResult, train
+from promise.training.losses import Criterion, bce_dice
 from promise.training.resume_state import Progress
 from promise.training.run_folder import RunFolder
 from promise.training.run_log import RunLog
@@ -403,6 +409,120 @@ def test_sigkill_and_resumed(place: str, run: Train, settings: dict[str, Any], u
     assert_same_run(tmp_path / "run", unbroken)
 
 
+class Send(Callback):
+    """Sends a signal to its own process in a step, before the state of the step can be saved."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.step = number, step
+
+    def on_step_end(self, trainer: Trainer, step: int, loss_terms: Any) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def run_in_child(settings: dict[str, Any], *callbacks: Callback, errors: Path | None = None) -> int:
+    """Train in a second process as promise-train does; returns its exit status, or minus the signal that killed it."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            if errors is not None:
+                sys.stderr = errors.open("w", buffering=1)
+            start_logging(quiet=True)
+            status = run_command("promise-train", lambda: train(TrainConfig(**settings), callbacks=callbacks) and 0)
+        except SystemExit as error:
+            status = error.code
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def steps_within_epoch(folder: Path) -> tuple[int, int]:
+    """Complete epochs, and steps of the next one, of the state on disk."""
+    state = torch.load(folder / "state/resume.pt", weights_only=True)
+    inside = state.get("epoch")
+    return state["progress"]["epoch"], 0 if inside is None else inside["processes"][0]["sums"]["steps"]
+
+
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX signals")
+
+
+@posix
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
+def test_a_signal_saves_the_step_and_ends_the_training(
+    name: str, status: int, run: Train, settings: dict[str, Any], unbroken: Path, tmp_path: Path
+) -> None:
+    ended = run_in_child({**settings, **RESUMED}, Send(getattr(signal, name), 5), errors=tmp_path / "errors")
+    errors = (tmp_path / "errors").read_text()
+    assert ended == status, errors
+    assert f"after 1 of 4 epochs and 2 steps. Resume with: promise-train --output {tmp_path}/run --resume" in errors
+    assert steps_within_epoch(tmp_path / "run") == (1, 2)
+    run(**RESUMED, resume=True)
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+@posix
+def test_a_signal_during_validation_keeps_the_epoch(
+    run: Train, settings: dict[str, Any], unbroken: Path, tmp_path: Path
+) -> None:
+    class SendLate(Callback):
+        def on_validation_end(self, trainer: Trainer, scores: dict[str, float]) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run_in_child({**settings, **RESUMED}, SendLate()) == 143
+    assert steps_within_epoch(tmp_path / "run") == (2, 0)
+    run(**RESUMED, resume=True)
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+# The state is saved after every step; 11: with worker processes.
+@posix
+@pytest.mark.parametrize("step", [2, 3, 6, 7, 11])
+def test_sigkill_within_an_epoch_loses_at_most_what_was_not_saved(
+    step: int, run: Train, settings: dict[str, Any], unbroken: Path, tmp_path: Path
+) -> None:
+    more = {"save_every": 1e-9, "workers": 2 if step == 11 else 0}
+    assert run_in_child({**settings, **RESUMED, **more}, Send(signal.SIGKILL, step)) == -signal.SIGKILL
+    epoch, steps = steps_within_epoch(tmp_path / "run")
+    assert 3 * epoch + steps == step - 1
+    run(**RESUMED, resume=True, workers=more["workers"])
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+@posix
+def test_a_state_is_saved_before_a_validation_once_a_minute(
+    run: Train, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("promise.training.pauses._BEFORE_VALIDATION", 1e-9)
+
+    class Die(Trainer):
+        def validate(self) -> dict[str, float]:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(trainer_class=Die)
+    assert steps_within_epoch(tmp_path / "run") == (0, 3)
+    whole = run(output=str(tmp_path / "whole"))
+    run(resume=True)
+    assert rows(tmp_path / "run") == rows(whole.folder)
+
+
+def test_save_every_0_saves_only_whole_epochs(run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunRecord, "save_within_epoch", lambda *_: pytest.fail("saved"))
+    assert run(epochs=1, save_every=0.0).progress.epoch == 1
+
+
+def test_resuming_within_an_epoch_needs_as_many_processes(run: Train, user_error, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run(callbacks=[Send(signal.SIGTERM, 2)])
+    path = tmp_path / "run/state/resume.pt"
+    state = torch.load(path, weights_only=True)
+    state["epoch"]["processes"] *= 2
+    torch.save(state, path)
+    with user_error("changed-processes"):
+        run(resume=True)
+
+
 def test_resuming_a_finished_run_changes_nothing(run: Train, tmp_path: Path) -> None:
     run(epochs=2)
     before = {name: (tmp_path / "run" / name).read_bytes() for name in ("last.safetensors", "log.csv")}
@@ -760,6 +880,63 @@ def test_a_run_that_diverges_in_its_last_step_keeps_no_broken_weights(run: Train
     assert all(v.isfinite().all() and v.abs().max() < 1e20 for n in kept for v in weights(tmp_path / "run", n).values())
 
 
+class DividedByArea(Trainer):
+    """A loss that is infinite for an image without foreground."""
+
+    def __init__(self, model: Any, **parts: Any) -> None:
+        super().__init__(model, **parts)
+        self.criterion = Criterion(lambda logits, target: bce_dice(logits, target) / target.sum().clamp(max=1))
+
+
+@pytest.fixture
+def with_empty_mask(own_phantoms: Path) -> tuple[Path, str]:
+    """A split CSV, and the name of the one train row whose mask is empty."""
+    row = read_table(str(own_phantoms)).split("train")[2]
+    cv2.imwrite(str(row.mask), np.zeros((64, 64), np.uint8))
+    return own_phantoms, row.name
+
+
+BAD = {"trainer_class": DividedByArea, "batch_size": 1, "epochs": 2, "augment": "none", "shuffle": False}
+
+
+def test_an_infinite_loss_names_its_batch(run: Train, user_error, with_empty_mask, tmp_path: Path) -> None:
+    table, name = with_empty_mask
+    with user_error("diverged") as caught:
+        run(**BAD, split_csv=str(table))
+    assert f"that of the batch {name}. Lower" in str(caught.value)
+    assert not (tmp_path / "run/state").exists()
+    with user_error("diverged"):  # a state that is saved in time, but not after the bad batch
+        run(**BAD, split_csv=str(table), save_every=1e-9)
+    kept = torch.load(tmp_path / "run/state/resume.pt", weights_only=True)["learned"]
+    assert all(value.isfinite().all() for value in kept.values())
+
+
+def test_bad_batches_are_skipped_named_and_counted(
+    run: Train, user_error, with_empty_mask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table, name = with_empty_mask
+    steps = []
+
+    class Count(Callback):
+        def on_step_end(self, trainer: Trainer, step: int, loss_terms: Any) -> None:
+            steps.append(step)
+
+    progress = run(**BAD, split_csv=str(table), skip_bad_batches=2, callbacks=[Count()]).progress
+    assert progress.skipped == 2
+    assert caplog.text.count(f"the loss of the batch {name} is infinite or NaN. Its step is skipped") == 2
+    assert json.loads((tmp_path / "run/environment.json").read_text())["skipped_batches"] == 2
+    assert all(math.isfinite(row["train_loss"]) for row in progress.history)
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+    assert len(steps) == 10  # of 12
+    with user_error("diverged") as caught:
+        run(**BAD, split_csv=str(table), skip_bad_batches=1, overwrite=True)
+    assert name in str(caught.value)
+    assert "Epoch 1 is kept" in str(caught.value)
+    resumed = run(**BAD, split_csv=str(table), skip_bad_batches=2, resume=True)
+    assert resumed.progress.skipped == 2
+    assert resumed.progress.history[-1]["train_loss"] == progress.history[-1]["train_loss"]
+
+
 # --- refused --------------------------------------------------------------------------------------
 
 
@@ -1028,6 +1205,19 @@ def test_two_stages_resume_bit_for_bit(epoch: int, run: Train, unbroken_shift: P
     assert len(rows(tmp_path / "run")) == epoch
     run(**settings, callbacks=[LowThreshold()], resume=True)
     assert_same_run(tmp_path / "run", unbroken_shift / "run")
+
+
+@pytest.mark.parametrize("step", [1, 8])
+def test_all_that_a_run_has_resumes_within_an_epoch(step: int, run: Train, tmp_path: Path) -> None:
+    """Two stages, an average of the weights, accumulated gradients, warped features, noisy prompts."""
+    more = {**SHIFT, "ema": 0.9, "accumulate": 2, "batch_size": 1, "feature_augment": "affine", "cache": "all"}
+    more |= {"cache_dir": str(tmp_path / "features"), "clip_norm": 1.0, "early_stopping": 3}
+    whole = run(**more, callbacks=[LowThreshold()], output=str(tmp_path / "whole")).folder
+    with pytest.raises(SystemExit):
+        run(**more, callbacks=[LowThreshold(), Send(signal.SIGTERM, step)])
+    assert steps_within_epoch(tmp_path / "run") == divmod(step, 3)
+    run(**more, callbacks=[LowThreshold()], resume=True)
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_killed_when_the_first_epoch_of_the_second_stage_is_the_best_and_resumed(

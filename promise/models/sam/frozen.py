@@ -72,7 +72,9 @@ class FrozenSam(nn.Module):
 
     def train(self, mode: bool = True) -> FrozenSam:
         """Stay in evaluation mode: the statistics of normalisation layers do not change, even in parts that train."""
-        return super().train(False)
+        # LiteMedSAM's attention makes a buffer here; several processes cannot synchronise one made in inference mode.
+        with torch.inference_mode(False):
+            return super().train(False)
 
     @property
     def trained_parts(self) -> tuple[str, ...]:
