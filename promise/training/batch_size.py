@@ -84,7 +84,7 @@ def _rehearse(config: TrainConfig, net: Promise, device: torch.device) -> None:
             model.train()
             prompts: DrawPrompts = draw if stage.draw_prompts is None else partial(stage.draw_prompts, epoch=1)
             prediction, moved = predict(model, batch, prompts, device, decode=criterion.decodes)
-            criterion(prediction, moved).total.backward()
+            torch.autograd.backward(criterion(prediction, moved).total)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             del prediction, moved
