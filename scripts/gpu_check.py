@@ -117,6 +117,8 @@ def nets(args: argparse.Namespace) -> dict[str, Any]:
 def build(name: str, precision: str, device: torch.device, *, sam: str = "lite_medsam") -> Promise:
     """A net on random weights of SAM, the same on every device."""
     net = build_net(name, sam=sam, sam_checkpoint=None, num_points=16, precision=precision, seed=0)
+    if net.apm is not None and net.apm.lesions is not None:  # random weights: lesions of any strength
+        net.apm.lesions = dataclasses.replace(net.apm.lesions, min_score=0.0, min_probability=0.0)
     return optimize_for_cpu(net).to(device).eval()
 
 
