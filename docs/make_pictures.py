@@ -23,6 +23,7 @@ from PIL import Image
 
 PICTURES = Path(__file__).parent / "pictures"
 SHOWN = 6  # overlays side by side
+WORST = 3  # images of the lowest Dice
 LIMIT = 150_000  # bytes
 ROOT = Path(__file__).parents[1]
 SAMPLES, RUN = ROOT / "data_format/skin", ROOT / "runs/quickstart"
@@ -34,6 +35,7 @@ def main() -> None:
         sys.exit(f"{RUN / 'test/overlays'} is missing: run bash scripts/quickstart.sh first.")
     PICTURES.mkdir(exist_ok=True)
     save(side_by_side(sorted((RUN / "test/overlays").rglob("*.png"))[:SHOWN]), "overlays")
+    save(side_by_side(sorted((RUN / "test/gallery").rglob("worst-*.png"))[:WORST]), "worst")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         command("validate", str(SAMPLES / "split.csv"), "--picture", "data.png", "--quiet")
