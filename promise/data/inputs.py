@@ -17,7 +17,7 @@ from promise.data.images import EXTENSIONS, read_image, read_size
 from promise.data.locate import ListedPath, Locator, Parts, shortest_names, stem
 from promise.data.records import LineFault, list_line_faults, read_column
 from promise.runtime.errors import UserError, raise_all
-from promise.runtime.reading import as_path, read_bytes, require_file
+from promise.runtime.reading import as_path, expand_home, read_bytes, require_file
 
 COLUMNS = ("image_name", "image", "path", "filename", "file")  # of a CSV; the first one that exists is used
 LISTS = (".txt", ".lst")
@@ -76,8 +76,8 @@ def list_inputs(
     named: list[list[tuple[str, Path]]] = []
     files: list[tuple[Parts, Path]] = []
     for text in sources:
-        path = Path(text).expanduser()
         try:
+            path = expand_home(text)
             if _is_folder(path):
                 named.append(_name_folder(_in_folder(path, recursive, leave_out)))
             elif path.suffix.lower() == ".csv":

@@ -99,6 +99,20 @@ def as_path(value: object, name: str) -> Path:
     return Path(text)
 
 
+def expand_home(path: str | Path) -> Path:
+    """A path whose leading ``~`` is replaced by the home folder of the user.
+
+    Raises:
+        UserError: there is no such user, or the user has no home folder (``no-home``).
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: the home folder is unknown. Write the path without ~, or set HOME.", code="no-home"
+        ) from error
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parse JSON from an untrusted source.
 
