@@ -48,6 +48,17 @@ def require_file(path: Path, missing: UserError | None = None) -> None:
         raise UserError(f"{path}: {kind}, not a file.", code="not-a-file")
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something at a path, if only a broken link. ``Path.exists`` raises errors for names that are too
+    long and for folders that cannot be entered."""
+    return os.path.lexists(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder. ``Path.is_dir`` raises errors as ``Path.exists``."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def require_size(path: str | Path, height: int, width: int) -> None:
     """Check the size of an image, known from its header, before its pixels are decoded.
 
