@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("promise-doctor: interrupted.", file=sys.stderr)
         return 130
     except OSError as error:  # of the console: a closed pipe, a full disk
-        sys.stdout = None  # type: ignore[assignment]  # Python would fail to flush it
+        sys.stdout = None  # Python would fail to flush it
         print(f"promise-doctor: the report cannot be printed ({error.strerror}).", file=sys.stderr)
         return 1
 
