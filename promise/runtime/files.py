@@ -79,7 +79,7 @@ def _write_fault(error: Exception) -> tuple[int, str] | None:
     """errno and text of a failure to write; ``None`` for other errors."""
     if isinstance(error, OSError):
         return error.errno or 0, error.strerror or str(error)
-    coded = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
+    coded = re.search(r"(?:\(os error |Os \{ code: )(\d+)", str(error))  # safetensors, also 0.4
     if coded is not None:
         return int(coded[1]), os.strerror(int(coded[1]))
     if isinstance(error, RuntimeError) and "inline_container" in str(error):  # torch.save, which hides the reason
