@@ -66,7 +66,7 @@ def _work(arguments: argparse.Namespace) -> int:
     start_logging(quiet=arguments.quiet)
     from promise.features.store import cache_folder
 
-    home = Path(arguments.cache_dir).expanduser() if arguments.cache_dir else cache_folder()
+    home = cache_folder(arguments.cache_dir)
     if home is None:
         raise UserError(
             "no home folder for the cache. Choose a folder with --cache-dir or PROMISE_FEATURES.", code="no-home"

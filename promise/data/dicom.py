@@ -64,18 +64,21 @@ def read_dicom(path: Path, content: bytes | None = None) -> NDArray[np.uint8]:
     from pydicom.pixels import apply_color_lut, pixel_array
 
     data = _open(path, content)
-    frames = int(data.get("NumberOfFrames", 1) or 1)
+    frames = _whole_number(data, "NumberOfFrames", path, default=1)
     if frames > 1:
         raise UserError(
             f"{path}: the file contains {frames} images; expected one image per file.", code="multi-frame-dicom"
         )
     try:
         pixels = pixel_array(data)
+        colours = (3,) if int(data.SamplesPerPixel) > 1 else ()
+        if pixels.shape != (int(data.Rows), int(data.Columns), *colours):
+            raise ValueError(f"its pixels have the shape {pixels.shape}")
         kind = str(data.PhotometricInterpretation)
         if kind == "PALETTE COLOR":
             return _to_eight_bits(apply_color_lut(pixels, data))
-        if int(data.SamplesPerPixel) > 1:
-            return _to_eight_bits(pixels[:, :, :3], highest=2 ** int(data.BitsStored) - 1)
+        if colours:
+            return _to_eight_bits(pixels, highest=2 ** int(data.BitsStored) - 1)
         grey = _window(pixels, data)
     except Exception as error:  # decoders raise many types of exceptions
         raise UserError(
@@ -88,7 +91,18 @@ def read_dicom_size(path: Path, content: bytes | None = None) -> tuple[int, int]
     """(height, width) in pixels, read from the header; same errors as :func:`read_dicom`."""
     require_pydicom()
     data = _open(path, content, header=True)
-    return int(data.Rows), int(data.Columns)
+    return _whole_number(data, "Rows", path), _whole_number(data, "Columns", path)
+
+
+def _whole_number(data: Any, name: str, path: Path, *, default: int = 0) -> int:
+    """A positive number of the header, which may hold several values or none in a damaged file."""
+    try:
+        number = int((data[name].value if name in data else None) or default)
+    except Exception as error:  # pydicom converts values when they are read
+        raise UserError(f"{path}: the DICOM header is damaged ({name}).", code="not-dicom") from error
+    if number < 1:
+        raise UserError(f"{path}: the DICOM header is damaged ({name} is {number}).", code="not-dicom")
+    return number
 
 
 def _open(path: Path, content: bytes | None, *, header: bool = False) -> Any:
@@ -104,7 +118,7 @@ def _open(path: Path, content: bytes | None, *, header: bool = False) -> Any:
         ) from error
     if "Rows" not in data or "Columns" not in data:
         raise UserError(f"{path}: the DICOM file contains no image.", code="dicom-without-image")
-    require_size(path, int(data.Rows), int(data.Columns))
+    require_size(path, _whole_number(data, "Rows", path), _whole_number(data, "Columns", path))
     return data
 
 

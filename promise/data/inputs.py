@@ -17,7 +17,7 @@ from promise.data.images import EXTENSIONS, read_image, read_size
 from promise.data.locate import ListedPath, Locator, Parts, shortest_names, stem
 from promise.data.records import LineFault, list_line_faults, read_column
 from promise.runtime.errors import UserError, raise_all
-from promise.runtime.reading import as_path, read_bytes, require_file
+from promise.runtime.reading import as_path, exists, expand_home, is_folder, read_bytes, require_file
 
 COLUMNS = ("image_name", "image", "path", "filename", "file")  # of a CSV; the first one that exists is used
 LISTS = (".txt", ".lst")
@@ -76,9 +76,9 @@ def list_inputs(
     named: list[list[tuple[str, Path]]] = []
     files: list[tuple[Parts, Path]] = []
     for text in sources:
-        path = Path(text).expanduser()
         try:
-            if _is_folder(path):
+            path = expand_home(text)
+            if is_folder(path):
                 named.append(_name_folder(_in_folder(path, recursive, leave_out)))
             elif path.suffix.lower() == ".csv":
                 named.append(_name_files(_in_csv(path, data_root, split)))
@@ -102,13 +102,6 @@ def _in_folder(folder: Path, recursive: bool, leave_out: Path | None) -> list[tu
         hint = f"; its subfolders contain {below} (--recursive includes them)" if below else ""
         raise UserError(f"{folder}: the folder contains no PNG, JPEG, TIFF, BMP or DICOM file{hint}.", code="no-images")
     return [(path.relative_to(folder).parts, path) for path in found]
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # reported when it is read
-        return False
 
 
 def _walk(folder: Path, below: bool) -> Iterator[Path]:
@@ -203,7 +196,7 @@ def _find(path: Path, texts: dict[int, str], data_root: str | None) -> list[tupl
         located = None if plain.is_absolute() and data_root is None else locator.find(listed, role="image")
         if located is not None:
             found.append((listed.parts, located.path))
-        elif data_root is None and plain.is_absolute() and (plain.exists() or plain.is_symlink()):
+        elif data_root is None and plain.is_absolute() and exists(plain):
             found.append((listed.parts, plain))
         else:
             missing.append(LineFault(line, "missing-file", text))

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from promise.data.images import EXTENSIONS
+from promise.runtime.reading import exists, is_folder
 
 SEGMENTATION_SUFFIX = "_segmentation"
 _SIZE_SUFFIX = re.compile(r"_\d+$")
@@ -153,18 +154,18 @@ class Locator:
                 renamed = ", ".join(f"{old} → {new}" for old, new in zip(suffix, short, strict=True) if old != new)
                 for parts, note in ((suffix, ""), (short, renamed)):
                     folder = self.base.joinpath(*parts)
-                    if (parts is suffix or renamed) and self._present(folder).is_dir():
+                    if (parts is suffix or renamed) and is_folder(self._present(folder)):
                         found.append((folder, note))
             self._folders[folders] = found
         return self._folders[folders]
 
     def _present(self, folder: Path) -> Path:
         """The folder, or the one below ``base`` whose name is the same text in another Unicode form."""
-        if str(folder).isascii() or not folder.is_relative_to(self.base) or folder.is_dir():
+        if str(folder).isascii() or not folder.is_relative_to(self.base) or is_folder(folder):
             return folder
         found = self.base
         for part in folder.relative_to(self.base).parts:
-            same = [] if (found / part).exists() or not found.is_dir() else list(found.iterdir())
+            same = [] if exists(found / part) or not is_folder(found) else list(found.iterdir())
             found = next((path for path in same if composed(path.name) == composed(part)), found / part)
         return found
 
@@ -178,7 +179,7 @@ class Locator:
                         stem, extension = os.path.splitext(entry.name)  # noqa: PTH122 (a name, not a path)
                         if not entry.is_dir():
                             listing.setdefault(stem, {})[extension] = entry.name
-            except OSError:
+            except (OSError, ValueError):  # ValueError: a zero byte in the name
                 listing = {}
             self._listings[folder] = listing
         return self._listings[folder]

@@ -22,6 +22,7 @@ from promise.data.locate import (
 )
 from promise.data.records import LineFault, list_line_faults, read_records
 from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.reading import is_folder
 from promise.runtime.settings import SPLITS
 
 COLUMNS = ("image_name", "train_type", "mask_name")
@@ -126,7 +127,7 @@ def require_data_root(root: Path | None) -> None:
     Raises:
         MissingFileError: ``missing-data-root``.
     """
-    if root is not None and not root.is_dir():
+    if root is not None and not is_folder(root):
         raise MissingFileError(f"--data-root {root}: no such folder.", code="missing-data-root")
 
 

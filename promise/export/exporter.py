@@ -29,6 +29,7 @@ from promise.runtime.errors import UserError, unknown_name
 from promise.runtime.files import check_output_dir, staged, write_json
 from promise.runtime.lock import exclusive
 from promise.runtime.progress import progress_bar
+from promise.runtime.reading import expand_home
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def export(config: ExportConfig) -> Exported:
     lesion_values = check_settings(config.lesion_settings)
     if config.max_lesions is not None:
         lesion_values["max_lesions"] = config.max_lesions
-    folder = check_output_dir(Path(config.output).expanduser(), OUTPUTS, overwrite=config.overwrite)
+    folder = check_output_dir(expand_home(config.output), OUTPUTS, overwrite=config.overwrite)
     check_packages(config.format)
     net, metadata = checkpoint.load(
         config.ckpt, net_name=config.net, sam=config.sam, sam_checkpoint=config.sam_checkpoint

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from promise.runtime.files import atomic_path, write_json
+from promise.runtime.reading import expand_home
 from promise.types import Encoded
 
 HOME_VARIABLE = "PROMISE_FEATURES"
@@ -46,14 +47,14 @@ def cache_folder(folder: str | Path | None = None) -> Path | None:
         folder: the folder; default: ``$PROMISE_FEATURES``, else ``promise/features`` in the cache folder of the user.
     """
     if folder:
-        return Path(folder).expanduser()
+        return expand_home(folder)
     return _default_folder()
 
 
 def _default_folder() -> Path | None:
     configured = os.environ.get(HOME_VARIABLE)
     if configured:
-        return Path(configured).expanduser()
+        return expand_home(configured)
     home = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(home) if home else Path.home() / ".cache") / "promise" / "features"

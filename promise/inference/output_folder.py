@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -204,10 +205,10 @@ class PredictionFolder:
             Names and estimated IoU, lowest first; images without a lesion, whose IoU is ``None``, before all others.
         """
         records = [record for _, record in self._records()]
-        chosen = [r for r in records if r["estimated_iou"] is None or r["estimated_iou"] < below]
-        chosen.sort(key=lambda r: -1.0 if r["estimated_iou"] is None else r["estimated_iou"])
+        chosen = [r for r in records if r.get("estimated_iou") is None or r["estimated_iou"] < below]
+        chosen.sort(key=lambda r: -1.0 if r.get("estimated_iou") is None else r["estimated_iou"])
         table = io.StringIO()
-        lines = [(r["name"], r["estimated_iou"], r["source"]["path"]) for r in chosen]
+        lines = [(r["name"], r.get("estimated_iou"), r["source"]["path"]) for r in chosen]
         csv.writer(table, lineterminator="\n").writerows([("name", "estimated_iou", "path"), *lines])
         write_text(self.path / REVIEW, table.getvalue())
         return [(name, estimate) for name, estimate, _ in lines]
@@ -223,14 +224,36 @@ class PredictionFolder:
             record = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return record if isinstance(record, dict) and {"name", "source", "outputs"} <= record.keys() else None
+        return record if _is_record(record) and self.record_path(record["name"]) == path else None
 
     def _settings(self) -> dict[str, Any] | None:
         try:
             run = parse_json((self.path / RUN).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return dict(run.get("settings", {})) if isinstance(run, dict) and run.get("format") == FORMAT else None
+        settings = run.get("settings") if isinstance(run, dict) and run.get("format") == FORMAT else None
+        return settings if isinstance(settings, dict) else None
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a record has all that is read from it, with the right types: other programs may have changed the file."""
+    try:
+        prompts_to_dict(prompts_from_dict(record))
+        source, scores = record["source"], (record.get("iou"), record.get("estimated_iou"))
+        texts = (record["name"], record["file"], source["path"], source["hash"], *record["outputs"])
+        numbers = (*record["size"], source["bytes"], source["time"])
+        for text in texts:
+            os.fsencode(text)
+        contour = record[CONTOUR] if CONTOUR in record["outputs"] else None
+        if contour is not None:
+            _coco([record])
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        return False
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(type(number) is int for number in numbers)
+        and all(isinstance(score, int | float | None) for score in scores)
+    )
 
 
 def _is_source(path: Path, source: Mapping[str, Any]) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from promise.prompts.file import Draw, PromptFile
 from promise.prompts.sampling import AUTO, FILE, GROUND_TRUTH, SOURCES, Source, prompt_batch
 from promise.prompts.sets import ImagePrompts
 from promise.runtime.errors import UserError, excerpt, unknown_name
+from promise.runtime.reading import expand_home
 from promise.runtime.settings import MAX_POINTS
 from promise.types import Batch, Points, Prompts
 
@@ -247,7 +247,7 @@ def resolve_prompting(
     """
     source, path = parse_source(settings.source or (AUTO if own_prompts else GROUND_TRUTH))
     if source.reads_file:
-        file = PromptFile(Path(path).expanduser())
+        file = PromptFile(expand_home(path))
         return Prompting(FILE, file.seeds, file=file)
     if source.name == AUTO:
         if not own_prompts:

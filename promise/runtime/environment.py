@@ -7,9 +7,10 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "torch",
@@ -27,12 +28,14 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
     Packages that are not installed and a commit outside a git checkout are ``None``.
     """
+    import torch
+
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: package_version(name) for name in ("promise-sam", *PACKAGES)},
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
         "threads": torch.get_num_threads(),
@@ -47,7 +50,7 @@ def package_version(package: str) -> str | None:
         return None
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """Commit of the checkout that contains this package, with ``-dirty`` if modified; ``None`` outside a checkout."""
     try:
         described = subprocess.run(

@@ -79,7 +79,7 @@ def _write_fault(error: Exception) -> tuple[int, str] | None:
     """errno and text of a failure to write; ``None`` for other errors."""
     if isinstance(error, OSError):
         return error.errno or 0, error.strerror or str(error)
-    coded = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
+    coded = re.search(r"(?:\(os error |Os \{ code: )(\d+)", str(error))  # safetensors, also 0.4
     if coded is not None:
         return int(coded[1]), os.strerror(int(coded[1]))
     if isinstance(error, RuntimeError) and "inline_container" in str(error):  # torch.save, which hides the reason
@@ -147,9 +147,9 @@ def _umask() -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically; names of files that are not UTF-8 keep their bytes."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:

@@ -48,6 +48,17 @@ def require_file(path: Path, missing: UserError | None = None) -> None:
         raise UserError(f"{path}: {kind}, not a file.", code="not-a-file")
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something at a path, if only a broken link. ``Path.exists`` raises errors for names that are too
+    long and for folders that cannot be entered."""
+    return os.path.lexists(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder. ``Path.is_dir`` raises errors as ``Path.exists``."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def require_size(path: str | Path, height: int, width: int) -> None:
     """Check the size of an image, known from its header, before its pixels are decoded.
 
@@ -97,6 +108,20 @@ def as_path(value: object, name: str) -> Path:
             f"{name} must be a path, as text or pathlib.Path, not {type(value).__name__}.", code="not-a-path"
         )
     return Path(text)
+
+
+def expand_home(path: str | Path) -> Path:
+    """A path whose leading ``~`` is replaced by the home folder of the user.
+
+    Raises:
+        UserError: there is no such user, or the user has no home folder (``no-home``).
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: the home folder is unknown. Write the path without ~, or set HOME.", code="no-home"
+        ) from error
 
 
 def parse_json(text: str | bytes) -> Any:

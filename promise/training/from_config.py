@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +21,7 @@ from promise.models.registry import NETS, build_net, change_lesions
 from promise.models.sam.weights import weights_setting
 from promise.models.token_shift import IncrementalPatternShifting
 from promise.prompts.sampling import AUTO, GROUND_TRUTH, prompt_batch
+from promise.runtime.reading import expand_home
 from promise.training.build import LoaderBuilder, Stage, TrainerOptions, TrainingData
 from promise.training.config import TrainConfig, parse_labels
 from promise.training.feature_warp import warp_batch
@@ -209,5 +209,5 @@ def log_settings(config: TrainConfig, net: Promise, accelerator: Accelerator) ->
 def _sam_origin(sam_checkpoint: str | None) -> str:
     if sam_checkpoint in (None, "random"):
         return sam_checkpoint or "auto"
-    path = Path(sam_checkpoint).expanduser()
+    path = expand_home(sam_checkpoint)
     return str(path.resolve()) if path.exists() else sam_checkpoint  # the name of a repository of a hub

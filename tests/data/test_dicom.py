@@ -120,3 +120,31 @@ def test_a_missing_package_is_reported_with_the_command_that_installs_it(monkeyp
     with user_error("missing-pydicom") as caught:
         require_pydicom()
     assert "pip install 'promise-sam[dicom]'" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Rows", "Columns", "NumberOfFrames"])
+def test_a_damaged_header_is_one_message(name: str, tmp_path, user_error) -> None:
+    values: list[Any] = [[4, 4], -3] if name == "NumberOfFrames" else [[4, 4], 0]
+    for value in values:
+        path = write(tmp_path / "a.dcm", np.zeros((4, 5), np.uint8), **{name: value})
+        with user_error("not-dicom") as caught:
+            read_dicom(path)
+        assert name in str(caught.value)
+
+
+def test_a_header_of_an_unknown_type_is_one_message(tmp_path, user_error) -> None:
+    path = write(tmp_path / "a.dcm", np.zeros((4, 5), np.uint8))
+    columns = b"\x28\x00\x11\x00US"  # tag and type of Columns
+    assert path.read_bytes().count(columns) == 1
+    path.write_bytes(path.read_bytes().replace(columns, columns[:4] + b"S\x02"))
+    for read in (read_dicom, read_dicom_size):
+        with user_error("not-dicom"):
+            read(path)
+
+
+def test_pixels_of_another_shape_are_refused(tmp_path, user_error, monkeypatch) -> None:
+    path = write(tmp_path / "a.dcm", np.zeros((4, 5), np.uint8))
+    monkeypatch.setattr("pydicom.pixels.pixel_array", lambda _data: np.zeros((2, 4, 5), np.uint8))
+    with user_error("dicom-not-decodable") as caught:
+        read_dicom(path)
+    assert "(2, 4, 5)" in str(caught.value)

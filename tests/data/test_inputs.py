@@ -160,3 +160,11 @@ def test_a_csv_does_not_lead_out_of_the_data_root(path: str, tree, user_error) -
     (tree / "x.png").touch()
     (one,) = list_inputs([str(tree / "a.csv")], data_root=str(tree))
     assert one.path.resolve() == (tree / "x.png").resolve()
+
+
+@pytest.mark.parametrize("text", ["\0mages/z.png", "sub/\0.png", "{long}/z.png", "a/{long}.png", "/{long}/z.png"])
+@pytest.mark.parametrize("rooted", [False, True])
+def test_names_that_no_disk_can_hold_are_missing(text: str, rooted: bool, tree, user_error) -> None:
+    (tree / "a.txt").write_text(text.format(long="a" * 300) + "\n")
+    with user_error("missing-file"):
+        names(tree / "a.txt", data_root=str(tree) if rooted else None)

@@ -327,3 +327,19 @@ def test_names_in_another_unicode_form_are_found_and_noted(tmp_path: Path, make_
 def test_a_csv_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "split.csv")
     assert failure(tmp_path / "split.csv").code == "not-a-file"
+
+
+@pytest.mark.parametrize("folder", ["a" * 300, "/" + "a" * 300, "ä" * 300])
+def test_names_that_no_disk_can_hold_are_missing(folder: str, pairs: Path, make_table: MakeTable) -> None:
+    csv = make_table([f"{folder}/a.png,train,{folder}/a.png"])
+    for root in (None, pairs):
+        assert failure(csv, data_root=root).codes == ("missing-file", "missing-file")
+    assert failure(csv, data_root=pairs / folder).code == "missing-data-root"
+
+
+def test_a_link_in_the_data_root_may_lead_out_of_it(pairs: Path, make_table: MakeTable) -> None:
+    (pairs / "root").mkdir()
+    for kind in ("images", "masks"):
+        (pairs / "root" / kind).symlink_to(pairs / kind)
+    csv = make_table(["images/a.png,train,masks/a.png"])
+    assert read_table(csv, data_root=pairs / "root").rows[0].image == pairs / "root/images/a.png"

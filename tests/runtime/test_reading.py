@@ -6,8 +6,9 @@ import os
 import socket
 from pathlib import Path
 
+import promise
 from promise.runtime.files import write_text
-from promise.runtime.reading import require_file, require_size
+from promise.runtime.reading import expand_home, require_file, require_size
 
 
 def test_only_regular_files_are_read(tmp_path: Path, user_error) -> None:
@@ -46,3 +47,18 @@ def test_the_largest_image_is_settable(user_error, monkeypatch) -> None:
     monkeypatch.setenv("PROMISE_MAX_PIXELS", "-1")
     with user_error("invalid-max-pixels"):
         require_size("a.png", 1, 1)
+
+
+def test_an_unknown_home_folder_is_one_message(user_error, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expand_home("~/a.png") == Path("/home/me/a.png")
+    assert expand_home("a/~b.png") == Path("a/~b.png")
+    with user_error("no-home") as caught:
+        expand_home("~no-such-user/a.png")
+    assert "~no-such-user/a.png" in str(caught.value)
+
+
+def test_home_folders_are_expanded_in_one_place() -> None:
+    package = Path(promise.__file__).parent
+    found = {path.name for path in package.rglob("*.py") if ".expanduser(" in path.read_text(encoding="utf-8")}
+    assert found == {"reading.py"}

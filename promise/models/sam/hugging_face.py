@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from promise.models.sam.adapter import Adapter, Maps, Run, normalise_channels, run_block
 from promise.runtime.errors import MissingFileError, UserError
-from promise.runtime.reading import parse_json
+from promise.runtime.reading import expand_home, parse_json
 
 FILES = "model*.safetensors"
 # In transformers two modules share the frequencies of the positional encoding; here only the prompt encoder has them.
@@ -81,7 +81,7 @@ def describe(source: Path | str) -> Description:
         MissingFileError: the extra ``[hf]``, the folder or its ``config.json`` is missing.
         UserError: the configuration is not that of a SAM that this adapter supports (code ``unsupported-config``).
     """
-    path = Path(source).expanduser()
+    path = expand_home(source)
     file = (path if path.is_dir() else _folder_of_hub(source)) / "config.json"
     if not file.is_file():
         raise MissingFileError(f"{file} does not exist: {file.parent} is not a model folder of transformers.")
@@ -254,7 +254,7 @@ def _transformers() -> Any:
 
 def _files(source: Path | str) -> list[Path]:
     """The safetensors files of a source: a folder, a file, or a name on the hub."""
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if path.is_file():
         return [path]
     folder = path if path.is_dir() else _folder_of_hub(source)

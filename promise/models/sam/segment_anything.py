@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from promise.models.sam.adapter import Adapter, Maps, Run, normalise_channels, run_block
 from promise.models.sam.weights import read_state_dict
+from promise.runtime.reading import expand_home
 
 
 def build_segment_anything(size: str) -> nn.Module:
@@ -51,7 +52,7 @@ class SegmentAnything(Adapter):
 
     def read(self, source: Path | str) -> dict[str, Tensor]:
         """Read a ``.pth`` file; see :func:`promise.models.sam.weights.read_state_dict`."""
-        return read_state_dict(Path(source).expanduser())
+        return read_state_dict(expand_home(source))
 
     def position(self, prompt_encoder: Any, xy: Tensor) -> Tensor:
         """Uses the random frequencies of ``pe_layer``."""

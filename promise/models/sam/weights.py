@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from promise.runtime.errors import MissingFileError, UserError
-from promise.runtime.reading import require_file
+from promise.runtime.reading import expand_home, require_file
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,21 @@ def weights_setting(value: Path | str | None) -> Path | str | None:
 
 
 def cache_folder() -> Path:
-    """Folder of downloaded weights: ``$PROMISE_CACHE``, or ``checkpoints`` in the folder of torch.hub."""
-    folder = os.environ.get(CACHE_VARIABLE)
-    return Path(folder).expanduser() if folder else Path(torch.hub.get_dir()) / "checkpoints"
+    """Folder of downloaded weights: ``$PROMISE_CACHE``, or ``checkpoints`` in the folder of torch.hub.
+
+    Raises:
+        UserError: the user has no home folder (``no-home``).
+    """
+    # Without a home folder, torch.hub leaves the ~ in the path: a folder of this name would be created.
+    return expand_home(os.environ.get(CACHE_VARIABLE) or Path(torch.hub.get_dir()) / "checkpoints")
+
+
+def local_weights(weights: Weights) -> Path | None:
+    """The path of a weight file that is on this machine, bundled or cached; it is not verified."""
+    if weights.bundled is not None:
+        return Path(weights.bundled())
+    path = cache_folder() / weights.file_name
+    return path if path.is_file() else None
 
 
 def find_weights(weights: Weights) -> Path:
@@ -55,14 +67,12 @@ def find_weights(weights: Weights) -> Path:
     Raises:
         MissingFileError: the file is not on this machine and cannot be downloaded; the error contains the URL and the
             expected path (code ``missing-weights``).
-        UserError: the file is not the published one (code ``not-the-published-weights``).
+        UserError: the file is not the published one (code ``not-the-published-weights``), or there is no home folder
+            for the cache (``no-home``).
     """
-    if weights.bundled is not None:
-        path = Path(weights.bundled())
-        check_weights(path, weights)
-        return path
-    path = cache_folder() / weights.file_name
-    if not path.is_file():
+    path = local_weights(weights)
+    if path is None:
+        path = cache_folder() / weights.file_name
         _download(weights, path)
     check_weights(path, weights)
     return path

@@ -194,3 +194,13 @@ def test_the_hash_of_a_state_depends_on_names_types_shapes_and_values() -> None:
     ]
     assert state_sha256(state) == state_sha256(same)
     assert len({state_sha256(s) for s in (state, *others)}) == 5
+
+
+def test_without_a_home_no_folder_is_created(tmp_path: Path, monkeypatch, user_error) -> None:
+    for name in ("HOME", "PROMISE_CACHE", "XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # an arbitrary uid of a container
+    monkeypatch.chdir(tmp_path)
+    with user_error("no-home"):
+        find_weights(Weights("sam.pth", "http://127.0.0.1:9/sam.pth", SHA256))
+    assert list(tmp_path.iterdir()) == []
