@@ -159,7 +159,7 @@ def read_or_refuse(read: Callable[[], Any]) -> Any:
     return None
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def small_images() -> Iterator[None]:
     """Headers that claim large images are refused, as those of 2²⁸ pixels are outside of the tests."""
     with pytest.MonkeyPatch.context() as patch:

@@ -40,7 +40,9 @@ def with_little_memory(work: Callable[[], object], megabytes: int) -> int:
             now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (now + megabytes * 2**20,) * 2)
             warnings.simplefilter("ignore")
+            used = use_up_freed_memory(megabytes)
             work()
+            del used
             status = 0
         except UserError as error:
             status = 2 if error.code == "out-of-memory" else 3
@@ -49,6 +51,18 @@ def with_little_memory(work: Callable[[], object], megabytes: int) -> int:
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def use_up_freed_memory(megabytes: int) -> list[bytearray]:
+    """Allocate until all but so many megabytes are used, also what earlier tests have freed."""
+    used: list[bytearray] = []
+    while True:
+        try:
+            used.append(bytearray(2**20))
+        except MemoryError:
+            break
+    del used[:megabytes]
+    return used
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux")
