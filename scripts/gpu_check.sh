@@ -2,18 +2,20 @@
 # Checks and measures the package on a GPU; docs/cluster.md explains the parts:
 #
 #   bash scripts/gpu_check.sh DATA OUT            DATA: folder with polyp.csv, which has train, val and test rows
+#   bash scripts/gpu_check.sh DATA OUT --parts "dense paper"
 #   bash scripts/gpu_check.sh DATA OUT --device cpu --quick
 #
 # Each part has a time limit; results of parts that were finished, and of trainings that were stopped, are kept. Writes
 # OUT/gpu_check.json and OUT/gpu_check.md. Uses the package of this checkout with $PYTHON (default: python3).
 set -uo pipefail
 
-usage() { sed -n '2,9s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; }
 
-DATA="" OUT="" DEVICE=cuda QUICK=0
+DATA="" OUT="" DEVICE=cuda PARTS="" QUICK=0
 while (($#)); do
   case "$1" in
     --device) DEVICE="${2:?--device requires a name}" && shift ;;
+    --parts) PARTS="${2:?--parts requires names}" && shift ;;
     --quick) QUICK=1 ;;
     -h | --help) usage && exit 0 ;;
     -*) echo "gpu_check.sh: unknown option $1" >&2 && exit 2 ;;
@@ -35,10 +37,12 @@ rm -f "$OUT"/parts.tsv "$OUT"/part-* "$OUT"/log.txt
 cp "$DATA/polyp.csv" "$CSV"
 trap 'rm -rf -- "$RUNS"' EXIT
 
-# part NAME SECONDS COMMAND…: run a command with a time limit; its output goes to OUT/log.txt, a failure does not end the script
+# part NAME SECONDS COMMAND…: run a command with a time limit, if --parts has it or is absent; its output goes to OUT/log.txt,
+# and a failure does not end the script
 part() {
   local name="$1" limit="$2" started status
   shift 2
+  [[ -z "$PARTS" || " $PARTS " == *" ${name%-scores} "* ]] || return 1
   echo "== $name (at most $limit s)"
   started="$(date +%s)"
   timeout --signal=TERM --kill-after=20 "$limit" "$@" >"$RUNS/log" 2>&1
@@ -46,6 +50,7 @@ part() {
   { printf '\n== %s\n' "$name" && tr '\r' '\n' <"$RUNS/log" | tail -n 60; } >>"$OUT/log.txt"
   printf '%s\t%s\t%s\n' "$name" "$status" "$(($(date +%s) - started))" >>"$OUT/parts.tsv"
   ((status == 0)) || echo "   status $status: $(tail -n 1 "$RUNS/log" | cut -c 1-200)"
+  return "$status"
 }
 
 check() { part "$1" "$2" "$PYTHON" "$ROOT/scripts/gpu_check.py" "$1" --device "$DEVICE" --out "$OUT" "${@:3}" "${quick[@]}"; }
@@ -99,4 +104,5 @@ else
   train paper 240 "${paper[@]}" --epochs 200 --validate-every 10
   evaluate paper 30
 fi
+[[ -f "$OUT/parts.tsv" ]] || { echo "gpu_check.sh: no part is named $PARTS" >&2 && exit 2; }
 "$PYTHON" "$ROOT/scripts/gpu_check.py" report --device "$DEVICE" --out "$OUT" && cat "$OUT/gpu_check.md"

@@ -249,9 +249,8 @@ def test_the_gpu_check_runs_to_its_end_on_a_cpu(lite: str, tmp_path: Path) -> No
     shutil.copy(make_phantoms(data, count=12, size=128, seed=0, splits=(0.5, 0.25, 0.25)), data / "polyp.csv")
     before = sorted(data.rglob("*"))
     command = ["bash", str(ROOT / "scripts/gpu_check.sh"), str(data), str(out), "--device", "cpu", "--quick"]
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=900, env={**os.environ, "PYTHON": sys.executable}
-    )
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr + (out / "log.txt").read_text()
     found = json.loads((out / "gpu_check.json").read_text())
     assert {one["status"] for one in found["parts"]} == {"0"}
@@ -262,6 +261,9 @@ def test_the_gpu_check_runs_to_its_end_on_a_cpu(lite: str, tmp_path: Path) -> No
     assert set(found["results"]) >= {"paper-scores", "dense-scores", "steps"}
     assert (out / "gpu_check.md").read_text() in done.stdout
     assert sorted(data.rglob("*")) == before
+    done = subprocess.run([*command, "--parts", "limits"], check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert [one["part"] for one in json.loads((out / "gpu_check.json").read_text())["parts"]] == ["limits"]
 
 
 def test_quickstart_commands_parse(parse: Parse) -> None:
