@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -281,6 +282,40 @@ def user_error() -> Callable[..., Any]:
         assert set(codes) <= set(caught.value.codes), f"{caught.value.codes}: {caught.value}"
 
     return user_error
+
+
+@pytest.fixture
+def as_other_user() -> Iterator[tuple[Path, Callable[[Callable[[], int]], tuple[int, str]]]]:
+    """A folder that all users may enter, and a function that runs another one in a process without root's rights.
+
+    The function returns the exit status and what was written to stderr.
+    """
+    if not hasattr(os, "fork"):
+        pytest.skip("POSIX users")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+
+    def run(work: Callable[[], int]) -> tuple[int, str]:
+        errors = folder / "stderr"
+        pid = os.fork()
+        if pid == 0:
+            status = 99
+            try:
+                if os.geteuid() == 0:
+                    os.setgid(12345)
+                    os.setuid(12345)
+                with errors.open("w", buffering=1) as stream, contextlib.redirect_stderr(stream):
+                    status = work()
+            finally:
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return status, errors.read_text()
+
+    yield folder, run
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            path.chmod(0o777)
+    shutil.rmtree(folder)
 
 
 HOLD = """

@@ -20,6 +20,7 @@ from promise.data.images import EXTENSIONS
 from promise.data.inputs import read_input
 from promise.models.bundled import NONE, read_cards
 from promise.runtime.errors import MissingFileError, UserError
+from promise.runtime.reading import list_folder
 
 if TYPE_CHECKING:
     from promise.app.nets import Nets
@@ -184,7 +185,7 @@ def read_samples(folder: Path) -> list[Sample]:
 
     if not folder.is_dir():
         raise MissingFileError(f"no folder of samples at {folder}. Check --samples.", code="missing-samples")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+    paths = [path for path in list_folder(folder) if path.suffix.lower() in EXTENSIONS]
     if not paths:
         raise UserError(f"{folder} contains no images ({', '.join(EXTENSIONS)}). Check --samples.", code="no-samples")
     return [Sample(path.name, partial(_read_sample, path)) for path in paths]

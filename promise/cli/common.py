@@ -199,7 +199,8 @@ def prepare_process() -> None:
 def run(command: str, work: Callable[[], int]) -> int:
     """Call the function of a command and return the exit status.
 
-    0: success. 1: invalid input or faulty data (``UserError``). 3: partial success, if ``work`` returns it.
+    0: success. 1: invalid input or faulty data (``UserError``), or a file that may not be read. 3: partial success, if
+    ``work`` returns it.
     130: interrupted. 143 or 138: ended by SIGTERM or SIGUSR1. Other exceptions are not caught.
     """
     from PIL import Image
@@ -210,6 +211,9 @@ def run(command: str, work: Callable[[], int]) -> int:
         return work()
     except UserError as error:
         print(f"{command}: {error}", file=sys.stderr)
+        return 1
+    except PermissionError as error:  # at a place that has no message of its own
+        print(f"{command}: {error.filename or error}: permission denied.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{command}: interrupted.", file=sys.stderr)

@@ -129,7 +129,7 @@ def _is_image_file(path: Path) -> bool:
 
     A broken link or a named pipe with the extension of an image is listed too: it is reported when it is read.
     """
-    if path.name.startswith(".") or path.is_dir():
+    if path.name.startswith(".") or is_folder(path):
         return False
     return path.suffix.lower() in (*EXTENSIONS, *DICOM_EXTENSIONS) or (not path.suffix and is_dicom(path))
 

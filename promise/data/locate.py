@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 
 from promise.data.images import EXTENSIONS
-from promise.runtime.reading import exists, is_folder
+from promise.runtime.errors import UserError
+from promise.runtime.reading import exists, is_folder, list_folder
 
 SEGMENTATION_SUFFIX = "_segmentation"
 _SIZE_SUFFIX = re.compile(r"_\d+$")
@@ -165,7 +166,7 @@ class Locator:
             return folder
         found = self.base
         for part in folder.relative_to(self.base).parts:
-            same = [] if exists(found / part) or not is_folder(found) else list(found.iterdir())
+            same = [] if exists(found / part) or not is_folder(found) else _entries(found)
             found = next((path for path in same if composed(path.name) == composed(part)), found / part)
         return found
 
@@ -229,10 +230,18 @@ class Locator:
 
     def _folders_below(self) -> Sequence[Path]:
         if self._below is None:
-            first = sorted(p for p in self.base.iterdir() if p.is_dir())
-            second = [p for folder in first for p in sorted(folder.iterdir()) if p.is_dir()]
+            first = [p for p in _entries(self.base) if is_folder(p)]
+            second = [p for folder in first for p in _entries(folder) if is_folder(p)]
             self._below = first + second
         return self._below
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What a folder contains, sorted; nothing, if it may not be read: its files count as missing."""
+    try:
+        return list_folder(folder)
+    except UserError:
+        return []
 
 
 def _stems(stem: str, role: str) -> list[str]:

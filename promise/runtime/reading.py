@@ -59,6 +59,18 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def list_folder(path: Path) -> list[Path]:
+    """What a folder contains, sorted.
+
+    Raises:
+        UserError: it cannot be listed (``unreadable-folder``).
+    """
+    try:
+        return sorted(path.iterdir())
+    except OSError as error:
+        raise UserError(f"{path} cannot be listed ({error.strerror}).", code="unreadable-folder") from error
+
+
 def require_size(path: str | Path, height: int, width: int) -> None:
     """Check the size of an image, known from its header, before its pixels are decoded.
 

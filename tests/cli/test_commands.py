@@ -19,6 +19,7 @@ import promise.cli
 from promise.cli import eval as eval_command
 from promise.cli import train as train_command
 from promise.cli.common import build_parser, gather
+from promise.cli.common import run as run_work
 from promise.models.registry import NETS
 from promise.runtime.settings import read_yaml
 from promise.training.config import TrainConfig
@@ -345,3 +346,12 @@ def test_a_run_folder_as_a_checkpoint_names_its_best_one(
     }
     error = refuse(capsys, command, "--ckpt", str(best.parent), *more[command])
     assert f"Did you mean {best}?" in error
+
+
+def test_a_file_that_may_not_be_read_is_one_line_wherever_it_is_opened(as_other_user) -> None:
+    folder, run_as_other = as_other_user
+    secret = folder / "secret"
+    secret.write_text("")
+    secret.chmod(0o000)
+    status, error = run_as_other(lambda: run_work("promise-test", lambda: len(secret.read_text())))
+    assert (status, error) == (1, f"promise-test: {secret}: permission denied.\n")

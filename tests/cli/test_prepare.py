@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,21 @@ def test_the_list_of_layouts(capsys: pytest.CaptureFixture[str]) -> None:
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     polyps = ["kvasir-seg", "cvc-clinicdb", "cvc-300", "cvc-colondb", "etis"]
     assert names == [*polyps, "isic2018", "folder", "pranet", "csv"]
+
+
+def test_a_folder_that_may_not_be_listed_is_one_line_and_an_unrelated_one_is_left_out(
+    phantoms: Path, as_other_user
+) -> None:
+    folder, run = as_other_user
+    shutil.copytree(phantoms.parent / "images", folder / "set/images")
+    shutil.copytree(phantoms.parent / "masks", folder / "set/masks")
+    words = ["--in-place", "--fractions", "0", "0", "1", "--quiet", "--output"]
+    for path in (folder, *folder.rglob("*/")):
+        path.chmod(0o755)
+    (folder / "lost+found").mkdir(mode=0o000)
+    folder.chmod(0o777)
+    assert run(lambda: main([f"folder={folder}", *words, str(folder / "out")]))[0] == 0
+    assert read_table(folder / "out/split.csv").counts == {"test": 12}
+    (folder / "set/images").chmod(0o000)
+    status, error = run(lambda: main([f"folder={folder}", *words, str(folder / "again")]))
+    assert (status, error) == (1, f"promise-prepare: {folder}/set/images cannot be listed (Permission denied).\n")

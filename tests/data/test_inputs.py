@@ -168,3 +168,11 @@ def test_names_that_no_disk_can_hold_are_missing(text: str, rooted: bool, tree, 
     (tree / "a.txt").write_text(text.format(long="a" * 300) + "\n")
     with user_error("missing-file"):
         names(tree / "a.txt", data_root=str(tree) if rooted else None)
+
+
+def test_images_in_a_folder_that_may_be_listed_only_are_listed(as_other_user) -> None:
+    folder, run = as_other_user
+    (folder / "images").mkdir()
+    (folder / "images/a.png").write_bytes(b"")
+    (folder / "images").chmod(0o744)  # names may be read, files may not
+    assert run(lambda: len(list_inputs([str(folder / "images")])))[0] == 1

@@ -6,6 +6,7 @@ data set is distributed in several folder structures; the first one that exists 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from promise.data.images import EXTENSIONS
 from promise.data.locate import SEGMENTATION_SUFFIX, composed
 from promise.data.table import read_table
 from promise.runtime.errors import MissingFileError, UserError, unknown_name
+from promise.runtime.reading import is_folder, list_folder
 
 EXAMPLES = 5  # items in a message
 
@@ -217,10 +219,10 @@ def _clean(name: str) -> str:
 
 def _child(folder: Path, name: str) -> Path | None:
     exact = folder / name
-    if exact.is_dir():
+    if is_folder(exact):
         return exact
     plain = _plain(name)
-    return next((p for p in sorted(folder.iterdir()) if p.is_dir() and _plain(p.name) == plain), None)
+    return next((p for p in list_folder(folder) if is_folder(p) and _plain(p.name) == plain), None)
 
 
 def _below(folder: Path, relative: str) -> Path | None:
@@ -232,9 +234,14 @@ def _below(folder: Path, relative: str) -> Path | None:
 
 
 def _bases(folder: Path) -> Iterator[Path]:
-    """The folder and its subfolders: archives often contain one additional level."""
+    """The folder and its subfolders: archives often contain one additional level.
+
+    Subfolders that may not be read are left out, such as lost+found of a disk.
+    """
     yield folder
-    yield from sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    for path in list_folder(folder):
+        if is_folder(path) and not path.name.startswith(".") and os.access(path, os.R_OK | os.X_OK):
+            yield path
 
 
 def _first_present(folder: Path, alternatives: Iterable[tuple[Part, ...]]) -> list[_Located]:
@@ -259,7 +266,7 @@ def _find_pranet(folder: Path) -> list[ImageSet]:
     train, test = _child(base, "TrainDataset"), _child(base, "TestDataset")
     if train is not None:
         sets.append(_collect("train", ("pranet", "train"), _relabel(_first_present(train, _PLAIN), "train"), (Rule(),)))
-    for inner in sorted(p for p in test.iterdir() if p.is_dir()) if test is not None else ():
+    for inner in filter(is_folder, list_folder(test)) if test is not None else ():
         parts = _relabel(_first_present(inner, _PLAIN), "test")
         short = next((row.short for key, row in LAYOUTS.items() if _same_set(key, row, inner.name)), _clean(inner.name))
         if parts:
@@ -287,8 +294,8 @@ def _relabel(parts: list[_Located], split: str) -> list[_Located]:
 
 def _image_files(folder: Path) -> list[Path]:
     """Files with the extension of an image; broken links too, which are reported when they are read."""
-    found = [p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")]
-    return sorted(p for p in found if not p.is_dir())
+    found = [p for p in list_folder(folder) if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")]
+    return [p for p in found if not is_folder(p)]
 
 
 def _collect(name: str, keys: tuple[str, ...], parts: Sequence[_Located], rules: Sequence[Rule]) -> ImageSet:
