@@ -123,8 +123,8 @@ class Encoded:
         return moved if self.warp is None else replace(moved, warp=self.warp.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Encoded:
-        """Return a copy in page-locked memory."""
-        return self.map(Tensor.pin_memory)
+        """Return a copy in page-locked memory; maps that are on a GPU already stay there."""
+        return self.map(lambda x: x if x.is_cuda else x.pin_memory())
 
 
 def to_preferred_memory_format(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from promise.data.dataset import SegmentationDataset, sample_seed, share
 from promise.data.images import content_hash
 from promise.features.store import CorruptEntry, Entry, FeatureSpace, entry_key
 from promise.runtime.errors import UserError
+from promise.runtime.progress import progress_bar
 from promise.runtime.settings import FEATURE_AUGMENTS
 from promise.types import Batch, Encoded, join
 
@@ -53,6 +54,7 @@ class CachedDataset(Dataset[CachedSample]):
         self.symmetries = SYMMETRIES[augment]
         self.dataset = dataset
         self.space = space
+        self._held: dict[str, Entry] = {}
         random = not dataset.transform.deterministic
         self.views = views if random else 1
         self.keys = [
@@ -65,22 +67,51 @@ class CachedDataset(Dataset[CachedSample]):
 
     def __getitem__(self, item: int | tuple[int, int]) -> CachedSample:
         epoch, index = item if isinstance(item, tuple) else (0, item)
-        try:
-            entry = self.space.get(self.keys[index][epoch % self.views])
-        except CorruptEntry as error:
-            raise UserError(
-                f"{error}. Run the command again: corrupted entries are recomputed at the start.",
-                code="corrupt-features",
-            ) from error
+        key = self.keys[index][epoch % self.views]
+        entry = self._held.get(key) or self._read(key)
         name = self.dataset.rows[index].name
         if self.symmetries > 1:
             entry = mirror(entry, sample_seed(self.dataset.seed, epoch, name) % self.symmetries)
         return CachedSample(entry, name, index)
 
+    def _read(self, key: str) -> Entry:
+        try:
+            return self.space.get(key)
+        except CorruptEntry as error:
+            raise UserError(
+                f"{error}. Run the command again: corrupted entries are recomputed at the start.",
+                code="corrupt-features",
+            ) from error
+
+    def hold(self, device: torch.device, *, quiet: bool = True) -> None:
+        """Read every entry once, and keep its features in the memory of a device; masks stay on the CPU.
+
+        Batches are then composed on the device, and equal those that are read from the files.
+
+        Args:
+            device: usually that of the net.
+            quiet: no progress bar.
+
+        Raises:
+            UserError: an entry is truncated or missing.
+        """
+        keys = self.items()
+        for key in progress_bar(keys, total=len(keys), name="reading features", unit="image", quiet=quiet):
+            entry = self._read(key)
+            self._held[key] = replace(
+                entry, embedding=entry.embedding.to(device), taps=tuple(tap.to(device) for tap in entry.taps)
+            )
+
+    @property
+    def held(self) -> bool:
+        """Whether the features are kept in memory; see :meth:`hold`."""
+        return bool(self._held)
+
     def prefetch(self, item: tuple[int, int]) -> None:
         """Start reading the files of an item into memory, because it will be loaded soon."""
         epoch, index = item
-        self.space.prefetch(self.keys[index][epoch % self.views])
+        if not self.held:
+            self.space.prefetch(self.keys[index][epoch % self.views])
 
     def items(self, shard: tuple[int, int] = (0, 1)) -> dict[str, tuple[int, int]]:
         """Return the key of every entry and the ``(view, index)`` from which it is computed.

@@ -26,7 +26,7 @@ from promise.features.store import FeatureSpace, cache_folder, free_bytes
 from promise.models.promise import Promise
 from promise.models.sam.weights import state_sha256
 from promise.runtime.errors import UserError, WriteError
-from promise.runtime.memory import explain_out_of_memory
+from promise.runtime.memory import explain_out_of_memory, free_gpu_memory
 from promise.types import Batch, Encoded
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ class CacheOptions:
     folder: Path | None = field(default_factory=cache_folder)  # None: there is none
     dtype: str = "auto"  # auto, fp32, bf16
     views: int = 1  # augmented views per training image
+    memory: str = "auto"  # auto: features are kept in the memory of a GPU if they fit; off: they are read from files
     augment: str = "none"  # of the features of training rows; see promise.features.dataset.SYMMETRIES
     workers: int = 2  # loader processes while encoding
     batch_size: int = 8
@@ -59,6 +60,8 @@ ALONE = ProcessGroup()
 
 # Fraction of the free disk space that policy "eval" and "all" may use.
 MAX_FRACTION = {"eval": 0.1, "all": 0.95}
+# Fraction of the free memory of a GPU that the features of one split may occupy; the rest is for training.
+MAX_GPU_FRACTION = 0.4
 
 
 def cached_or_raw(
@@ -124,7 +127,10 @@ def cached_or_raw(
         )
     written = _fill_or_explain(cached, net, options, device, processes)
     processes.wait()
-    return (cached, collate_cached) if written and not space.missing(cached.items()) else raw
+    if not written or space.missing(cached.items()):
+        return raw
+    _hold_if_it_fits(cached, options, device, entry_size=size)
+    return cached, collate_cached
 
 
 def _fill_or_explain(
@@ -209,8 +215,9 @@ def row_loader(  # noqa: PLR0913
         device=device,
         processes=processes,
     )
-    # Features are prefetched by the system. On a CPU, worker processes would compete with the net for cores.
-    cheap = device.type == "cpu" and isinstance(dataset, CachedDataset)
+    # Features are prefetched by the system. On a CPU, worker processes would compete with the net for cores; features
+    # in the memory of a GPU are read by this process only.
+    cheap = isinstance(dataset, CachedDataset) and (device.type == "cpu" or dataset.held)
     return build_loader(
         dataset,
         collate_fn=collate_fn,
@@ -221,6 +228,20 @@ def row_loader(  # noqa: PLR0913
         pin_memory=options.pin_memory and device.type == "cuda",
         drop_last=options.drop_last,
     )
+
+
+def _hold_if_it_fits(cached: CachedDataset, options: CacheOptions, device: torch.device, *, entry_size: int) -> None:
+    """Keep features in the memory of a GPU if they fit.
+
+    On a CPU they are read from the files, which are memory-mapped: the system keeps them in memory while there is room.
+    """
+    # With policy "eval", each run reads its features once or a few times: not worth a copy.
+    if options.memory == "off" or options.policy != "all":
+        return
+    entries = len(cached.items())
+    if entry_size * entries <= MAX_GPU_FRACTION * free_gpu_memory(device):
+        cached.hold(device, quiet=options.quiet)
+        log.info("features of %d images are kept in the memory of %s", entries, device)
 
 
 def _space(

@@ -57,6 +57,13 @@ def peak_memory(device: torch.device) -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
 
 
+def free_gpu_memory(device: torch.device) -> int:
+    """Free memory of a CUDA device in bytes; 0 for other devices."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
 @contextmanager
 def explain_out_of_memory(batch_size: int, *, advice: str = "") -> Iterator[None]:
     """Convert an out-of-memory error into a message that suggests a smaller batch size.

@@ -101,6 +101,13 @@ class TrainConfig:
     )
     cache_dir: str | None = option(None, CACHE_DIR_HELP, metavar="FOLDER", group="features")
     cache_dtype: str = option("auto", CACHE_DTYPE_HELP, choices=CACHE_DTYPES, group="features")
+    cache_memory: str = option(
+        "auto",
+        "with --cache all on a GPU: auto: features are kept in its memory if they take at most 40 % of what is free; "
+        "off: they are read from the files",
+        choices=("auto", "off"),
+        group="features",
+    )
 
     epochs: int = option(30, "passes over the training rows", group="training", least=1)
     shift_epochs: int | None = option(

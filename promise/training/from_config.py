@@ -150,6 +150,7 @@ def data_of(config: TrainConfig, table: SplitTable, net: Promise, accelerator: A
             cache_folder(config.cache_dir),
             config.cache_dtype,
             views=config.cache_views,
+            memory=config.cache_memory,
             augment=config.feature_augment,
             workers=config.workers,
             batch_size=config.batch_size,

@@ -39,6 +39,7 @@ FREE_TO_CHANGE = (
     "tensorboard",
     "output",
     "cache_dir",
+    "cache_memory",
 )
 SHIFT_EPOCHS = 2  # default of --shift-epochs, for nets that train in two stages
 

@@ -83,3 +83,33 @@ def test_features_are_mirrored_with_their_masks_anew_in_every_epoch(dataset, spa
             assert torch.equal(changed.embedding, mirrored[(epoch, index)].entry.embedding)
             seen.update(matching)
     assert seen == set(range(8))
+
+
+@pytest.mark.parametrize("augment", ["none", "symmetries"])
+def test_features_held_in_memory_equal_those_of_the_files(augment: str, dataset, space, encoder) -> None:
+    rows = dataset("train2_color")
+    cached, held = (CachedDataset(rows, space, views=2, augment=augment) for _ in range(2))
+    fill(cached, encoder(), batch_size=4, workers=0, quiet=True)
+    expected = [cached[(epoch, index)] for epoch in range(3) for index in range(6)]
+    assert not held.held
+    held.hold(torch.device("cpu"))
+    for path in files(space.folder):
+        path.unlink()
+    assert held.held
+    for item in [(0, 0), (1, 5)]:
+        held.prefetch(item)  # reads no file
+    for one, want in zip([held[(epoch, index)] for epoch in range(3) for index in range(6)], expected, strict=True):
+        assert (one.name, one.index) == (want.name, want.index)
+        assert torch.equal(one.entry.embedding, want.entry.embedding)
+        assert all(map(torch.equal, one.entry.taps, want.entry.taps))
+        assert torch.equal(one.entry.mask, want.entry.mask)
+
+
+def test_held_features_are_on_the_device_and_masks_on_the_cpu(dataset, space, encoder) -> None:
+    cached = CachedDataset(dataset(), space)
+    fill(cached, encoder(), batch_size=4, workers=0, quiet=True)
+    cached.hold(torch.device("meta"))
+    batch = collate_cached([cached[(0, index)] for index in range(3)])
+    assert isinstance(batch.image, Encoded)
+    assert {tensor.device.type for tensor in (batch.image.embedding, *batch.image.taps)} == {"meta"}
+    assert {batch.mask.device.type, batch.index.device.type} == {"cpu"}  # prompts are drawn there

@@ -130,6 +130,25 @@ def test_a_folder_that_is_not_writable_disables_the_cache(build, dataset, tmp_pa
     assert all(fact in str(caught.value) for fact in (str(tmp_path / "file/f"), "--cache-dir", "--cache off"))
 
 
+@pytest.mark.parametrize("policy", ["eval", "all"])
+def test_features_that_fit_into_a_gpu_are_held(policy: str, build, dataset, tmp_path, monkeypatch) -> None:
+    def held(free: int, **other: Any) -> bool:
+        monkeypatch.setattr(module, "free_gpu_memory", lambda _: free)
+        settings = CacheOptions(policy, tmp_path, workers=0, quiet=True, **other)
+        device = torch.device("cpu")
+        rows, net = dataset("basic_color"), build("IPS_GT")
+        cached, _ = cached_or_raw(rows, net, settings, recipe="basic_color", training=policy == "all", device=device)
+        assert isinstance(cached, CachedDataset)
+        return cached.held
+
+    assert held(10**9) == (policy == "all")
+    size = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
+    assert held(3 * size) == (policy == "all")
+    assert not held(2 * size)  # half of it would be taken
+    assert not held(0)  # no GPU
+    assert not held(10**9, memory="off")
+
+
 def test_estimated_size_is_the_size_on_disk(build, dataset, tmp_path, monkeypatch) -> None:
     estimates = []
     monkeypatch.setattr(module, "_has_room", lambda *_, needed, **__: estimates.append(needed) or True)
