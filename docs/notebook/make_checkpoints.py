@@ -83,6 +83,7 @@ class Recipe:
     prepare: Callable[[Sequence[str], Path], Prepared]
     config: str
     texts: Mapping[str, Any]
+    options: tuple[str, ...] = ()  # of promise-train, besides the configuration
 
 
 KVASIR = {"name": "Kvasir-SEG", "terms": "research and education", "reference": "Jha et al., MMM 2020"}
@@ -100,7 +101,8 @@ RECIPES = {
             "purpose": "polyps in colonoscopy images",
             "sources": [KVASIR, CLINICDB],
             "split": "PraNet's; a tenth of the training images for validation, videos of CVC-ClinicDB kept together; "
-            "100 crops without a polyp and 100 pairs of polyps are added to the training images",
+            "100 crops without a polyp and 100 pairs of polyps are added to the training images; the lesion settings "
+            "were chosen on the validation images",
             "command": "python docs/notebook/make_checkpoints.py polyp runs/bundled kvasir-seg=Kvasir-SEG "
             "cvc-clinicdb=CVC-ClinicDB --split-file pranet_split.json "
             "--group clinicdb=cvc_clinicdb_sequence_of_frame.json",
@@ -115,8 +117,20 @@ RECIPES = {
     ),
     "skin": Recipe(
         prepare_skin,
-        "configs/skin_lite_medsam.yaml",
-        {
+        "configs/skin_lite_medsam.yaml",  # whose epochs and views are for a few hundred images
+        options=(
+            "--epochs",
+            "18",
+            "--cache-views",
+            "2",
+            "--warmup-epochs",
+            "0.6",
+            "--ema",
+            "0.995",
+            "--validate-every",
+            "3",
+        ),
+        texts={
             "purpose": "skin lesions in dermoscopy images",
             "sources": [ISIC],
             "split": "the 200 images of data_format/skin/held_out.txt for testing; a tenth of the others for "
@@ -189,7 +203,8 @@ def make(name: str, work: Path, sources: Sequence[str], trained: Path | None) ->
     rows, tests = recipe.prepare(sources, work)
     if trained is None:
         trained = work / "run"
-        run("train", "--config", ROOT / recipe.config, "--split-csv", rows, "--seed", "0", "--output", trained)
+        settings = ("--config", ROOT / recipe.config, *recipe.options, "--split-csv", rows, "--seed", "0")
+        run("train", *settings, "--output", trained)
     packed = work / f"{name}.safetensors"
     pack(trained / "best.safetensors", packed)
     evaluation = ("--split", "test", "--output", work / "eval", "--overwrite")

@@ -272,8 +272,9 @@ def test_lesion_settings_are_chosen_by_dice_and_the_strict_ones_with_a_loss() ->
     values = (0.0, 0.5, 0.9)
     assert choose("fuse", values, (0.8, 0.80004, 0.7), current=0.0) == 0.0  # a tie changes nothing
     assert choose("fuse", values, (0.8, 0.8002, 0.7), current=0.0) == 0.5
-    assert choose("min_score", values, (0.8002, 0.8, 0.7), current=0.0) == 0.5  # the largest within 0.0005
-    assert choose("min_score", values, (0.8006, 0.8, 0.7), current=0.9) == 0.0
+    assert choose("min_probability", values, (0.8002, 0.8, 0.7), current=0.0) == 0.5  # the largest within 0.0005
+    assert choose("min_probability", values, (0.8006, 0.8, 0.7), current=0.9) == 0.0
+    assert choose("min_score", values, (0.8002, 0.8, 0.7), current=0.0) == 0.0  # small lesions are kept
 
 
 def test_lesion_settings_are_tuned_and_stored(
