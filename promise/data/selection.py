@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 from promise.data.check import check_files
@@ -52,6 +53,6 @@ def select_rows(
             )
         notes += [*table.notes, *check_files(rows, csv_path=path, level=level, progress=progress)]
         stem, taken = Path(path).stem, {d.name for d in datasets}
-        name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 10**6))) if n not in taken)
+        name = next(n for n in chain([stem], (f"{stem}-{i}" for i in count(2))) if n not in taken)
         datasets.append(DataSet(name, rows, selected))
     return datasets, notes
