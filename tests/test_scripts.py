@@ -309,6 +309,7 @@ def test_quickstart_removes_its_features_on_success(tmp_path: Path, status: int)
 
 
 @bash
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX signals")
 def test_killed_runs_resume_bit_for_bit() -> None:
     done = run_script("kill_test.sh", "--quick", timeout=280, PROMISE_VENV=sys.prefix)

@@ -1,6 +1,6 @@
 """The server under load, in a process of its own: no crossed answers, bounded memory, waiting times.
 
-The short form has four clients for a few seconds. The long form prints its figures; its length can be set::
+The short form has four clients for a second. The long form prints its figures; its length can be set::
 
     pytest tests/app/test_load.py -m slow -s
     PROMISE_LOAD_CLIENTS=20 PROMISE_LOAD_SECONDS=300 pytest tests/app/test_load.py -m slow -s
@@ -187,7 +187,7 @@ def check(figures: Figures, found: dict[str, Any]) -> None:
 
 
 def test_clients_receive_their_own_answers_among_bad_uploads(ckpt: Path, segmenter: Any) -> None:
-    figures, found = load(ckpt, segmenter, count=4, seconds=4)
+    figures, found = load(ckpt, segmenter, count=4, seconds=1)
     check(figures, found)
     assert found["statuses"][204] >= 4
 

@@ -252,7 +252,7 @@ LESIONS = {
 }
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch"])
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "torch"])
 def test_any_number_of_lesions_is_decoded_as_by_the_net(build: Callable[..., Any], tmp_path: Path, format: str) -> None:
     if format == "onnx":
         pytest.importorskip("onnxruntime", reason="needs the [export] extra")
@@ -277,6 +277,7 @@ def test_any_number_of_lesions_is_decoded_as_by_the_net(build: Callable[..., Any
         np.testing.assert_allclose(found["boxes"][kept].reshape(-1, 4), expected.boxes.numpy(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_net_that_finds_lesions_is_exported(save_lesion_net: Callable[..., Path], tmp_path: Path) -> None:
     ckpt = save_lesion_net(tmp_path / "net.safetensors", "APM_dense", prompts="box+points")
     config = ExportConfig(

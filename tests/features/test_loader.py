@@ -23,12 +23,15 @@ from promise.features.store import list_spaces
 from promise.training.config import TrainConfig
 from promise.training.run import train
 
-pytestmark = pytest.mark.filterwarnings("ignore:SAM .* has random weights")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:SAM .* has random weights"),
+    pytest.mark.usefixtures("undrawn_curves"),
+]
 
 SMALL: dict[str, Any] = {
     "net": "APM_IPS_cross",  # a thousandth of the ResNet head, whose files take seconds to write
     "num_points": 4,
-    "epochs": 3,
+    "epochs": 2,
     "batch_size": 2,
     "augment": "basic_color",
     "workers": 0,
@@ -70,9 +73,9 @@ def test_training_from_features_equals_training_from_pixels(net, run, own_featur
 
 
 def test_features_in_another_precision_give_similar_scores(run) -> None:
-    plain = logged(run("plain", epochs=2))
+    plain = logged(run("plain"))
     for stored, precision in (("bf16", "fp32"), ("fp32", "bf16"), ("bf16", "bf16")):
-        other = run(f"{stored}-{precision}", cache="all", cache_dtype=stored, precision=precision, epochs=2)
+        other = run(f"{stored}-{precision}", cache="all", cache_dtype=stored, precision=precision)
         for a, b in zip(plain, logged(other), strict=True):
             assert b["train_loss"] == pytest.approx(a["train_loss"], rel=2e-2), (stored, precision)
             assert b["val_dice"] == pytest.approx(a["val_dice"], abs=5e-2), (stored, precision)

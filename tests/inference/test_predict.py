@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,25 +48,7 @@ import torch
 torch.set_num_threads(1)
 tiny.register_tiny_vit()
 from promise.cli.predict import main
-"""
-ONCE = "sys.exit(main(sys.argv[1:]))"
-# Children are forked before anything has run, so that they import nothing; each is killed after some further files.
-KILLED = """
-import os, pathlib, random, signal, time, promise.inference.predict
-out, generator, kills = pathlib.Path(sys.argv[sys.argv.index("--output") + 1]), random.Random(4), 0
-for _ in range(10):
-    target = len(list(out.rglob("*.*"))) + generator.randint(1, 7)
-    pid = os.fork()
-    if pid == 0:
-        os._exit(main(sys.argv[1:]))
-    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if len(list(out.rglob("*.*"))) >= target:
-            time.sleep(generator.random() / 100)
-            os.kill(pid, signal.SIGKILL)
-            break
-        time.sleep(0.004)
-    kills += os.waitpid(pid, 0)[1] == signal.SIGKILL
-print(kills)
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -402,15 +387,7 @@ def test_the_tuned_postprocessing_is_used(run, build, scans, tmp_path) -> None:
 # --- interruptions and several processes -----------------------------------------------------------
 
 
-@pytest.fixture
-def child(ckpt, tmp_path) -> Callable[..., list[str]]:
-    def child(*launch: str, output: Path, images: Path, code: str = ONCE) -> list[str]:
-        script = tmp_path / "child.py"
-        script.write_text(CHILD.format(conftest=str(Path(__file__).parents[1] / "conftest.py")) + code)
-        flags = ["--device", "cpu", "--precision", "fp32", "--batch-size", "2", "--contour", "--probability", "--quiet"]
-        return [sys.executable, *launch, str(script), "--ckpt", str(ckpt), *flags, "--output", str(output), str(images)]
-
-    return child
+FLAGS = ["--device", "cpu", "--precision", "fp32", "--batch-size", "2", "--contour", "--probability", "--quiet"]
 
 
 @pytest.fixture
@@ -424,15 +401,33 @@ def many(tmp_path) -> Path:
     return tmp_path / "many"
 
 
+def files(folder: Path) -> int:
+    return len(list(folder.rglob("*.*")))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX signals")
 @pytest.mark.timeout(240)
-def test_an_interrupted_and_resumed_run_leaves_the_files_of_one_run(run, child, many, tmp_path) -> None:
-    whole = tmp_path / "whole"
+def test_an_interrupted_and_resumed_run_leaves_the_files_of_one_run(run, ckpt, many, tmp_path) -> None:
+    """Ten runs are each killed after some further files."""
+    whole, out = tmp_path / "whole", tmp_path / "killed"
     run(many, output=str(whole), contour=True, probability=True)
-    out = tmp_path / "killed"
-    done = subprocess.run(
-        child(output=out, images=many, code=KILLED), capture_output=True, text=True, timeout=200, check=False
-    )
-    assert int(done.stdout.splitlines()[-1]) >= 8, done.stderr
+    generator, kills = random.Random(4), 0
+    for _ in range(10):
+        target = files(out) + generator.randint(1, 7)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                main(["--ckpt", str(ckpt), *FLAGS, "--output", str(out), str(many)])
+            finally:
+                os._exit(1)
+        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if files(out) >= target:
+                time.sleep(generator.random() / 100)
+                os.kill(pid, signal.SIGKILL)
+                break
+            time.sleep(0.004)
+        kills += os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert kills >= 8
     assert 0 < len(list((out / "records").glob("*.json"))) < 60
     (out / "masks/.promise-07-left.png").write_bytes(b"half")  # left by an interrupted write
     result = run(many, output=str(out), contour=True, probability=True)
@@ -441,23 +436,16 @@ def test_an_interrupted_and_resumed_run_leaves_the_files_of_one_run(run, child, 
     assert content(out) == content(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_images_are_distributed_among_processes(run, child, many, tmp_path) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "two"
+def test_images_are_distributed_among_processes(run, ckpt, many, tmp_path) -> None:
+    whole, out, script = tmp_path / "whole", tmp_path / "two", tmp_path / "child.py"
     run(many, output=str(whole), contour=True, probability=True)
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--nnodes",
-        "1",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(free_port()),
-    ]
-    done = subprocess.run(
-        child(*launch, output=out, images=many), capture_output=True, text=True, timeout=200, check=False
-    )
+    script.write_text(CHILD.format(conftest=str(Path(__file__).parents[1] / "conftest.py")))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", "2"]
+    launch += ["--master_port", str(free_port()), str(script), "--ckpt", str(ckpt), *FLAGS]
+    command = [*launch, "--output", str(out), str(many)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.stdout.splitlines() == [f"60 masks written: {out / 'masks'}"]  # 60 in all: none was written twice
     assert "bad.png: " in done.stderr
     assert done.returncode != 0

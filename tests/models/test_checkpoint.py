@@ -303,7 +303,7 @@ def test_metadata_without_optional_keys_is_read(saved: Path) -> None:
     assert checkpoint.load(saved)[1].point_labels is None
 
 
-@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn])
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.float8_e4m3fn])
 def test_weights_of_another_type_are_refused(kind: torch.dtype, saved: Path, build, tmp_path: Path, user_error) -> None:
     state = safetensors.torch.load_file(saved)
     name = next(name for name, value in state.items() if value.is_floating_point())
@@ -420,8 +420,7 @@ def reference_state(net) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("name", REFERENCE_NETS)
-@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(("name", "wrapped"), [*((name, False) for name in REFERENCE_NETS), ("APM_IPS_cross", True)])
 def test_a_reference_state_is_loaded_and_converted_back_unchanged(name: str, wrapped: bool, build) -> None:
     source = build(name.replace("_GT", "") if name.startswith("APM") else name, num_points=4, seed=3)
     state = reference_state(randomised(source))

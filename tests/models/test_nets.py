@@ -13,16 +13,18 @@ from promise.models.cpu import optimize_for_cpu
 from promise.models.registry import NETS
 from promise.models.sam.frozen import FREEZE
 from promise.runtime.settings import FREEZE_ALIASES, freeze_code
-from promise.types import Points, Prompts
+from promise.types import Encoded, Points, Prompts
 
 LITE_NETS = ("APM_IPS_resnet", "APM_cross", "IPS_GT")  # each part once: a pass takes half a second per image
+SLOW = {("APM_cross", "lite_medsam")}  # 10 seconds
 POINT_NETS = [name for name, spec in NETS.items() if not spec.trains_map]  # the others: prompters/test_dense.py
 CASES = [*((name, "tiny_vit") for name in POINT_NETS), *((name, "lite_medsam") for name in LITE_NETS)]
+PARAMETERS = [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in CASES]
 AUTO = [name for name in POINT_NETS if NETS[name].prompter]
 ORACLE = [name for name, spec in NETS.items() if not spec.prompter]
 
 
-@pytest.fixture(params=CASES, ids="-".join)
+@pytest.fixture(params=PARAMETERS, ids="-".join)
 def case(request: pytest.FixtureRequest, build):
     """A fresh net and its images."""
     name, sam = request.param
@@ -368,8 +370,7 @@ def test_decode_equals_the_packages_decoder_image_by_image(kinds, sam, build, re
     backbone = frozen.backbone
     generator = torch.Generator().manual_seed(9)
     size, side = backbone.image_size, backbone.embedding_side
-    with torch.no_grad():
-        encoded = frozen.encode(torch.rand(3, 3, size, size, generator=generator))
+    encoded = Encoded(torch.randn(3, backbone.embedding_channels, side, side, generator=generator), ())
     corner = torch.rand(3, 2, generator=generator) * size / 2
     label = torch.tensor([[1, 0, 1, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
     if "padding" in kinds:
@@ -418,8 +419,14 @@ def test_the_token_shift_is_added_to_the_mask_tokens(build) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("freeze", ["FZ0", "FZ3", "FZ4"])
-@pytest.mark.parametrize("sam", ["tiny_vit", "lite_medsam"])
+@pytest.mark.parametrize(
+    ("sam", "freeze"),
+    [
+        *(("tiny_vit", freeze) for freeze in ("FZ0", "FZ3", "FZ4")),
+        ("lite_medsam", "FZ0"),
+        pytest.param("lite_medsam", "FZ4", marks=pytest.mark.slow),  # 20 seconds
+    ],
+)
 def test_gradient_checkpointing_yields_the_same_gradients_with_less_memory(freeze, sam, build, request) -> None:
     if sam == "lite_medsam":
         request.getfixturevalue("lite")

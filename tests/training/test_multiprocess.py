@@ -1,4 +1,7 @@
-"""Training in several processes, each with a part of every batch, is the same as in one process."""
+"""Training in several processes, each with a part of every batch, is the same as in one process.
+
+Slow: a process that imports torch takes four seconds.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +70,7 @@ def settings(table: Path, *more: str) -> list[str]:
     return [*common, "--augment", "basic_color", "--optimizer", "sgd", "--lr", "1", *more]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_two_processes_train_as_one_with_twice_the_batch(script: Path, tmp_path: Path) -> None:
     table = make_phantoms(tmp_path / "images", count=12, size=64, seed=5, splits=(8 / 12, 3 / 12, 1 / 12))
@@ -90,6 +94,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(script: Path, tmp_path:
         torch.testing.assert_close(learned[1][name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_launch_that_starts_one_process_instead_of_two_is_reported(script: Path, phantoms: Path, tmp_path) -> None:
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     accelerate += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(script)]

@@ -9,10 +9,7 @@ import math
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import textwrap
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,7 +112,7 @@ def test_compiling_without_a_compiler_is_refused_before_the_first_epoch(run: Tra
         run(compile=True)
 
 
-def test_a_run_leaves_its_files(run: Train, tmp_path: Path) -> None:
+def test_a_run_leaves_its_files(run: Train, drawn_curves: None, tmp_path: Path) -> None:
     result = run()
     folder = tmp_path / "run"
     assert result.folder == folder
@@ -296,7 +293,7 @@ def assert_same_run(folder: Path, unbroken: Path) -> None:
         assert (ours.epoch, ours.metrics, ours.quality) == (theirs.epoch, theirs.metrics, theirs.quality)
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3, 4])
+@pytest.mark.parametrize("epoch", [1, 2, 4])
 def test_killed_after_an_epoch_and_resumed(
     epoch: int, run: Train, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,7 +313,7 @@ def test_killed_after_an_epoch_and_resumed(
     assert_same_run(tmp_path / "run", unbroken)
 
 
-PLACES = [("best", 2), *((place, epoch) for place in ("before", "last", "state", "log") for epoch in (2, 4))]
+PLACES = [("before", 4), ("best", 2), ("last", 2), ("state", 4), ("log", 2)]
 
 
 @pytest.mark.parametrize(("place", "epoch"), PLACES)
@@ -363,48 +360,6 @@ def test_killed_inside_an_epoch_and_resumed(run: Train, unbroken: Path, tmp_path
     with pytest.raises(KeyboardInterrupt):
         run(**RESUMED, callbacks=[Interrupt()])
     assert len(rows(tmp_path / "run")) == 1
-    run(**RESUMED, resume=True)
-    assert_same_run(tmp_path / "run", unbroken)
-
-
-CHILD = """
-import os, runpy, signal, sys, warnings
-warnings.simplefilter("ignore")
-runpy.run_path(sys.argv[1])["register_tiny_vit"]()
-import promise.training as training
-place, settings = sys.argv[2], eval(sys.argv[3])
-def die(*_): os.kill(os.getpid(), signal.SIGKILL)
-if place == "second epoch":
-    epoch = training.Trainer.train_epoch
-    training.Trainer.train_epoch = lambda self, number: die() if number == 2 else epoch(self, number)
-elif place == "state":
-    import torch
-    real = torch.save
-    def half(value, path, *rest):
-        real(value, path, *rest)
-        if value["progress"]["epoch"] == 3:
-            os.truncate(path, os.path.getsize(path) // 2)
-            die()
-    torch.save = half
-training.train(training.TrainConfig(**settings))
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-@pytest.mark.parametrize("place", ["second epoch", "state"])
-def test_sigkill_and_resumed(place: str, run: Train, settings: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:
-    """A real kill: between epochs, and with the state file half written."""
-    conftest = Path(__file__).parents[1] / "conftest.py"
-    child = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(CHILD), str(conftest), place, repr({**settings, **RESUMED})],
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert child.returncode == -signal.SIGKILL, child.stderr
-    assert len(rows(tmp_path / "run")) == 2
     run(**RESUMED, resume=True)
     assert_same_run(tmp_path / "run", unbroken)
 
@@ -457,8 +412,9 @@ def test_a_signal_saves_the_step_and_ends_the_training(
     assert ended == status, errors
     assert f"after 1 of 4 epochs and 2 steps. Resume with: promise-train --output {tmp_path}/run --resume" in errors
     assert steps_within_epoch(tmp_path / "run") == (1, 2)
-    run(**RESUMED, resume=True)
-    assert_same_run(tmp_path / "run", unbroken)
+    if name == "SIGTERM":
+        run(**RESUMED, resume=True)
+        assert_same_run(tmp_path / "run", unbroken)
 
 
 @posix
@@ -475,9 +431,30 @@ def test_a_signal_during_validation_keeps_the_epoch(
     assert_same_run(tmp_path / "run", unbroken)
 
 
-# The state is saved after every step; 11: with worker processes.
 @posix
-@pytest.mark.parametrize("step", [2, 3, 6, 7, 11])
+def test_sigkill_while_the_state_is_written_and_resumed(
+    run: Train, settings: dict[str, Any], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real kill, with the state file half written."""
+    real = torch.save
+
+    def half(value: Any, path: Any, *rest: Any) -> None:
+        real(value, path, *rest)
+        if value["progress"]["epoch"] == 3:
+            os.truncate(path, Path(path).stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", half)
+        assert run_in_child({**settings, **RESUMED}) == -signal.SIGKILL
+    assert len(rows(tmp_path / "run")) == 2
+    run(**RESUMED, resume=True)
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+# The state is saved after every step; 7: between two epochs; 11: with worker processes.
+@posix
+@pytest.mark.parametrize("step", [2, 7, 11])
 def test_sigkill_within_an_epoch_loses_at_most_what_was_not_saved(
     step: int, run: Train, settings: dict[str, Any], unbroken: Path, tmp_path: Path
 ) -> None:
@@ -1002,7 +979,7 @@ def test_missing_weights_are_refused(run: Train, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("name", "code"), [("encoders", "FZ2"), ("FZ2", "FZ2"), ("all", "FZ0")])
+@pytest.mark.parametrize(("name", "code"), [("encoders", "FZ2"), ("all", "FZ0")])
 def test_the_code_of_a_freeze_setting_is_stored(name: str, code: str, run: Train, tmp_path: Path) -> None:
     run(epochs=1, freeze=name)
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["freeze"] == code
@@ -1032,11 +1009,11 @@ def test_a_table_without_training_rows_is_refused(run: Train, own_phantoms: Path
 def test_overwrite_removes_earlier_tensorboard_events(run: Train, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs the [logging] extra")
     run(epochs=1, tensorboard=True)
-    first = list((tmp_path / "run/tensorboard").iterdir())
-    assert len(first) == 1
-    time.sleep(1.1)  # TensorBoard names its files by the second
+    (first,) = (tmp_path / "run/tensorboard").iterdir()
+    earlier = first.rename(first.with_name("events.out.tfevents.1"))  # as if written in another second
     run(epochs=1, tensorboard=True, overwrite=True)
-    assert len(list((tmp_path / "run/tensorboard").iterdir())) == 1
+    (second,) = (tmp_path / "run/tensorboard").iterdir()
+    assert second != earlier
 
 
 def test_images_in_both_train_and_val_cause_a_warning(run: Train, phantoms: Path, tmp_path: Path, caplog) -> None:
@@ -1207,17 +1184,27 @@ def test_two_stages_resume_bit_for_bit(epoch: int, run: Train, unbroken_shift: P
     assert_same_run(tmp_path / "run", unbroken_shift / "run")
 
 
+# Two stages, an average of the weights, accumulated gradients, warped features.
+ALL = {**SHIFT, "ema": 0.9, "accumulate": 2, "batch_size": 1, "feature_augment": "affine", "cache": "all"}
+ALL |= {"clip_norm": 1.0, "early_stopping": 3}
+
+
+@pytest.fixture(scope="module")
+def unbroken_all(tiny_vit: str, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken_all")
+    settings = {**SMALL, **ALL, "cache_dir": str(folder / "features"), "split_csv": str(phantoms)}
+    train(TrainConfig(**settings, output=str(folder / "run")), callbacks=[LowThreshold()])
+    return folder
+
+
 @pytest.mark.parametrize("step", [1, 8])
-def test_all_that_a_run_has_resumes_within_an_epoch(step: int, run: Train, tmp_path: Path) -> None:
-    """Two stages, an average of the weights, accumulated gradients, warped features, noisy prompts."""
-    more = {**SHIFT, "ema": 0.9, "accumulate": 2, "batch_size": 1, "feature_augment": "affine", "cache": "all"}
-    more |= {"cache_dir": str(tmp_path / "features"), "clip_norm": 1.0, "early_stopping": 3}
-    whole = run(**more, callbacks=[LowThreshold()], output=str(tmp_path / "whole")).folder
+def test_all_that_a_run_has_resumes_within_an_epoch(step: int, run: Train, unbroken_all: Path, tmp_path: Path) -> None:
+    settings = {**ALL, "cache_dir": str(unbroken_all / "features")}
     with pytest.raises(SystemExit):
-        run(**more, callbacks=[LowThreshold(), Send(signal.SIGTERM, step)])
+        run(**settings, callbacks=[LowThreshold(), Send(signal.SIGTERM, step)])
     assert steps_within_epoch(tmp_path / "run") == divmod(step, 3)
-    run(**more, callbacks=[LowThreshold()], resume=True)
-    assert_same_run(tmp_path / "run", whole)
+    run(**settings, callbacks=[LowThreshold()], resume=True)
+    assert_same_run(tmp_path / "run", unbroken_all / "run")
 
 
 def test_killed_when_the_first_epoch_of_the_second_stage_is_the_best_and_resumed(
@@ -1262,7 +1249,7 @@ def test_epochs_of_a_second_stage_are_checked(settings_, code, run: Train, user_
 def test_an_estimate_of_the_iou_is_fitted_to_the_validation_rows(
     run: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    split = str(make_phantoms(tmp_path / "more", count=60, size=64, seed=3, splits=(0.5, 0.4, 0.1)))
+    split = str(make_phantoms(tmp_path / "more", count=30, size=64, seed=3, splits=(0.1, 0.8, 0.1)))
     dense = {
         **DENSE,
         "epochs": 3,

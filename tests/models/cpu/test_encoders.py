@@ -43,7 +43,7 @@ def packages_maps(lite_encoder) -> Maps:
     return encode_tiny_vit(lite_encoder, image(count=2), TAPS)
 
 
-@pytest.mark.parametrize("elements", [2**16, 2**20, 2**30], ids=["one row", "strips", "whole"])
+@pytest.mark.parametrize("elements", [2**16, 2**30], ids=["one row", "whole"])  # strips: all other tests
 def test_the_fused_tiny_vit_equals_the_packages_encoder_in_full_precision(
     elements, lite_encoder, packages_maps: Maps, monkeypatch
 ) -> None:
