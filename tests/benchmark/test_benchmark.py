@@ -42,6 +42,7 @@ def test_every_part_is_measured(settings: Settings, tmp_path: Path) -> None:
     assert "200 epochs over 1450 + 798 images, IPS_GT" in text
 
 
+@pytest.mark.slow
 def test_growth_is_measured_at_three_sizes_each(settings: Settings, tmp_path: Path) -> None:
     benchmark(settings, parts=tuple(GROWTH), output=tmp_path)
     found = {c["title"]: c["rows"] for c in json.loads((tmp_path / "bench.json").read_text())["comparisons"]}

@@ -142,7 +142,7 @@ def test_masks_in_bfloat16_agree_with_full_precision(lite, shared) -> None:
     sam = fused_sam()
     transform = build_transform("basic_color", image_size=256, pixels=sam.backbone.pixels)
     agreement = []
-    for path in sorted((shared / "data/kvasir_seg/images").iterdir())[:6]:
+    for path in sorted((shared / "data/kvasir_seg/images").iterdir())[:3]:
         mask_path = next((shared / "data/kvasir_seg/masks").glob(f"{path.stem}.*"))
         pair = torch.from_numpy(read_image(path)).permute(2, 0, 1), torch.from_numpy(read_mask(mask_path))[None]
         pixels, mask = transform(pair[0], pair[1].to(torch.uint8))
