@@ -36,6 +36,7 @@ __all__ = [
     "Metadata",
     "check_initial",
     "find",
+    "is_readable",
     "load",
     "load_initial",
     "load_learned",
@@ -133,6 +134,15 @@ def read_metadata(ckpt: Path | str) -> Metadata:
             code="not-a-checkpoint",
         )
     return parse_metadata(path, header.get("promise", ""))
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a file is a complete checkpoint; its weights are not read."""
+    try:
+        read_metadata(path)
+    except UserError:
+        return False
+    return True
 
 
 def _unreadable(path: Path | str, error: Exception) -> UserError:

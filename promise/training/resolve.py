@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from collections.abc import Collection
 from functools import partial
@@ -41,6 +42,7 @@ FREE_TO_CHANGE = (
     "cache_dir",
     "cache_memory",
 )
+PATHS = ("split_csv", "data_root", "sam_checkpoint", "init_from")  # may be edited in a run folder that was moved
 SHIFT_EPOCHS = 2  # default of --shift-epochs, for nets that train in two stages
 
 
@@ -208,7 +210,7 @@ def _resumed(config: TrainConfig, explicit: Collection[str]) -> TrainConfig:
         config = dataclasses.replace(config, output=f"runs/{spec.name}-{resolve_sam(config.net, config.sam)}")
     folder = RunFolder(Path(config.output or ""))
     folder.check(resume=True, overwrite=False)
-    before = _with_stored_names(TrainConfig(**read_yaml(folder.config, TrainConfig)))
+    before = _with_stored_names(_read_settings(folder))
     config, defaults = _with_stored_names(config), _with_stored_names(TrainConfig())
     kept = {name: getattr(config, name) for name in FREE_TO_CHANGE}
     changed = [
@@ -226,3 +228,25 @@ def _resumed(config: TrainConfig, explicit: Collection[str]) -> TrainConfig:
             code="changed-settings",
         )
     return dataclasses.replace(before, **kept)
+
+
+def _read_settings(folder: RunFolder) -> TrainConfig:
+    """The settings of a run that is resumed, from its config.yaml, if they are those that its state was saved with."""
+    saved, advice = folder.load_settings(), "Restore this file, or start again with --overwrite."
+    try:
+        config = TrainConfig(**read_yaml(folder.config, TrainConfig))
+    except UserError as error:
+        raise UserError(f"{error} {advice}", code=error.code, errors=error.errors) from error
+    now = json.loads(json.dumps(dataclasses.asdict(config)))
+    changed = [
+        f"{name} is {now[name]} and was {saved[name]}"
+        for name in now
+        if name in saved and now[name] != saved[name] and name not in (*FREE_TO_CHANGE, *PATHS)
+    ]
+    if changed:
+        raise UserError(
+            f"{folder.config} has other settings than those that the run was started with: {'; '.join(changed)}. "
+            f"{advice}",
+            code="changed-settings",
+        )
+    return config

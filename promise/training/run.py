@@ -143,6 +143,7 @@ def _start(trainer: Trainer, record: RunRecord, config: TrainConfig) -> None:
         progress, state = record.folder.load_state()
         check_same_sam(state, record.metadata.sam_sha256, record.folder.path)
         trainer.restore(progress, state)
+        trainer.repair_checkpoints()
     device = trainer.accelerator.device
     from_config.log_settings(config, trainer.net, trainer.accelerator)
     if not trainer.accelerator.is_main_process:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from promise.runtime.errors import ExistingRunError, MissingFileError, UserError
 from promise.runtime.files import atomic_path, write_json, writing
+from promise.runtime.reading import parse_json
 from promise.training.resume_state import Progress
 
 OURS = (
@@ -53,6 +55,12 @@ class RunFolder:
             )
         present = self._present()
         if self.state.is_file():
+            if resume and not self.config.is_file():
+                raise ExistingRunError(
+                    f"{self.path} holds a run without {self.config.name}, so it cannot be continued. Restore this "
+                    "file, or start again with --overwrite.",
+                    code="nothing-to-resume",
+                )
             if not (resume or overwrite):
                 raise ExistingRunError(
                     f"{self.path} already holds a run ({', '.join(present[:3])}, …). Continue it with --resume, "
@@ -105,17 +113,34 @@ class RunFolder:
         Raises:
             UserError: the file is damaged; code ``damaged-state``.
         """
-        try:
+        with self._explain_damage():
             state = torch.load(self.state, map_location="cpu", weights_only=True)
+            return Progress(**state.pop("progress")), state
+
+    def load_settings(self) -> dict[str, Any]:
+        """The settings in the state, as JSON represents them; ``{}`` if an earlier version wrote it.
+
+        Raises:
+            UserError: the state is damaged; code ``damaged-state``.
+        """
+        with self._explain_damage():
+            state = torch.load(self.state, map_location="cpu", weights_only=True, mmap=True)  # reads no tensors
+            return dict(json.loads(state.get("settings", "{}")))
+
+    @contextmanager
+    def _explain_damage(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             raise UserError(
                 f"{self.state} cannot be read ({type(error).__name__}). Start again with --overwrite; "
                 f"{self.last.name} holds the weights of the last epoch.",
                 code="damaged-state",
             ) from error
-        return Progress(**state.pop("progress")), state
 
     def write_environment(self, **values: Any) -> None:
-        """Add values to environment.json."""
-        known = json.loads(self.environment.read_text(encoding="utf-8")) if self.environment.is_file() else {}
-        write_json(self.environment, {**known, **values})
+        """Add values to environment.json; what cannot be read of it is lost."""
+        known: Any = {}
+        with suppress(OSError, ValueError):
+            known = parse_json(self.environment.read_text(encoding="utf-8"))
+        write_json(self.environment, {**(known if isinstance(known, dict) else {}), **values})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -17,6 +18,7 @@ from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from promise.models import checkpoint
 from promise.models.checkpoint import load_learned
 from promise.models.promise import Promise
 from promise.models.quality import QualityEstimate, fit_quality
@@ -248,6 +250,27 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         self.progress = progress
 
+    def repair_checkpoints(self) -> None:
+        """Write the checkpoints of a restored run again that are missing or damaged; in the main process only.
+
+        Raises:
+            UserError: the weights of the best epoch are lost; code ``damaged-checkpoint``.
+        """
+        progress, record = self.progress, self.record
+        if record is None or not progress.epoch:
+            return
+        current = self._generators is None  # whether the weights are those of the last epoch, not of steps after it
+        if not checkpoint.is_readable(record.folder.best) and progress.best_epoch is not None:
+            if not current or progress.best_epoch != progress.epoch:
+                raise UserError(
+                    f"{record.folder.best} is missing or damaged, and the weights of epoch {progress.best_epoch}, the "
+                    "best one, are nowhere else. Restore this file, or start again with --overwrite.",
+                    code="damaged-checkpoint",
+                )
+            self.save_checkpoint(record.folder.best.name)
+        if current and not checkpoint.is_readable(record.folder.last):
+            self.save_checkpoint(record.folder.last.name)
+
     def close(self) -> None:
         """Release the loaders, whose worker processes end with them; :func:`train` calls it."""
         del self.data
@@ -333,6 +356,7 @@ class Trainer:
             sam_sha256=record.metadata.sam_sha256,
             callbacks=self.callbacks,
         )
+        state["settings"] = json.dumps(record.metadata.config, default=str)
         return state if self.average is None else {**state, "average": self.average.state_dict()}
 
     def _save_within_epoch(self) -> None:

@@ -58,3 +58,23 @@ def test_a_run_without_its_state_is_never_sent_in_a_circle(tmp_path: Path) -> No
         assert "--overwrite" in str(caught.value)
         assert "--resume" not in str(caught.value)
     folder.check(resume=False, overwrite=True)
+
+
+def test_a_run_without_its_settings_is_not_resumed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_text(folder.state, "x")
+    with pytest.raises(ExistingRunError, match=r"config\.yaml.*--overwrite"):
+        folder.check(resume=True, overwrite=False)
+    folder.check(resume=False, overwrite=True)
+
+
+def test_the_settings_of_a_state_are_read_back(tmp_path: Path, user_error) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save_state(Progress(), {"settings": '{"lr": 0.1}'})
+    assert folder.load_settings() == {"lr": 0.1}
+    folder.save_state(Progress(), {"learned": {}})  # of an earlier version
+    assert folder.load_settings() == {}
+    folder.state.write_bytes(folder.state.read_bytes()[:100])
+    for read in (folder.load_settings, folder.load_state):
+        with user_error("damaged-state"):
+            read()

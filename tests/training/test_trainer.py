@@ -1345,3 +1345,86 @@ def test_lesion_settings_are_stored_in_the_checkpoint(run: Train, tmp_path: Path
     run(net="APM_dense", epochs=1, lesion_settings="threshold=0.4,fuse=0,prompts=points")
     stored = checkpoint.read_metadata(tmp_path / "run" / "best.safetensors").lesions
     assert stored == dataclasses.asdict(LesionSettings(threshold=0.4, fuse=0.0, prompts="points"))
+
+
+# --- files of a run folder that other programs have damaged ----------------------------------------
+
+
+class FirstIsBest(Callback):
+    """A score by which the first epoch is the best one."""
+
+    score_names = ("early",)
+
+    def on_validation_end(self, trainer: Trainer, scores: dict[str, float]) -> None:
+        scores["early"] = -float(trainer.progress.epoch)
+
+
+@pytest.mark.parametrize("fraction", [None, 0.6])
+def test_a_damaged_checkpoint_is_written_again_or_refused(
+    fraction: float | None, run: Train, user_error, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    callbacks = [FirstIsBest()]
+    run(callbacks, epochs=2, select="early")
+    expected = copies(folder, "last"), checkpoint.read_metadata(folder / "last.safetensors").metrics
+    damage(folder / "last.safetensors", fraction)
+    run(callbacks, epochs=2, select="early", resume=True)
+    assert same(weights(folder), expected[0])
+    assert checkpoint.read_metadata(folder / "last.safetensors").metrics == expected[1]
+    damage(folder / "best.safetensors", fraction)
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    with user_error("damaged-checkpoint") as caught:
+        run(callbacks, epochs=2, select="early", resume=True)
+    assert all(text in str(caught.value) for text in ("best.safetensors", "epoch 1", "--overwrite"))
+    after = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    assert {path.name for path in {*before, *after} if before.get(path) != after.get(path)} == set()
+
+
+def copies(folder: Path, name: str) -> dict[str, Tensor]:
+    """Weights that stay when their file is truncated, which is mapped into memory."""
+    return {entry: value.clone() for entry, value in weights(folder, name).items()}
+
+
+def damage(path: Path, fraction: float | None) -> None:
+    if fraction is None:
+        path.unlink()
+    else:
+        os.truncate(path, int(path.stat().st_size * fraction))
+
+
+def test_the_best_checkpoint_is_written_again_if_it_is_of_the_last_epoch(run: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(epochs=1, ema=0.5)
+    expected = copies(folder, "best")
+    for name in ("best", "last"):
+        damage(folder / f"{name}.safetensors", 0.3)
+    run(epochs=1, ema=0.5, resume=True)
+    assert same(weights(folder, "best"), expected)
+    assert same(weights(folder, "last"), expected)
+
+
+def test_other_settings_in_the_folder_than_those_of_the_start_are_refused(
+    run: Train, user_error, tmp_path: Path
+) -> None:
+    run(epochs=1, weight_decay=0.5)
+    path = tmp_path / "run/config.yaml"
+    text = path.read_text()
+    resumed = TrainConfig(output=str(tmp_path / "run"), resume=True, workers=0, tensorboard=False, quiet=True)
+    for changed in (text.replace("lr: 0.001", "lr: 0.00"), text[: text.index("weight_decay")]):
+        assert changed != text
+        path.write_text(changed)
+        with user_error("changed-settings") as caught:
+            train(resumed)
+        assert all(words in str(caught.value) for words in ("config.yaml", " was 0.", "--overwrite"))
+    path.write_text("")
+    with pytest.raises(UserError, match=r"config\.yaml.*--overwrite"):
+        train(resumed)
+    path.write_text(text)
+    train(resumed)
+
+
+def test_a_damaged_environment_file_does_not_end_a_resumed_run(run: Train, tmp_path: Path) -> None:
+    run(epochs=1)
+    (tmp_path / "run/environment.json").write_text('{"seed": 5, "pyth')
+    run(epochs=1, resume=True)
+    assert json.loads((tmp_path / "run/environment.json").read_text())["sam_sha256_after"]
