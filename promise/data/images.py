@@ -231,11 +231,24 @@ def _several_images(origin: str | Path, count: int | str) -> UserError:
 
 
 def _pil_to_array(image: Image.Image) -> NDArray[Any]:
+    """The pixels of an image, strip by strip: PIL copies what it converts several times."""
     if image.mode in ("L", "RGB", "RGBA") or image.mode.startswith(("I", "F")):
-        return np.array(image)
-    if image.mode in ("1", "LA", "La"):
-        return np.array(image.convert("L"))
-    return np.array(image.convert("RGB"))
+        mode = image.mode
+    else:
+        mode = "L" if image.mode in ("1", "LA", "La") else "RGB"
+    width, height = image.size
+    step = max(1, _STRIP // width)
+    array: NDArray[Any] | None = None
+    for top in range(0, height, step):
+        strip = image if step >= height else image.crop((0, top, width, min(height, top + step)))
+        values = np.array(strip if strip.mode == mode else strip.convert(mode))
+        if step >= height:
+            return values
+        if array is None:
+            array = np.empty((height, *values.shape[1:]), values.dtype)
+        array[top : top + step] = values
+    assert array is not None
+    return array
 
 
 def _decode_deep(content: bytes) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,16 +24,18 @@ from promise.inference.loading import load_net
 from promise.inference.loop import RowPrediction, predict_draws
 from promise.inference.output_folder import CONTOUR, DATASET, PredictionFolder
 from promise.inference.overlay import draw_overlay
-from promise.inference.postprocess import Bools, Float32s
+from promise.inference.postprocess import STRIP, Bools, Float32s
 from promise.inference.segmenter import Segmenter
 from promise.prompts.file import PromptFile
 from promise.prompts.sampling import AUTO, FILE
 from promise.prompts.source import Prompting, PromptSource
 from promise.runtime.errors import UserError, WriteError, is_out_of_memory
-from promise.runtime.memory import explain_out_of_memory
+from promise.runtime.memory import explain_out_of_memory, return_freed_memory
 from promise.runtime.progress import progress_bar
 from promise.runtime.workers import ordered_map
 from promise.types import Batch
+
+LARGE = 2**25  # pixels; larger images are read and written one at a time, whatever the number of threads
 
 
 @dataclass
@@ -49,12 +52,15 @@ class ImageWork:
     made: int = 0
     segmenter: Segmenter | None = None
     sources: Sequence[PromptSource] = ()
+    _turn: threading.Lock = field(default_factory=threading.Lock)  # of the threads that work on large images
 
     def any_readable(self) -> bool:
         """Whether any unfinished image can be read; otherwise no net is needed."""
         for index in sorted(self.todo):
+            path = self.inputs[index].path
             try:
-                read_input(self.inputs[index].path)
+                with self._in_turn(input_size(path)):
+                    read_input(path)
             except UserError as error:
                 self.failures[index] = str(error)
             else:
@@ -137,7 +143,7 @@ class ImageWork:
     def _load(self, index: int) -> tuple[int, Tensor | None]:
         assert self.segmenter is not None
         try:
-            with _explain_memory():
+            with _explain_memory(), self._in_turn(input_size(self.inputs[index].path)):
                 tensor, self.sizes[index] = self.segmenter.prepare(self.inputs[index].path)
         except UserError as error:
             self.failures[index] = str(error)
@@ -147,7 +153,7 @@ class ImageWork:
     def _write(self, row: RowPrediction) -> bool:
         """Write the results of an image; whether that was possible. Only a full disk and the like end the run."""
         try:
-            with _explain_memory():
+            with _explain_memory(), self._in_turn(self.sizes[row.index]):
                 self._write_files(row)
         except UserError as error:
             if isinstance(error, WriteError) and error.errno != errno.ENAMETOOLONG:
@@ -155,6 +161,18 @@ class ImageWork:
             self.failures[row.index] = str(error)
             return False
         return True
+
+    @contextmanager
+    def _in_turn(self, size: tuple[int, int]) -> Iterator[None]:
+        """Inside, no other thread reads or writes a large image; ``size`` is width and height in pixels."""
+        if size[0] * size[1] <= LARGE:
+            yield
+            return
+        with self._turn:
+            try:
+                yield
+            finally:
+                return_freed_memory()
 
     def _write_files(self, row: RowPrediction) -> None:
         assert self.segmenter is not None
@@ -199,5 +217,9 @@ def _explain_memory() -> Iterator[None]:
 def _grey(values: Bools | Float32s) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Grey levels: 0 and 255 for a mask, 0 to 65535 for a map in [0, 1]."""
     if values.dtype == np.bool_:
-        return values.astype(np.uint8) * np.uint8(255)
-    return np.rint(values.astype(np.float64) * 65535).astype(np.uint16)
+        return values.view(np.uint8) * np.uint8(255)
+    levels = np.empty(values.shape, np.uint16)
+    step = max(1, STRIP // values.shape[1])
+    for top in range(0, len(values), step):
+        levels[top : top + step] = np.rint(values[top : top + step].astype(np.float64) * 65535)
+    return levels

@@ -16,6 +16,7 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 Float32s: TypeAlias = npt.NDArray[np.float32]
 
 PREPARED_SIDE = 1024  # pixels; side of the prepared images and masks of the reference implementation
+STRIP = 2**20  # values that are converted at a time in double precision
 MAX_KERNEL = 1023  # side of a kernel in pixels; its memory grows with the square
 _MORPHOLOGY = {"open": cv2.MORPH_OPEN, "close": cv2.MORPH_CLOSE}
 _FORMS = (
@@ -132,13 +133,13 @@ class Postprocess:
 def open_or_close(mask: Bools, operation: Literal["open", "close"], kernel: int) -> Bools:
     """Open or close a mask (H, W) with a full square of ``kernel`` × ``kernel`` pixels; the border is neutral."""
     square = np.ones((kernel, kernel), np.uint8)
-    return np.asarray(cv2.morphologyEx(mask.astype(np.uint8), _MORPHOLOGY[operation], square) > 0)
+    return np.asarray(cv2.morphologyEx(mask.view(np.uint8), _MORPHOLOGY[operation], square)).view(np.bool_)
 
 
 def fill_holes(mask: Bools) -> Bools:
     """Fill all holes of a mask (H, W): background without a 4-connected path to the border of the image."""
-    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return np.asarray(cv2.drawContours(np.zeros(mask.shape, np.uint8), outlines, -1, 1, cv2.FILLED) > 0)
+    outlines, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return np.asarray(cv2.drawContours(np.zeros(mask.shape, np.uint8), outlines, -1, 1, cv2.FILLED)).view(np.bool_)
 
 
 def largest_component(mask: Bools) -> Bools:
@@ -224,10 +225,21 @@ def probability_at(logits: np.ndarray, height: int, width: int) -> np.ndarray:
     Returns:
         (height, width) float32 in [0, 1].
     """
-    return sigmoid(to_size(logits, height, width))
+    resized = to_size(logits, height, width)
+    return sigmoid(resized, out=None if np.may_share_memory(resized, logits) else resized)
 
 
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (float32) of logits. This is the only sigmoid outside the losses."""
-    # Double precision, numerically stable for large negative values, and exactly 0.5 at 0.
-    return (0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))).astype(np.float32)
+def sigmoid(logits: np.ndarray, *, out: Float32s | None = None) -> np.ndarray:
+    """Probabilities (float32) of logits (…, H, W). This is the only sigmoid outside the losses.
+
+    Args:
+        logits: any shape with at least one dimension, float.
+        out: the array that is returned, float32 of the same shape; it may be ``logits``.
+    """
+    found = np.empty(logits.shape, np.float32) if out is None else out
+    step = max(1, STRIP * len(logits) // max(1, logits.size))
+    for top in range(0, len(logits), step):
+        rows = slice(top, top + step)
+        # Double precision, numerically stable for large negative values, and exactly 0.5 at 0.
+        found[rows] = 0.5 * (1 + np.tanh(0.5 * logits[rows].astype(np.float64)))
+    return found

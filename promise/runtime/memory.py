@@ -35,6 +35,12 @@ def keep_freed_memory() -> bool:
     return all(mallopt(*setting) == 1 for setting in (never_mmap, never_trim, pad))
 
 
+def return_freed_memory() -> None:
+    """Return freed memory to the system, after work on something large; only where the C library is glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def peak_memory(device: torch.device) -> float:
     """Return the peak memory of this process in GiB: allocated by torch on a GPU, resident memory otherwise.
 

@@ -386,3 +386,16 @@ def test_different_exif_orientations_are_described(tmp_path: Path) -> None:
     assert "orientation 3" in (describe_turn(turned, plain) or "")
     assert describe_turn(plain, plain) is None
     assert describe_turn(turned, turned) is None
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_pixels_do_not_depend_on_the_strips(mode: str, monkeypatch) -> None:
+    colours = Image.fromarray(np.random.default_rng(0).integers(0, 255, (23, 17, 3), np.uint8))
+    image = colours.convert("I").convert(mode) if mode == "I;16" else colours.convert(mode)
+    plain = {"1": "L", "LA": "L", "P": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}.get(mode)
+    expected = np.array(image if plain is None else image.convert(plain))
+    for strip in (1, 100, 1000):
+        monkeypatch.setattr(images, "_STRIP", strip)
+        found = images._pil_to_array(image)
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)

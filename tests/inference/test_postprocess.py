@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from promise.inference.postprocess import Postprocess, fill_holes, largest_component, reference_target, to_size
+from promise.inference import postprocess
+from promise.inference.postprocess import (
+    Postprocess,
+    fill_holes,
+    largest_component,
+    probability_at,
+    reference_target,
+    to_size,
+)
 from promise.runtime.errors import UserError
 
 FURTHER = [
@@ -246,3 +254,14 @@ def test_reference_target_refuses_other_arrays():
         reference_target(np.zeros((4, 4), np.uint8))
     with pytest.raises(ValueError, match=r"not \(4,\)"):
         reference_target(np.zeros(4, bool))
+
+
+@pytest.mark.parametrize("size", [(31, 47), (8, 8), (1, 300), (300, 1)])
+def test_probabilities_do_not_depend_on_the_strips(size: tuple[int, int], monkeypatch) -> None:
+    logits = np.random.default_rng(0).normal(0, 20, (8, 8)).astype(np.float32)
+    before = logits.copy()
+    plain = (0.5 * (1 + np.tanh(0.5 * to_size(logits, *size).astype(np.float64)))).astype(np.float32)
+    for strip in (1, 100, 10**6):
+        monkeypatch.setattr(postprocess, "STRIP", strip)
+        np.testing.assert_array_equal(probability_at(logits, *size), plain)
+        np.testing.assert_array_equal(logits, before)

@@ -520,3 +520,46 @@ def make_dicom(path: Path) -> Path:
     data.PixelData = bytes(range(256)) * 16
     data.save_as(path, enforce_file_format=False)
     return path
+
+
+# --- large images -----------------------------------------------------------------------------------
+
+MEASURED = """
+import re, pathlib, shutil
+def memory(name):
+    return int(re.search(name + r":\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
+*options, small, large = sys.argv[1:]
+assert main([*options, "--output", small + "-out", small]) == 0
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now
+before = memory("VmRSS")
+assert main([*options, "--output", large + "-out", large]) == 0
+print("bytes:", memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux")
+def test_the_memory_for_large_images_is_at_most_ten_bytes_per_pixel(ckpt, tmp_path) -> None:
+    """Two images in two threads, one after the other; 64 MiB more are for what does not depend on their size."""
+    side = 6000
+    assert side**2 > image_work.LARGE
+    noise = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
+    for folder, size, count in (("small", 64, 1), ("large", side, 2)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            enlarged = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
+            cv2.imwrite(str(tmp_path / folder / f"{number}.jpg"), enlarged)
+    options = ["--ckpt", str(ckpt), "--device", "cpu", "--precision", "fp32", "--quiet", "--workers", "2"]
+    script = tmp_path / "measure.py"
+    script.write_text(CHILD.format(conftest=str(Path(__file__).parents[1] / "conftest.py")) + MEASURED)
+    command = [sys.executable, str(script), *options, str(tmp_path / "small"), str(tmp_path / "large")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert cv2.imread(str(tmp_path / "large-out/masks/1.png"), cv2.IMREAD_UNCHANGED).shape == (side, side)
+    assert int(printed.split("bytes:")[1]) <= 10 * side**2 + 2**26
+
+
+def test_levels_of_a_map_do_not_depend_on_the_strips(monkeypatch) -> None:
+    probability = np.random.default_rng(0).random((37, 21), np.float32)
+    monkeypatch.setattr(image_work, "STRIP", 100)
+    expected = np.rint(probability.astype(np.float64) * 65535).astype(np.uint16)
+    np.testing.assert_array_equal(image_work._grey(probability), expected)
+    np.testing.assert_array_equal(image_work._grey(probability > 0.5), np.where(probability > 0.5, 255, 0))
