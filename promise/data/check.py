@@ -15,13 +15,12 @@ from promise.runtime.errors import UserError, list_faults
 from promise.runtime.progress import progress_bar
 from promise.runtime.workers import default_workers, ordered_map
 
-_Size = tuple[int, ...]  # height, width
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class _RowCheck:
-    """The result for one row."""
+class PairCheck:
+    """The result for one image and its mask."""
 
     errors: tuple[UserError, ...] = ()
     empty_mask: bool = False
@@ -46,8 +45,8 @@ def check_files(rows: Sequence[Row], *, csv_path: str | Path, level: str, progre
         UserError: ``unusable-files``, with the errors of all rows: missing, empty or corrupted files, files that are
             not images, images and masks of different size, masks that are not binary.
     """
-    check = _check_pixels if level == "full" else _check_header
-    found = ordered_map(check, rows, workers=default_workers())
+    check = check_pixels if level == "full" else _check_header
+    found = ordered_map(lambda row: check(row.image, row.mask), rows, workers=default_workers())
     results = list(progress_bar(found, total=len(rows), name="checking files", unit="file", quiet=not progress))
     pairs = list(zip(rows, results, strict=True))
     faults = [LineFault(row.line, error.code, str(error)) for row, result in pairs for error in result.errors]
@@ -70,23 +69,24 @@ def check_files(rows: Sequence[Row], *, csv_path: str | Path, level: str, progre
     return warnings
 
 
-def _check_pixels(row: Row) -> _RowCheck:
+def check_pixels(image: Path, mask: Path) -> PairCheck:
+    """Decode an image and its mask; faults are in the result."""
     errors: list[UserError] = []
-    image = _collect(errors, "image", lambda: read_image(row.image))
-    mask = _collect(errors, "mask", lambda: read_mask(row.mask))
-    if image is not None and mask is not None:
-        errors += _compare(row, image.shape[:2], mask.shape)
-    turn = None if errors else describe_turn(row.image, row.mask)
-    return _RowCheck(tuple(errors), mask is not None and not mask.any(), turn)
+    pixels = _collect(errors, "image", lambda: read_image(image))
+    foreground = _collect(errors, "mask", lambda: read_mask(mask))
+    if pixels is not None and foreground is not None and pixels.shape[:2] != foreground.shape:
+        errors.append(size_mismatch(image, pixels.shape[:2], mask, foreground.shape))
+    turn = None if errors else describe_turn(image, mask)
+    return PairCheck(tuple(errors), foreground is not None and not foreground.any(), turn)
 
 
-def _check_header(row: Row) -> _RowCheck:
+def _check_header(image: Path, mask: Path) -> PairCheck:
     errors: list[UserError] = []
-    image = _collect(errors, "image", lambda: read_size(row.image))
-    mask = _collect(errors, "mask", lambda: read_size(row.mask))
-    if image is not None and mask is not None:
-        errors += _compare(row, image, mask)
-    return _RowCheck(tuple(errors), turn=None if errors else describe_turn(row.image, row.mask))
+    size = _collect(errors, "image", lambda: read_size(image))
+    mask_size = _collect(errors, "mask", lambda: read_size(mask))
+    if size is not None and mask_size is not None and size != mask_size:
+        errors.append(size_mismatch(image, size, mask, mask_size))
+    return PairCheck(tuple(errors), turn=None if errors else describe_turn(image, mask))
 
 
 def _collect(errors: list[UserError], role: str, read: Callable[[], _Result]) -> _Result | None:
@@ -96,7 +96,3 @@ def _collect(errors: list[UserError], role: str, read: Callable[[], _Result]) ->
     except UserError as error:
         errors.append(UserError(f"{role} {error}", code=error.code))
         return None
-
-
-def _compare(row: Row, image: _Size, mask: _Size) -> list[UserError]:
-    return [] if image == mask else [size_mismatch(row.image, image, row.mask, mask)]

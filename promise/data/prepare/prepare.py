@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from promise.data.check import check_pixels
 from promise.data.images import read_image, write_png
 from promise.data.masks import describe_turn, read_levels, read_mask, size_mismatch
 from promise.data.prepare.assignment import Assigned, Splitting, assign
 from promise.data.prepare.frame import Frame, content_frame, read_frames, whole_frame, write_frames
 from promise.data.prepare.layouts import ImageSet, Pair, summarise_items
 from promise.data.table import COLUMNS
-from promise.runtime.errors import SHOWN, ExistingRunError, UserError, WriteError, raise_all
+from promise.runtime.errors import SHOWN, ExistingRunError, UserError, WriteError, raise_all, shorten
 from promise.runtime.files import remove_leftovers, write_text, writing
 from promise.runtime.lock import exclusive
 from promise.runtime.progress import progress_bar
@@ -112,7 +113,8 @@ def prepare(sets: Sequence[ImageSet], output: Path, *, options: PrepareOptions, 
         UserError: values out of range (``invalid-size``, ``invalid-workers``), faults of the sets
             (``duplicate-set``, ``no-pairs``, ``duplicate-base-name``, ``unpaired-files``) or of the split (see
             :func:`promise.data.prepare.assignment.assign`), or pairs that cannot be prepared (``pairs-not-prepared``,
-            with the errors of all pairs). Finished pairs are kept, and the next run resumes.
+            with the errors of all pairs). Finished pairs are kept, and the next run resumes. With ``in_place``, pairs
+            that cannot be used as they are (``pairs-not-usable``, with the errors of all pairs); nothing is written.
     """
     _check_options(options)
     notes = _check_pairs(sets, skip=options.skip_unpaired)
@@ -127,6 +129,7 @@ def _prepare(
     plan = _plan(rows, several=several)
     if options.in_place:
         _forbid_existing(output, [*plan, FRAMES, JOURNAL], overwrite=options.overwrite)
+        notes += _check_files(rows, options)
         paths = {row: (_relative(row.pair.image, output), _relative(row.pair.mask, output)) for row in rows}
         return Prepared(_write_tables(output, plan, paths), tuple(notes), made=0, kept=0)
     jobs = [_job(row, several=several) for row in rows]
@@ -336,8 +339,32 @@ def _prepare_pairs(
         head = f"{len(errors)} of {len(jobs)} pairs cannot be prepared; the others are finished, the next run resumes:"
         text = "\n".join([head, *(f"  {error}" for error in errors[:SHOWN]), *more])
         raise UserError(text, code="pairs-not-prepared", errors=errors)
-    notes = [f"{number} mask{'s have' if number != 1 else ' has'} {_FLAGS[flag]}" for flag, number in counts.items()]
-    return frames, notes, kept
+    return frames, _describe_flags(counts), kept
+
+
+def _describe_flags(counts: Counter[str]) -> list[str]:
+    """Notes about the pairs that have a flag."""
+    return [f"{number} mask{'s have' if number != 1 else ' has'} {_FLAGS[flag]}" for flag, number in counts.items()]
+
+
+def _check_files(rows: Sequence[Assigned], options: PrepareOptions) -> list[str]:
+    """Decode the files that the CSVs will refer to, as a training does; returns notes.
+
+    Raises:
+        UserError: files that cannot be used (``pairs-not-usable``), with the errors of all pairs.
+    """
+    found = ordered_map(lambda row: check_pixels(row.pair.image, row.pair.mask), rows, workers=options.workers)
+    checks = list(progress_bar(found, total=len(rows), name="checking", unit="image", quiet=options.quiet))
+    errors = [error for check in checks for error in check.errors]
+    if errors:
+        number = sum(bool(check.errors) for check in checks)
+        head = f"{number} of {len(rows)} pairs cannot be used in place; nothing is written:"
+        grey = any(error.code == "mask-not-binary" for error in errors)
+        hint = ["Without --in-place, masks with grey levels are converted to binary ones."] if grey else []
+        text = "\n".join([head, *shorten([f"  {error}" for error in errors]), *hint])
+        raise UserError(text, code="pairs-not-usable", errors=errors)
+    counts = Counter({"empty": sum(c.empty_mask for c in checks), "turned": sum(c.turn is not None for c in checks)})
+    return _describe_flags(+counts)
 
 
 def _is_unchanged(job: _Job, entry: dict[str, Any], output: Path) -> bool:

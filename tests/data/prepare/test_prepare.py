@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from promise.data.images import read_image
+from promise.data.images import read_image, write_png
 from promise.data.masks import read_mask
 from promise.data.phantom import make_phantom
 from promise.data.prepare.assignment import Splitting
@@ -141,6 +141,31 @@ def test_in_place_writes_only_csvs_that_work_with_and_without_a_root(raw: Path, 
         images = [row.image.resolve() for row in read_table(tmp_path / "out/train.csv", **options).rows]
         assert len(set(images)) == 17
         assert all(raw.resolve() in path.parents for path in images)
+
+
+def test_in_place_refuses_all_files_that_cannot_be_used_before_anything_is_written(
+    raw: Path, tmp_path: Path, user_error
+) -> None:
+    (kvasir,) = find_sets("kvasir-seg", Path(shutil.copytree(raw / "kvasir_seg", tmp_path / "kvasir_seg")))
+    truncated, other_size, grey, empty = (pair for pair in kvasir.pairs[:4])
+    truncated.image.write_bytes(truncated.image.read_bytes()[:200])
+    write_png(other_size.mask, np.zeros((9, 9), np.uint8))
+    write_png(grey.mask, np.full(read_mask(grey.mask).shape, 130, np.uint8))
+    codes = ("corrupt-image", "image-size-mismatch", "mask-not-binary")
+    with user_error(*codes) as caught:
+        prepare([kvasir], tmp_path / "out", options=quick(in_place=True), splitting=Splitting())
+    assert caught.value.code == "pairs-not-usable"
+    text = str(caught.value)
+    assert text.startswith("3 of 10 pairs cannot be used in place; nothing is written:")
+    assert all(str(path) in text for path in (truncated.image, other_size.mask, grey.mask))
+    assert "Without --in-place" in text
+    assert not (tmp_path / "out").exists()
+    for pair in (truncated, other_size, grey):
+        write_png(pair.image, np.zeros((9, 9, 3), np.uint8))
+        write_png(pair.mask, np.full((9, 9), 255, np.uint8))
+    write_png(empty.mask, np.zeros_like(read_mask(empty.mask), np.uint8))
+    result = prepare([kvasir], tmp_path / "out", options=quick(in_place=True), splitting=Splitting())
+    assert "1 mask has no foreground" in result.notes
 
 
 def test_fewer_training_rows_in_proportion(raw: Path, tmp_path: Path) -> None:
