@@ -175,7 +175,7 @@ sys.exit(run("loading", work))
     script = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
         pytest.skip("needs a mount namespace, which needs root")
-    command = ["unshare", "-m", "bash", "-c", script, "x", sys.executable, "-c", code, str(phantoms)]
+    command = ["unshare", "-m", "bash", "-c", script, "x", sys.executable, "-W", "ignore", "-c", code, str(phantoms)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr.splitlines()) == (
         1,

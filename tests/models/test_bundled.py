@@ -21,6 +21,9 @@ from promise.models import bundled, checkpoint
 from promise.models.sam.weights import file_sha256
 
 Errors = Callable[..., Any]
+NO_EXPORT = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9), reason="export needs torch 2.9"
+)
 
 
 @pytest.mark.filterwarnings("ignore:SAM .* has random weights:RuntimeWarning")
@@ -96,7 +99,7 @@ def test_the_list_shows_the_card(bundled_net: Path, capsys) -> None:
     "command",
     [
         lambda out: predict_command.main(["--ckpt", "tinny", "--output", out, "image.png"]),
-        lambda out: export_command.main(["--ckpt", "tinny", "--output", out]),
+        pytest.param(lambda out: export_command.main(["--ckpt", "tinny", "--output", out]), marks=NO_EXPORT),
         lambda out: app_command.main(["--ckpt", "tinny", "--port", "0"]),
     ],
     ids=["predict", "export", "app"],
