@@ -172,6 +172,8 @@ def work():
 
 sys.exit(run("loading", work))
 """
+    if torch.__version__.startswith("2.4."):
+        pytest.skip("torch 2.4 does not say why a worker ended")
     script = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
         pytest.skip("needs a mount namespace, which needs root")

@@ -291,9 +291,9 @@ def test_ten_thousand_rows_take_seconds(tmp_path: Path, make_table: MakeTable) -
         for i in range(1, 10_000):
             os.link(first, first.with_stem(str(i)))
     lines = [f"/a/b/c/images_1024/{i}.png,train,/a/b/c/masks_1024/{i}.png" for i in range(10_000)]
-    start = time.perf_counter()
+    start = time.process_time()
     table = read_table(make_table(lines), data_root=tmp_path / "root")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert len({row.image for row in table.rows}) == 10_000
 
 
