@@ -82,7 +82,8 @@ class Mlp:
         out, dtype = torch.empty_like(x), self.widen.weight.dtype
         for index, top, bottom in strips(out, x.shape[2] * self.widen.weight.shape[0]):
             strip = x[index, top:bottom]
-            out[index, top:bottom] = strip + self.narrow(F.gelu(self.widen(self.norm(strip).to(dtype))))
+            hidden = F.gelu(self.widen(self.norm(strip).to(dtype)))
+            torch.add(strip, self.narrow(hidden), out=out[index, top:bottom])
         return out
 
 

@@ -65,7 +65,8 @@ class _Bottleneck:
             first, last = stride * top - 1, stride * (bottom - 1) + 2
             hidden = F.gelu(self.widen(x[index, max(first, 0) : min(last, height)]))
             # Outside the image the hidden layer is zero, regardless of the bias of the widening layer.
-            hidden = F.pad(hidden, (0, 0, 0, 0, int(first < 0), int(last > height)))
+            if first < 0 or last > height:  # F.pad copies its input even if there is nothing to pad
+                hidden = F.pad(hidden, (0, 0, 0, 0, int(first < 0), int(last > height)))
             strip = self.narrow(F.gelu(self.filter(hidden, pad_rows=0)))
             if self.residual:
                 strip = F.gelu(strip.add_(x[index, top:bottom]))
@@ -104,7 +105,8 @@ class _Attention:
         out = torch.empty_like(x)
         for index, top, bottom in strips(out, 3 * width * channels, multiple=self.window):
             strip = x[index, top:bottom]
-            out[index, top:bottom] = strip + self.project(self._attend(self.qkv(self.norm(strip))))
+            mixed = self.project(self._attend(self.qkv(self.norm(strip))))
+            torch.add(strip, mixed, out=out[index, top:bottom])
         return out
 
     def _attend(self, qkv: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class _Attention:
         mixed = self._windows(qkv) if self.window else self._attend(qkv)
         out = torch.empty_like(x)
         for index, top, bottom in strips(out, width * channels):
-            out[index, top:bottom] = x[index, top:bottom] + self.project(mixed[index, top:bottom])
+            torch.add(x[index, top:bottom], self.project(mixed[index, top:bottom]), out=out[index, top:bottom])
         return out
 
     def _windows(self, qkv: Tensor) -> Tensor:
