@@ -23,6 +23,7 @@ from PIL import Image
 
 PICTURES = Path(__file__).parent / "pictures"
 SHOWN = 6  # overlays side by side
+BUNDLED = "skin"  # checkpoint of the overlays
 WORST = 3  # images of the lowest Dice
 LIMIT = 150_000  # bytes
 ROOT = Path(__file__).parents[1]
@@ -34,10 +35,12 @@ def main() -> None:
     if not (RUN / "test/overlays").is_dir():
         sys.exit(f"{RUN / 'test/overlays'} is missing: run bash scripts/quickstart.sh first.")
     PICTURES.mkdir(exist_ok=True)
-    save(side_by_side(sorted((RUN / "test/overlays").rglob("*.png"))[:SHOWN]), "overlays")
     save(side_by_side(sorted((RUN / "test/gallery").rglob("worst-*.png"))[:WORST]), "worst")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
+        of_tests = ("--split-csv", str(SAMPLES / "split.csv"), "--overlays", str(SHOWN))
+        command("eval", "--ckpt", BUNDLED, *of_tests, "--output", "eval", "--quiet")
+        save(side_by_side(sorted(Path("eval/overlays").rglob("*.png"))[:SHOWN]), "overlays")
         command("validate", str(SAMPLES / "split.csv"), "--picture", "data.png", "--quiet")
         save(Image.open("data.png"), "data")
         command("report", str(RUN), "--output", "report.html")
