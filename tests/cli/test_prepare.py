@@ -27,11 +27,13 @@ def test_prepare_prints_the_tables(phantoms: Path, tmp_path: Path, capsys: pytes
 
 
 def test_layout_flags(phantoms: Path, tmp_path: Path) -> None:
-    swapped = [f"folder={phantoms.parent}", "--images", "masks", "--masks", "images", "--in-place"]
-    assert main([*swapped, "--mask-prefix", "phan", "--output", str(tmp_path / "out")]) == 1  # no phanphantom_0000
-    assert main([*swapped, "--image-suffix", "x", "--output", str(tmp_path / "out")]) == 0
+    for name, other in (("images", "pictures"), ("masks", "outlines")):
+        shutil.copytree(phantoms.parent / name, tmp_path / other)
+    named = [f"folder={tmp_path}", "--images", "pictures", "--masks", "outlines", "--in-place"]
+    assert main([*named, "--mask-prefix", "phan", "--output", str(tmp_path / "out")]) == 1  # no phanphantom_0000
+    assert main([*named, "--image-suffix", "x", "--output", str(tmp_path / "out")]) == 0
     first = read_table(tmp_path / "out/split.csv").rows[0]
-    assert (first.image.parent.name, first.mask.parent.name) == ("masks", "images")
+    assert (first.image.parent.name, first.mask.parent.name) == ("pictures", "outlines")
     assert not (tmp_path / "out/images").exists()
 
 

@@ -48,7 +48,6 @@ import torch
 torch.set_num_threads(1)
 tiny.register_tiny_vit()
 from promise.cli.predict import main
-sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -441,7 +440,8 @@ def test_an_interrupted_and_resumed_run_leaves_the_files_of_one_run(run, ckpt, m
 def test_images_are_distributed_among_processes(run, ckpt, many, tmp_path) -> None:
     whole, out, script = tmp_path / "whole", tmp_path / "two", tmp_path / "child.py"
     run(many, output=str(whole), contour=True, probability=True)
-    script.write_text(CHILD.format(conftest=str(Path(__file__).parents[1] / "conftest.py")))
+    child = CHILD.format(conftest=str(Path(__file__).parents[1] / "conftest.py"))
+    script.write_text(f"{child}sys.exit(main(sys.argv[1:]))\n")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", "2"]
     launch += ["--master_port", str(free_port()), str(script), "--ckpt", str(ckpt), *FLAGS]
     command = [*launch, "--output", str(out), str(many)]

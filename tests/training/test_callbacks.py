@@ -230,7 +230,7 @@ def test_a_run_with_a_stateful_callback_is_not_resumed_without_it(run: Train) ->
 def test_the_state_of_a_run_without_such_callbacks_has_its_usual_entries(run: Train, tmp_path: Path) -> None:
     run([StepLosses()], epochs=1)
     state = torch.load(tmp_path / "run/state/resume.pt", weights_only=True)
-    assert list(state) == ["progress", "learned", "optimizer", "scaler", "sam_sha256"]
+    assert list(state) == ["progress", "learned", "optimizer", "scaler", "sam_sha256", "settings"]
     (group,) = state["optimizer"]["param_groups"]
     assert "initial_lr" not in group
 
