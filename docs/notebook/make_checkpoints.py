@@ -169,7 +169,8 @@ def measured(path: Path, trained: Path, summary: Mapping[str, Any]) -> dict[str,
     metadata = checkpoint.read_metadata(path)
     environment = json.loads((trained / "environment.json").read_text(encoding="utf-8"))
     epochs = [json.loads(line) for line in (trained / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    device = environment["device_name"] or f"{environment['threads']} CPU cores"
+    threads = environment["threads"]
+    device = environment["device_name"] or f"{threads} CPU core{'s' * (threads != 1)}"
     return {
         "net": metadata.net,
         "sam": metadata.sam,

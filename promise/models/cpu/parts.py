@@ -43,6 +43,8 @@ class Linear:
             # The same product as a convolution by oneDNN, which is faster for matrices as narrow as these.
             wide = F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias)
             return wide.permute(0, 2, 3, 1)
+        if x.device.type == "cpu" and not x.is_contiguous():
+            x = x.contiguous()  # else torch multiplies each row of a map by its own copy of the weights
         return F.linear(x, self.weight, self.bias)
 
 

@@ -86,7 +86,8 @@ class _Attention:
         maps, height, width = qkv.shape[:3]
         tokens = height * width
         qkv = qkv.view(maps, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        qkv = qkv.reshape(3, maps * self.heads, tokens, -1)
+        # Contiguous, so that the products of blocks do not copy their inputs again and again.
+        qkv = qkv.reshape(3, maps * self.heads, tokens, -1).contiguous()
         query, key, value = qkv.unbind(0)
         by_row, by_column = self._position_logits(query, height, width)
         if qkv.device.type != "cpu" or qkv.dtype == torch.float32:
@@ -126,7 +127,7 @@ class _Attention:
     ) -> Tensor:
         """Use matrix products on blocks that fit the cache, which is faster for bfloat16 on a CPU."""
         count, tokens, _ = query.shape
-        key = key.transpose(1, 2) * self.scale
+        key = (key * self.scale).transpose(1, 2).contiguous()
         heads_per_step, queries = max(1, BLOCK_PAIRS // tokens**2), max(1, BLOCK_PAIRS // tokens)
         out = torch.empty_like(value)
         for first in range(0, count, heads_per_step):
