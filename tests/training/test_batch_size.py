@@ -65,6 +65,7 @@ def use_up_freed_memory(megabytes: int) -> list[bytearray]:
     return used
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux")
 def test_the_batch_size_is_halved_until_it_fits(settings: dict[str, Any], tmp_path: Path) -> None:
     large = {**settings, "batch_size": 2**14, "auto_batch_size": True}

@@ -212,6 +212,7 @@ def positives_inside(folder: Path, phantoms: Path) -> float:
     return mean
 
 
+@pytest.mark.slow
 def test_more_positive_points_are_inside_after_a_training_with_the_loss(
     run: Train, phantoms: Path, tmp_path: Path
 ) -> None:
