@@ -396,7 +396,7 @@ def test_the_first_prediction_of_the_readme_finds_the_lesion(lite: str, tmp_path
     words[-1] = str(ROOT / words[-1])
     assert COMMANDS[name].main([*words, "--quiet"]) == 0
     stem = Path(words[-1]).stem
-    written = tmp_path / f"masks/masks/{stem}.png"
+    written = tmp_path / f"out/masks/{stem}.png"
     found, truth = read_mask(written), read_mask(ROOT / f"data_format/skin/masks/{stem}.png")
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.8
 

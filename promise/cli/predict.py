@@ -54,6 +54,7 @@ def _work(arguments: argparse.Namespace) -> int:
         print(list_checkpoints())
         return 0
     from promise.inference.predict import predict
+    from promise.models.quality import USABLE
 
     result = predict(config)
     if not result.is_main_process:
@@ -63,7 +64,10 @@ def _work(arguments: argparse.Namespace) -> int:
     print(f"{result.made} mask{'s' * (result.made != 1)} written{kept}: {result.folder / 'masks'}")
     if result.review is not None:
         print("\n".join(_review_lines(result.review, config.review_below, result.folder)))
-    elif result.without_lesion:
+    if result.doubtful:
+        head = f"{len(result.doubtful)} to check, with an estimated IoU below {USABLE:g} (promise-app corrects masks):"
+        print("\n".join([head, *shorten([f"  {name}: {iou:.3f}" for name, iou in result.doubtful])]))
+    if result.review is None and result.without_lesion:
         several = len(result.without_lesion) > 1
         masks = "masks are" if several else "mask is"
         head = f"no lesion found in {len(result.without_lesion)} image{'s' * several}, whose {masks} empty:"

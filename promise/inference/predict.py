@@ -20,7 +20,7 @@ from promise.inference.output_folder import CONTOUR, PROMPTS, PredictionFolder
 from promise.inference.postprocess import Postprocess
 from promise.models import checkpoint
 from promise.models.prompters.lesions import check_settings
-from promise.models.quality import LEAST_ROWS
+from promise.models.quality import LEAST_ROWS, USABLE
 from promise.models.sam.weights import file_sha256
 from promise.prompts.file import PromptFile
 from promise.runtime.device import resolve_device, resolve_precision
@@ -46,6 +46,7 @@ class PredictResult:
     review: tuple[tuple[str, float | None], ...] | None = (
         None  # images to review and estimated IoU; None: not requested
     )
+    doubtful: tuple[tuple[str, float], ...] = ()  # finished images with a low estimated IoU, if no review was requested
     is_main_process: bool = True  # whether this is the main process, which reports to the user
 
 
@@ -98,8 +99,12 @@ def _predict(
         review = None
         if config.review_below is not None and processes.index == 0:
             review = tuple(folder.review(config.review_below))
+        doubtful = folder.doubtful(USABLE) if config.review_below is None and processes.index == 0 else []
     processes.wait()
-    return PredictResult(folder.path, len(inputs), made, tuple(failed), tuple(empty), review, processes.index == 0)
+    main = processes.index == 0
+    return PredictResult(
+        folder.path, len(inputs), made, tuple(failed), tuple(empty), review, tuple(doubtful), is_main_process=main
+    )
 
 
 def _require_checkpoint(config: PredictConfig) -> None:

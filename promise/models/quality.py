@@ -24,7 +24,8 @@ FEATURES = ("sam_estimate", "agreement", "crisp_mask", "crisp_map", "crisp_sam",
 LEAST_ROWS = 20  # rows with a lesion; with fewer, nothing is fitted
 RIDGE = 10.0  # penalty of the squared weights of standardised features; flat from 5 to 50 in cross-validation
 LEAST_AREA = 1e-4  # of the logarithm, as a fraction of the image
-LEVELS = ((0.85, "likely good"), (0.7, "usable"), (-math.inf, "check this"))  # estimated IoU from → words
+USABLE = 0.7  # masks with a lower estimated IoU should be inspected
+LEVELS = ((0.85, "likely good"), (USABLE, "usable"), (-math.inf, "check this"))  # estimated IoU from → words
 
 
 @dataclass(frozen=True)

@@ -433,7 +433,11 @@ def estimating(save_lesion_net: Callable[..., Path], tmp_path_factory: pytest.Te
 
 
 def test_images_to_review_are_listed_lowest_first(
-    estimating: Path, paths: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    estimating: Path,
+    paths: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from promise.cli.predict import main
 
@@ -466,6 +470,12 @@ def test_images_to_review_are_listed_lowest_first(
     # All masks exist: the list needs no net. Without images to review, the file has only its header.
     assert main([*flags, "--output", str(out), "--review-below", "0", *files]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith(f"{len(without)} images to review")
+    # Without the flag, masks with a low estimate are named too.
+    monkeypatch.setattr("promise.inference.predict.USABLE", below)
+    assert main([*flags, "--output", str(out), *files]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].startswith("2 to check, with an estimated IoU below")
+    assert printed[2:4] == [f"  {name}: {found[name].quality:.3f}" for name in low]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ export function drawNumbers(editor) {
     ? "SAM's estimate of the overlap (IoU) of mask and object, without ground truth"
     : "Estimate of the overlap (IoU) of mask and lesion, fitted to the validation images of the net";
   get("iou").textContent = editor.isEmpty ? "–" : format(estimated ?? result?.iou, 3);
-  get("iou-words").textContent = result?.estimate ?? "";
+  get("iou-words").textContent = result?.estimate ?? (step?.clicks.length ? "no estimate after clicks" : "");
   get("area").textContent = result ? number.format(result.area) : "–";
   get("fraction").textContent = result ? `${(result.fraction * 100).toFixed(2)} %` : "–";
   const lesions = step?.lesions ?? [];
@@ -43,7 +43,8 @@ function describe({ step, isEmpty, about }) {
     ...(points.length || !boxes ? [`${inside} inside`, `${outside} outside`] : []),
     ...(boxes ? [count(boxes, "box")] : []),
   ];
-  return `${step.automatic ? "Automatic prompts: " : ""}${parts.join(", ")}${clicks}`;
+  const prompts = `${step.automatic ? "Automatic prompts: " : ""}${parts.join(", ")}`;
+  return clicks ? `Corrected by ${count(step.clicks.length, "click")}. ${prompts}` : prompts;
 }
 
 const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : noun === "box" ? "es" : "s"}`;
@@ -82,7 +83,10 @@ export function drawButtons(editor) {
   get("new-lesion").setAttribute("aria-pressed", !closed && !editor.isEmpty && editor.isNew);
   get("fit").disabled = closed || editor.view.isFitted;
   for (const id of ["save-mask", "save-overlay", "save-prompts"]) get(id).disabled = !editor.result || !editor.hasMask;
-  if (editor.step?.clicks.length) get("save-prompts").disabled = true; // clicks are not prompts
+  const save = get("save-prompts");
+  const clicked = Boolean(editor.step?.clicks.length); // clicks are not prompts
+  if (clicked) save.disabled = true;
+  save.title = clicked ? "A mask that was corrected by clicks is not reproduced by prompts" : save.dataset.title;
   for (const button of document.querySelectorAll("[data-tool]")) {
     if (button.tagName === "BUTTON") button.setAttribute("aria-checked", button.dataset.tool === editor.tool);
   }
