@@ -111,8 +111,9 @@ def excerpt(text: str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the main memory is full, in Python, torch or OpenCV."""
-    texts = ("can't allocate memory", "Insufficient memory")
+    """Whether an error says that the main memory is full, in Python, torch, oneDNN or OpenCV."""
+    # oneDNN reports memory that it cannot have as a primitive that it cannot create.
+    texts = ("can't allocate memory", "could not create a primitive", "Insufficient memory")
     return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 

@@ -133,9 +133,7 @@ def test_clicks_correct_an_automatic_mask(page: Any, lesion_segmenter: Any, path
     page.click(*places[1], button="right")
     assert np.array_equal(page.mask, both.mask)
     assert page.points == (5, 5)
-    assert page.text("#counts") == (
-        "Corrected by 2 clicks. Automatic prompts: 2 lesions, 4 inside, 4 outside, 2 boxes"
-    )
+    assert page.text("#counts") == ("Corrected by 2 clicks. Automatic prompts: 2 lesions, 4 inside, 4 outside, 2 boxes")
     assert page.text("#iou") == "–"
     assert page.page.is_disabled("#save-prompts")
     assert np.array_equal(cv2.imread(str(page.download("#save-mask")), cv2.IMREAD_UNCHANGED) > 0, both.mask)

@@ -27,6 +27,7 @@ def settings(tiny_vit: str) -> Settings:
     )
 
 
+@pytest.mark.slow
 def test_every_part_is_measured(settings: Settings, tmp_path: Path) -> None:
     text = benchmark(settings, output=tmp_path)
     record = json.loads((tmp_path / "bench.json").read_text())
