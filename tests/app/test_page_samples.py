@@ -201,7 +201,7 @@ def test_the_panel_shows_the_estimate_of_automatic_masks_only(page: Any, found: 
         assert page.text("#iou") == f"{found[name].quality:.3f}"
         assert page.text("#iou-words") == words
     page.click(33, 33)  # a correction
-    assert (page.text("#iou"), page.text("#iou-words")) == ("–", "")
+    assert (page.text("#iou"), page.text("#iou-words")) == ("–", "no estimate after clicks")
     page.press("Control+z")
     assert page.text("#iou-words") == "check this"
     page.press("b")
