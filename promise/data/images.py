@@ -236,18 +236,18 @@ def _pil_to_array(image: Image.Image) -> NDArray[Any]:
         mode = image.mode
     else:
         mode = "L" if image.mode in ("1", "LA", "La") else "RGB"
+
+    def convert(part: Image.Image) -> NDArray[Any]:
+        return np.array(part if part.mode == mode else part.convert(mode))
+
     width, height = image.size
     step = max(1, _STRIP // width)
-    array: NDArray[Any] | None = None
+    if step >= height:
+        return convert(image)
+    pixel = convert(image.crop((0, 0, 1, 1)))
+    array = np.empty((height, width, *pixel.shape[2:]), pixel.dtype)
     for top in range(0, height, step):
-        strip = image if step >= height else image.crop((0, top, width, min(height, top + step)))
-        values = np.array(strip if strip.mode == mode else strip.convert(mode))
-        if step >= height:
-            return values
-        if array is None:
-            array = np.empty((height, *values.shape[1:]), values.dtype)
-        array[top : top + step] = values
-    assert array is not None
+        array[top : top + step] = convert(image.crop((0, top, width, min(height, top + step))))
     return array
 
 

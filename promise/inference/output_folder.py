@@ -204,20 +204,19 @@ class PredictionFolder:
         Returns:
             Names and estimated IoU, lowest first; images without a lesion, whose IoU is ``None``, before all others.
         """
+        records = [record for _, record in self._records()]
+        chosen = [r for r in records if r.get("estimated_iou") is None or r["estimated_iou"] < below]
+        chosen.sort(key=lambda r: -1.0 if r.get("estimated_iou") is None else r["estimated_iou"])
         table = io.StringIO()
-        lines = [(r["name"], r.get("estimated_iou"), r["source"]["path"]) for r in self._doubtful(below)]
+        lines = [(r["name"], r.get("estimated_iou"), r["source"]["path"]) for r in chosen]
         csv.writer(table, lineterminator="\n").writerows([("name", "estimated_iou", "path"), *lines])
         write_text(self.path / REVIEW, table.getvalue())
         return [(name, estimate) for name, estimate, _ in lines]
 
     def doubtful(self, below: float) -> list[tuple[str, float]]:
         """Names and estimated IoU of the finished images with a lower estimate, lowest first; writes nothing."""
-        return [(r["name"], r["estimated_iou"]) for r in self._doubtful(below) if r.get("estimated_iou") is not None]
-
-    def _doubtful(self, below: float) -> list[Record]:
-        records = [record for _, record in self._records()]
-        chosen = [r for r in records if r.get("estimated_iou") is None or r["estimated_iou"] < below]
-        return sorted(chosen, key=lambda r: -1.0 if r.get("estimated_iou") is None else r["estimated_iou"])
+        estimates = [(r["name"], r["estimated_iou"]) for _, r in self._records() if r.get("estimated_iou") is not None]
+        return sorted((one for one in estimates if one[1] < below), key=lambda one: one[1])
 
     def _records(self) -> list[tuple[Path, Record]]:
         """The valid records with their paths, sorted by image name."""

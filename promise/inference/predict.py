@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +95,15 @@ def _predict(
     work.run(processes)
     made, failed = _gather(work, processes)
     with writing(folder.path):
-        empty = folder.join(file.source if file else "auto") if processes.index == 0 else []
-        review = None
-        if config.review_below is not None and processes.index == 0:
-            review = tuple(folder.review(config.review_below))
-        doubtful = folder.doubtful(USABLE) if config.review_below is None and processes.index == 0 else []
+        result = PredictResult(folder.path, len(inputs), made, tuple(failed), is_main_process=processes.index == 0)
+        if result.is_main_process:
+            result = replace(result, without_lesion=tuple(folder.join(file.source if file else "auto")))
+            if config.review_below is not None:
+                result = replace(result, review=tuple(folder.review(config.review_below)))
+            else:
+                result = replace(result, doubtful=tuple(folder.doubtful(USABLE)))
     processes.wait()
-    main = processes.index == 0
-    return PredictResult(
-        folder.path, len(inputs), made, tuple(failed), tuple(empty), review, tuple(doubtful), is_main_process=main
-    )
+    return result
 
 
 def _require_checkpoint(config: PredictConfig) -> None:
