@@ -112,10 +112,20 @@ class Encoded:
     taps: tuple[Tensor, ...] = ()  # each (B, C_i, E, E), before the neck, shallow to deep; () if not requested
     # (B, 2, 3) float: how a prompter that predicts a map warps the features, as torch's affine_grid; training only
     warp: Tensor | None = None
+    # (B, 3, 4E, 4E) float, the normalised images at this size; only for prompters that read them
+    image: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All maps."""
+        return (self.embedding, *self.taps, *(() if self.image is None else (self.image,)))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Encoded:
         """Return features with a function applied to every map."""
-        return replace(self, embedding=change(self.embedding), taps=tuple(change(tap) for tap in self.taps))
+        image = None if self.image is None else change(self.image)
+        return replace(
+            self, embedding=change(self.embedding), taps=tuple(change(tap) for tap in self.taps), image=image
+        )
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Encoded:
         """Return a copy on a device."""
@@ -144,7 +154,12 @@ def join(parts: Sequence[Encoded]) -> Encoded:
         return to_preferred_memory_format(torch.cat(tuple(maps)))
 
     taps = zip(*(part.taps for part in parts), strict=True)
-    return Encoded(cat([part.embedding for part in parts]), tuple(cat(tap) for tap in taps))
+    images = [part.image for part in parts if part.image is not None]
+    return Encoded(
+        cat([part.embedding for part in parts]),
+        tuple(cat(tap) for tap in taps),
+        image=cat(images) if images else None,
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ set -euo pipefail
 # shellcheck source=scripts/_venv.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/_venv.sh"
 cd "$ROOT"
-make_venv lite hf logging app export dicom docs dev
+make_venv lite hybrid hf logging app export dicom docs dev
 
 which=fast
 [[ "${SLOW:-0}" == 0 || -z "${SLOW:-}" ]] || which=all

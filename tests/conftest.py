@@ -196,9 +196,11 @@ def save_lesion_net(build: Callable[..., Any]) -> Callable[..., Path]:
     def save_lesion_net(path: Path, name: str = "APM_IPS_dense", quality: Any = None, **settings: Any) -> Path:
         net = build(name, num_points=4, seed=1)
         net.quality = quality
+        two_maps = name == "APM_hybrid"  # of which the mean is used
+        out = (net.apm.head.dense if two_maps else net.apm.head).out[-1]
         with torch.no_grad():
-            net.apm.head.out[-1].weight.mul_(30)
-            net.apm.head.out[-1].bias.fill_(-5.0)
+            out.weight.mul_(60 if two_maps else 30)
+            out.bias.fill_(-10.0 if two_maps else -5.0)
         found = {"threshold": 0.9, "min_score": 0.025, "flips": False, **settings}
         net.apm.lesions = dataclasses.replace(net.apm.lesions, **found)
         save(net, path, Metadata(name, "tiny_vit", 4, net.sam.weights_sha256(), sam_checkpoint="random", seed=5))

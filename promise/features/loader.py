@@ -264,8 +264,9 @@ def _space(
     side, pooling = backbone.embedding_side, net.tap_pooling
     values = backbone.embedding_channels * side**2
     values += sum(backbone.tap_channels) * math.ceil(side / pooling) ** 2 if taps else 0
+    values += 3 * (4 * side) ** 2 if net.needs_image else 0
     size = values * (4 if stored == "fp32" else 2) + transform.image_size**2 // 8
-    return FeatureSpace(folder, description, taps=taps, tap_pooling=pooling), size
+    return FeatureSpace(folder, description, taps=taps, tap_pooling=pooling, image=net.needs_image), size
 
 
 def _has_room(options: CacheOptions, space: FeatureSpace, *, needed: int, images: int) -> bool:

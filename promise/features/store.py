@@ -4,9 +4,9 @@ A *space* is a folder of entries that were computed in the same way: same weight
 is the hash of this description, so features of different SAMs are never mixed.
 
 An *entry* holds one image (with mask and view) and is named by the hash of their content. It has one file for embedding
-and mask and another for the taps; nets without a prompter read and write only the first. Taps at half the resolution,
-which some prompters read, have a file of their own. Files are written atomically: any number of processes can fill a
-space, and a killed process loses only the entry that it was writing.
+and mask and another for the taps; nets without a prompter read and write only the first. Taps at half the resolution
+and the image itself, which some prompters read, have files of their own. Files are written atomically: any number of
+processes can fill a space, and a killed process loses only the entry that it was writing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ FORMAT = 1  # version of the file format, part of the description of a space
 DESCRIPTION = "space.json"
 READ_AHEAD = 2**17  # bytes
 EMBEDDING = ".embedding.safetensors"
+IMAGE = ".image.safetensors"
 TAPS = {1: ".taps.safetensors", 2: ".taps-half.safetensors"}  # by the prompter's tap_pooling
 
 
@@ -69,6 +70,18 @@ class Entry:
     embedding: Tensor  # (256, E, E), channels-last in memory
     taps: tuple[Tensor, ...]  # each (C, e, e), channels-last, shallow to deep; () when the space is read without them
     mask: Tensor  # (1, S, S) float32, 0 or 1
+    image: Tensor | None = None  # (3, 4E, 4E), channels-last, if the space is read with images
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Entry:
+        """Return an entry with a function applied to every map, and the mask unchanged."""
+        changed = self.as_batch().map(lambda x: change(x[0])[None])
+        image = None if changed.image is None else changed.image[0]
+        return Entry(changed.embedding[0], tuple(tap[0] for tap in changed.taps), self.mask, image)
+
+    def as_batch(self) -> Encoded:
+        """The features as a batch of one."""
+        image = None if self.image is None else self.image[None]
+        return Encoded(self.embedding[None], tuple(tap[None] for tap in self.taps), image=image)
 
 
 class CorruptEntry(Exception):
@@ -78,7 +91,9 @@ class CorruptEntry(Exception):
 class FeatureSpace:
     """Entries that were computed in the same way."""
 
-    def __init__(self, home: Path, description: Mapping[str, Any], *, taps: bool, tap_pooling: int = 1) -> None:
+    def __init__(
+        self, home: Path, description: Mapping[str, Any], *, taps: bool, tap_pooling: int = 1, image: bool = False
+    ) -> None:
         """Open a space. Nothing is written before the first entry.
 
         Args:
@@ -87,12 +102,14 @@ class FeatureSpace:
                 precision. JSON values only.
             taps: whether entries are read and written with taps.
             tap_pooling: that of the net: 1, or 2 for taps at half the resolution.
+            image: whether entries are read and written with images.
         """
         self.description = {"format": FORMAT, **description}
         text = json.dumps(self.description, sort_keys=True)
         self.folder = home / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.taps = TAPS[tap_pooling] if taps else None
-        self.suffixes = (EMBEDDING, self.taps) if self.taps else (EMBEDDING,)
+        self.image = image
+        self.suffixes = (EMBEDDING, *((self.taps,) if self.taps else ()), *((IMAGE,) if image else ()))
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Return the keys whose entry does not exist, without duplicates."""
@@ -113,10 +130,12 @@ class FeatureSpace:
         if not (self.folder / DESCRIPTION).is_file():
             write_json(self.folder / DESCRIPTION, self.description)
         if self.taps:
-            # Before the embedding, so that an entry with an embedding also has taps.
+            # Before the embedding, so that an entry with an embedding is complete.
             _write(
                 self._path(key, self.taps), {f"tap{i}": tap[0].permute(1, 2, 0) for i, tap in enumerate(encoded.taps)}
             )
+        if encoded.image is not None:
+            _write(self._path(key, IMAGE), {"image": encoded.image[0].permute(1, 2, 0)})
         embedding = encoded.embedding[0].permute(1, 2, 0)  # (E, E, C), the order in memory
         bits = torch.from_numpy(np.packbits(mask.numpy().astype(bool)))
         side = torch.tensor(mask.shape[-2:])
@@ -133,9 +152,11 @@ class FeatureSpace:
             parts.update(_read(path, check=False))
         height, width = parts["mask_size"].tolist()
         bits = np.unpackbits(parts["mask"].numpy(), count=height * width)
-        taps = tuple(parts[f"tap{i}"].permute(2, 0, 1) for i in range(len(parts) - 3))
+        count = sum(name.startswith("tap") for name in parts)
+        taps = tuple(parts[f"tap{i}"].permute(2, 0, 1) for i in range(count))
         mask = torch.from_numpy(bits).view(1, height, width).to(torch.float32)
-        return Entry(parts["embedding"].permute(2, 0, 1), taps, mask)
+        image = parts["image"].permute(2, 0, 1) if self.image else None
+        return Entry(parts["embedding"].permute(2, 0, 1), taps, mask, image)
 
     def prefetch(self, key: str) -> None:
         """Let the system read an entry into memory in the background; no effect where this is not supported."""
@@ -234,4 +255,4 @@ def remove_space(space: SpaceInfo) -> None:
 
 def files(folder: Path) -> Iterator[Path]:
     """Files of all entries in the folder of a space."""
-    return (path for suffix in (EMBEDDING, *TAPS.values()) for path in sorted(folder.glob(f"??/*{suffix}")))
+    return (path for suffix in (EMBEDDING, *TAPS.values(), IMAGE) for path in sorted(folder.glob(f"??/*{suffix}")))

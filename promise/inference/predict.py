@@ -112,8 +112,8 @@ def _require_checkpoint(config: PredictConfig) -> None:
         return
     if path.suffix != ".safetensors" or checkpoint.read_metadata(path).quality is None:
         raise UserError(
-            f"{path} has no learned estimate of the IoU: remove --review-below. promise-train fits one for APM_dense "
-            f"and APM_IPS_dense if they find lesions in at least {LEAST_ROWS} validation images.",
+            f"{path} has no learned estimate of the IoU: remove --review-below. promise-train fits one for nets "
+            f"such as APM_dense if they find lesions in at least {LEAST_ROWS} validation images.",
             code="no-quality-estimate",
         )
 

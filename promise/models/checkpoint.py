@@ -200,6 +200,7 @@ def load(
         freeze=metadata.freeze,
         precision=precision,
         seed=0,
+        pretrained=False,
     )
     _check_same_weights(path, metadata, net)
     if net.apm is not None and net.apm.lesions is not None:

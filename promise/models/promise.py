@@ -88,6 +88,11 @@ class Promise(nn.Module):
         return self.apm is not None and self.apm.needs_taps
 
     @property
+    def needs_image(self) -> bool:
+        """Whether the prompter reads the image itself."""
+        return self.apm is not None and self.apm.needs_image
+
+    @property
     def tap_pooling(self) -> int:
         """Side of the squares of pixels over which the taps are averaged for the prompter."""
         return self.apm.tap_pooling if self.apm is not None else 1
@@ -109,10 +114,12 @@ class Promise(nn.Module):
         """
         with self._autocast(image.device):
             encoded = self.sam.encode(image, taps=self.needs_taps)
-        if self.tap_pooling == 1:
-            return encoded
-        pooled = pool_taps(encoded.taps, self.tap_pooling)
-        return Encoded(encoded.embedding, tuple(map(to_preferred_memory_format, pooled)))
+        if self.tap_pooling != 1:
+            pooled = pool_taps(encoded.taps, self.tap_pooling)
+            encoded = replace(encoded, taps=tuple(map(to_preferred_memory_format, pooled)))
+        if self.needs_image:
+            encoded = replace(encoded, image=shrink_image(image, 4 * encoded.embedding.shape[-1]))
+        return encoded
 
     @property
     def lesions(self) -> LesionSettings | None:
@@ -290,3 +297,10 @@ def fuse_map(logits: Tensor, lesion_logits: Tensor, weight: float, found: Tensor
 def pool_taps(taps: Sequence[Tensor], side: int) -> tuple[Tensor, ...]:
     """Average taps (B, C_i, E, E) over squares of ``side`` pixels."""
     return tuple(F.avg_pool2d(tap, side, ceil_mode=True) for tap in taps)
+
+
+def shrink_image(image: Tensor, side: int) -> Tensor:
+    """Resize normalised images (B, 3, S, S) to a side that is not larger, with antialiasing."""
+    if image.shape[-1] == side:
+        return image
+    return F.interpolate(image, size=(side, side), mode="bilinear", align_corners=False, antialias=True)

@@ -19,12 +19,13 @@ from promise.models.promise import Promise
 from promise.models.prompters.base import PointPrompter, Prompter, fixed_labels
 from promise.models.prompters.cross import CrossHead
 from promise.models.prompters.dense import DenseHead, DensePrompter
+from promise.models.prompters.hybrid import HybridHead, HybridPrompter, ImageUNet
 from promise.models.prompters.lesions import change_settings
 from promise.models.prompters.resnet import ResNetHead
 from promise.models.sam.backbones import Backbone, build_sam, get_backbone
 from promise.models.sam.frozen import FrozenSam
 from promise.models.token_shift import IncrementalPatternShifting
-from promise.runtime.errors import UserError, unknown_name
+from promise.runtime.errors import MissingFileError, UserError, unknown_name
 from promise.types import Batch, Prediction
 
 DEFAULT_SAM = "lite_medsam"
@@ -52,6 +53,12 @@ def dense_prompter(backbone: Backbone, num_points: int, labels: tuple[int, ...])
     """The map of lesions, and the prompts that are placed on it."""
     head = DenseHead(embedding_channels=backbone.embedding_channels, tap_channels=backbone.tap_channels)
     return DensePrompter(head, num_points=num_points, image_size=backbone.image_size)
+
+
+def hybrid_prompter(backbone: Backbone, num_points: int, labels: tuple[int, ...]) -> Prompter:
+    """The mean of the map of lesions and that of a CNN on the image, and the prompts that are placed on it."""
+    dense = DenseHead(embedding_channels=backbone.embedding_channels, tap_channels=backbone.tap_channels)
+    return HybridPrompter(HybridHead(dense, ImageUNet()), num_points=num_points, image_size=backbone.image_size)
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ NETS: dict[str, NetSpec] = {
         NetSpec("APM_IPS_cross", cross_prompter, token_shift=True),
         NetSpec("APM_dense", dense_prompter, trains_map=True),
         NetSpec("APM_IPS_dense", dense_prompter, token_shift=True, trains_map=True),
+        NetSpec("APM_hybrid", hybrid_prompter, trains_map=True),
         NetSpec("IPS_GT", token_shift=True, prompts="oracle", aliases=("IPS_GT_resnet",)),
         NetSpec(
             "APM_IPS_GT_resnet", token_shift=True, prompts="oracle", trainable=False, learned_by=("APM_IPS_resnet",)
@@ -148,7 +156,7 @@ def build_parts(
     return apm, ips
 
 
-def build_net(
+def build_net(  # noqa: PLR0913
     name: str,
     *,
     sam: str | None = None,
@@ -158,6 +166,7 @@ def build_net(
     freeze: str = "FZ0",
     precision: str = "fp32",
     seed: int | None = None,
+    pretrained: bool = True,
 ) -> Promise:
     """Assemble a net on a frozen SAM.
 
@@ -173,6 +182,8 @@ def build_net(
             the code ``FZ0`` … ``FZ4``; see :class:`promise.models.sam.frozen.FrozenSam`.
         precision: ``fp32``, ``bf16``, ``fp16``.
         seed: seed of the initial weights of the learned parts; ``None`` uses torch's global generator.
+        pretrained: whether a prompter with a pretrained part loads its weights; not needed before a checkpoint is
+            loaded.
 
     Returns:
         The net on the CPU: the learned parts in training mode, SAM in evaluation mode.
@@ -189,6 +200,8 @@ def build_net(
         if seed is not None:
             torch.manual_seed(seed)
         apm, ips = build_parts(spec, backbone, num_points=num_points, point_labels=point_labels)
+    if apm is not None and pretrained:
+        apm.load_pretrained()
     return Promise(frozen, apm=apm, ips=ips, precision=precision)
 
 
@@ -219,12 +232,15 @@ def list_nets(sam: str | None = None, num_points: int = DEFAULT_POINTS) -> str:
     backbone = get_backbone(sam or DEFAULT_SAM)
     lines = [f"{'net':<18} {'prompts':<8} {'train':<6} {'trainable parameters':>20}   learned parts"]
     for spec in NETS.values():
-        with torch.device("meta"):
-            parts = build_parts(spec, backbone, num_points=num_points)
+        start = f"{spec.name:<18} {spec.prompts:<8} {'yes' if spec.trainable else 'no':<6}"
+        try:
+            with torch.device("meta"):
+                parts = build_parts(spec, backbone, num_points=num_points)
+        except MissingFileError as error:  # a package of an extra
+            lines.append(f"{start} {'':>20}   {error}")
+            continue
         count = sum(p.numel() for part in parts if part is not None for p in part.parameters())
         learned = " + ".join(["APM"] * (spec.prompter is not None) + ["IPS"] * spec.token_shift) or "none (frozen SAM)"
-        lines.append(
-            f"{spec.name:<18} {spec.prompts:<8} {'yes' if spec.trainable else 'no':<6} {count:>20,}   {learned}"
-        )
+        lines.append(f"{start} {count:>20,}   {learned}")
     lines.append(f"on {backbone.name} with {num_points} points; APM_IPS_GT_* load the IPS of an APM_IPS checkpoint")
     return "\n".join(lines)

@@ -45,6 +45,7 @@ def net_of(config: TrainConfig) -> Promise:
         freeze=config.freeze,
         precision=config.precision,
         seed=config.seed,
+        pretrained=config.init_from is None,
     )
     if config.init_from is not None:
         load_initial(net, config.init_from, net_name=config.net)
@@ -62,6 +63,7 @@ def optimizer_of(config: TrainConfig, net: Promise, device: torch.device) -> tor
     return build_optimizer(
         config.optimizer,
         net.parameters(),
+        slow=[] if net.apm is None else net.apm.slow_parameters(),
         lr=config.lr,
         weight_decay=config.weight_decay,
         momentum=config.momentum,

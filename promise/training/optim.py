@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,10 +33,15 @@ def check_optimizer(name: str) -> None:
         raise unknown_name("optimizer", name, OPTIMIZERS)
 
 
+FACTOR = "lr_factor"  # of a parameter group: its learning rate is that of the schedule times this number
+SLOW = 0.25  # learning rate of pretrained parameters, as a fraction of that of the others
+
+
 def build_optimizer(
     name: str,
     parameters: Iterable[nn.Parameter],
     *,
+    slow: Iterable[nn.Parameter] = (),
     lr: float,
     weight_decay: float = 0.0,
     momentum: float = 0.9,
@@ -46,6 +52,7 @@ def build_optimizer(
     Args:
         name: adam, adamw or sgd.
         parameters: of the net.
+        slow: those of them that have :data:`SLOW` times the learning rate.
         lr: initial learning rate.
         weight_decay: of all parameters.
         momentum: of sgd.
@@ -55,18 +62,22 @@ def build_optimizer(
         UserError: unknown name, code ``unknown-optimizer``; no trainable parameter, code ``nothing-to-train``.
     """
     check_optimizer(name)
+    pretrained = {id(p) for p in slow}
     learning = [p for p in parameters if p.requires_grad]
     if not learning:
         raise UserError(
             "nothing in this net can be trained: choose another --net or --freeze.", code="nothing-to-train"
         )
+    groups: list[dict[str, Any]] = [{"params": [p for p in learning if id(p) not in pretrained]}]
+    if pretrained:
+        groups.append({"params": [p for p in learning if id(p) in pretrained], FACTOR: SLOW})
     match name.lower():
         case "adam":
-            return torch.optim.Adam(learning, lr=lr, weight_decay=weight_decay, fused=fused)
+            return torch.optim.Adam(groups, lr=lr, weight_decay=weight_decay, fused=fused)
         case "adamw":
-            return torch.optim.AdamW(learning, lr=lr, weight_decay=weight_decay, fused=fused)
+            return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=fused)
         case _:
-            return torch.optim.SGD(learning, lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused)
+            return torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused)
 
 
 @dataclass(frozen=True)
@@ -137,7 +148,7 @@ def build_scheduler(
     """Build a scheduler that is stepped after each step of the optimiser, and set the first learning rate.
 
     Args:
-        optimizer: all of its parameter groups get the same learning rate.
+        optimizer: a parameter group with an entry :data:`FACTOR` has the learning rate of the schedule times its value.
         schedule: time in epochs, with fractions → learning rate.
         steps_per_epoch: optimiser steps per epoch.
         steps_done: optimiser steps before this one, in a resumed run.
@@ -148,5 +159,6 @@ def build_scheduler(
         return schedule(epoch + of_epoch / steps_per_epoch)
 
     for group in optimizer.param_groups:
-        group["initial_lr"] = 1.0  # LambdaLR multiplies by it: the learning rate is the value of the schedule, exactly
+        # LambdaLR multiplies by it: with 1, the learning rate is the value of the schedule, exactly.
+        group["initial_lr"] = group.get(FACTOR, 1.0)
     return LambdaLR(optimizer, learning_rate, last_epoch=steps_done - 1)

@@ -38,12 +38,13 @@ def map_loss(prediction: Prediction, batch: Batch) -> Tensor:
     """Loss of a map of lesions: binary cross-entropy plus soft Dice against the mask at the resolution of the map.
 
     Args:
-        prediction: with a map (B, 1, h, w).
+        prediction: with K maps (B, K, h, w), whose mean loss is computed.
         batch: with masks (B, 1, S, S) in [0, 1].
     """
     assert prediction.lesion_logits is not None
     logits = prediction.lesion_logits
-    return bce_dice(logits, F.interpolate(batch.mask, size=logits.shape[-2:], mode="area"))
+    target = F.interpolate(batch.mask, size=logits.shape[-2:], mode="area")
+    return torch.stack([bce_dice(one, target) for one in torch.split(logits, 1, dim=1)]).mean()
 
 
 def with_location_loss(own: PromptLoss | None, weight: float) -> PromptLoss | None:

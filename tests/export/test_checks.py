@@ -17,6 +17,7 @@ from promise.data.transforms.recipes import build_transform
 from promise.export.checks import Check, check_graphs, difference, make_images, worst
 from promise.export.formats import Runner
 from promise.export.graphs import Graph, build_graphs
+from promise.models.registry import parse_net_name
 
 
 def run_directly(graph: Graph, change: Callable[[str, Any], Any] = lambda _name, value: value) -> Runner:
@@ -29,14 +30,14 @@ def run_directly(graph: Graph, change: Callable[[str, Any], Any] = lambda _name,
     return run
 
 
-@pytest.fixture(scope="module", params=["APM_IPS_resnet", "IPS_GT", "APM_IPS_dense", "APM_dense"])
+@pytest.fixture(scope="module", params=["APM_IPS_resnet", "IPS_GT", "APM_IPS_dense", "APM_dense", "APM_hybrid"])
 def case(
     build: Callable[..., Any],
     save_lesion_net: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
     request: pytest.FixtureRequest,
 ) -> Any:
-    if "dense" in request.param:
+    if parse_net_name(request.param)[0].trains_map:
         path = tmp_path_factory.mktemp("net") / "net.safetensors"
         settings = {"threshold": 0.6, "min_score": 0.0, "min_probability": 0.0, "flips": True}
         if request.param == "APM_dense":

@@ -22,6 +22,7 @@ class Prompter(nn.Module):
     """
 
     needs_taps = True
+    needs_image = False  # whether it reads Encoded.image
     tap_pooling = 1  # taps are averaged over squares of so many pixels before they reach the prompter
     lesions: LesionSettings | None = None  # how lesions are found and decoded, if the prompter predicts a map of them
     # Whether it predicts points whose positions have a gradient, so that a loss of the positions can train it.
@@ -34,6 +35,13 @@ class Prompter(nn.Module):
     def lesion_logits(self, encoded: Encoded) -> Tensor:
         """The map of lesions, logits (B, 1, h, w), of a prompter with :attr:`lesions`."""
         raise NotImplementedError
+
+    def load_pretrained(self) -> None:
+        """Load the weights of a pretrained part, before training; by default there is none."""
+
+    def slow_parameters(self) -> list[nn.Parameter]:
+        """Parameters that are trained with a smaller learning rate, because they are pretrained; by default none."""
+        return []
 
     def compiled_part(self) -> nn.Module:
         """The module that ``--compile`` compiles: by default the whole prompter; a subclass may return a part."""
