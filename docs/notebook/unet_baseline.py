@@ -43,7 +43,7 @@ from promise.evaluation.metrics import evaluate_pair
 from promise.evaluation.scoring import dice_of_empty
 from promise.evaluation.statistics import bootstrap, count_misses
 from promise.inference.postprocess import probability_at
-from promise.models.prompters.hybrid import BLOCKS, Up, build_encoder, find_encoder_weights, load_imagenet
+from promise.models.prompters.hybrid import Up, build_encoder, find_encoder_weights, load_imagenet
 from promise.runtime.memory import keep_freed_memory
 from promise.training.averaging import WeightAverage
 from promise.training.loop import overlap
@@ -501,7 +501,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train_rows, val_rows, tests = read_splits(args)
     require_batch(train_rows, args)
     data, val = load_images(train_rows, args.size), load_images(val_rows, args.size)
-    encoder = build_encoder(len(BLOCKS))
+    encoder = build_encoder()
     load_imagenet(encoder, args.encoder_weights)
     channels = encoder.feature_info.channels()  # type: ignore[operator,union-attr]
     net = UNet(encoder, channels, widths=args.widths, bf16=args.precision == "bf16")

@@ -278,8 +278,9 @@ def test_any_number_of_lesions_is_decoded_as_by_the_net(build: Callable[..., Any
 
 
 @pytest.mark.slow
-def test_a_net_that_finds_lesions_is_exported(save_lesion_net: Callable[..., Path], tmp_path: Path) -> None:
-    ckpt = save_lesion_net(tmp_path / "net.safetensors", "APM_dense", prompts="box+points")
+@pytest.mark.parametrize("net", ["APM_dense", "APM_hybrid"])
+def test_a_net_that_finds_lesions_is_exported(net: str, save_lesion_net: Callable[..., Path], tmp_path: Path) -> None:
+    ckpt = save_lesion_net(tmp_path / "net.safetensors", net, prompts="box+points")
     config = ExportConfig(
         str(ckpt),
         str(tmp_path / "out"),

@@ -30,6 +30,7 @@ from promise.data.table import read_table
 from promise.evaluation.config import EvalConfig
 from promise.evaluation.evaluate import evaluate
 from promise.models import registry
+from promise.models.prompters.hybrid import WEIGHTS_PACKAGE
 from promise.models.prompters.lesions import LesionSettings
 from promise.models.registry import NETS, register
 from promise.runtime.errors import ExistingRunError, MissingFileError, UserError
@@ -1052,11 +1053,14 @@ DENSE: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("net", ["APM_dense", "APM_hybrid"])
 def test_a_map_of_lesions_is_trained_without_decoding_and_resumes_bit_for_bit(
-    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    net: str, run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    if net == "APM_hybrid":
+        pytest.importorskip(WEIGHTS_PACKAGE, reason="needs the [hybrid] extra")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    dense = {**DENSE, "cache_dir": str(tmp_path / "features")}
+    dense = {**DENSE, "net": net, "cache_dir": str(tmp_path / "features")}
     decodes: list[bool] = []
 
     class Counting(Trainer):

