@@ -178,7 +178,8 @@ def test_a_training_step_equals_that_of_the_reference_implementation(file: str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, spec in NETS.items() if spec.trainable])
+# The hybrid also reads the image, which the golden features do not contain; see test_hybrid.py.
+@pytest.mark.parametrize("name", [name for name, spec in NETS.items() if spec.trainable and name != "APM_hybrid"])
 def test_every_net_trains_and_is_scored_at_full_size(name: str, full: Full) -> None:
     net = full.net(name)
     taps = pool_taps([tap[:1] for tap in full.encoded.taps], net.tap_pooling)

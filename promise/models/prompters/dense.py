@@ -178,7 +178,7 @@ class DensePrompter(Prompter):
 
     def forward(self, encoded: Encoded) -> Prompted:
         """Predict prompts for the lesions of B images; an image may have none."""
-        logits = self.lesion_logits(encoded)
+        logits = self._mean_map(encoded) if self.training else self.lesion_logits(encoded)
         return Prompted(self.place_prompts(logits), logits)
 
     def place_prompts(self, logits: Tensor) -> Prompts:
