@@ -44,6 +44,7 @@ from promise.evaluation.scoring import dice_of_empty
 from promise.evaluation.statistics import bootstrap, count_misses
 from promise.inference.postprocess import probability_at
 from promise.models.prompters.hybrid import Up, build_encoder, find_encoder_weights, load_imagenet
+from promise.runtime.errors import UserError
 from promise.runtime.memory import keep_freed_memory
 from promise.training.averaging import WeightAverage
 from promise.training.loop import overlap
@@ -532,4 +533,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:  # such as a missing package of the encoder
+        sys.exit(str(error))

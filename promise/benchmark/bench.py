@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -101,7 +102,7 @@ class Bench:
         predictions = []
         for i in range(len(image)):
             one = slice(i, i + 1)
-            alone = Encoded(encoded.embedding[one], tuple(tap[one] for tap in encoded.taps))
+            alone = encoded.map(itemgetter(one))
             predictions.append(net.decode(alone, Prompts(Points(points.xy[one], points.label[one]))))
         return Prediction(
             torch.cat([p.mask_logits for p in predictions]), torch.cat([p.iou for p in predictions]), Prompts(points)

@@ -18,7 +18,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,8 @@ class Entry:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Entry:
         """Return an entry with a function applied to every map, and the mask unchanged."""
-        changed = self.as_batch().map(lambda x: change(x[0])[None])
-        image = None if changed.image is None else changed.image[0]
-        return Entry(changed.embedding[0], tuple(tap[0] for tap in changed.taps), self.mask, image)
+        image = None if self.image is None else change(self.image)
+        return replace(self, embedding=change(self.embedding), taps=tuple(map(change, self.taps)), image=image)
 
     def as_batch(self) -> Encoded:
         """The features as a batch of one."""
@@ -134,7 +133,8 @@ class FeatureSpace:
             _write(
                 self._path(key, self.taps), {f"tap{i}": tap[0].permute(1, 2, 0) for i, tap in enumerate(encoded.taps)}
             )
-        if encoded.image is not None:
+        if self.image:
+            assert encoded.image is not None
             _write(self._path(key, IMAGE), {"image": encoded.image[0].permute(1, 2, 0)})
         embedding = encoded.embedding[0].permute(1, 2, 0)  # (E, E, C), the order in memory
         bits = torch.from_numpy(np.packbits(mask.numpy().astype(bool)))

@@ -177,8 +177,8 @@ class Promise(nn.Module):
         with self._autocast(encoded.embedding.device):
             return self.sam.decode(encoded, prompts, channels=(0,))
 
-    def lesion_map(self, encoded: Encoded) -> Tensor:
-        """Logits (B, 1, h, w) of the prompter's map of lesions.
+    def lesion_map(self, encoded: Encoded, *, parts: bool = False) -> Tensor:
+        """Logits (B, 1, h, w) of the prompter's map of lesions; with ``parts``, of the K maps (B, K, h, w) it averages.
 
         Raises:
             UserError: the net's prompter has no such map (code ``no-lesion-map``).
@@ -187,7 +187,7 @@ class Promise(nn.Module):
             raise UserError("this net has no map of lesions; nets such as APM_dense have one.", code="no-lesion-map")
         encoded = self._in_own_precision(encoded)
         with self._autocast(encoded.embedding.device):
-            return self.apm.lesion_logits(encoded)
+            return self.apm.maps(encoded) if parts else self.apm.lesion_logits(encoded)
 
     def _in_own_precision(self, encoded: Encoded) -> Encoded:
         if self.precision == "fp32" and encoded.embedding.dtype != torch.float32:  # stored in 16 bits
@@ -244,12 +244,12 @@ class Promise(nn.Module):
         """Encode and decode; the arguments are those of :meth:`decode`.
 
         ``image`` is a batch (B, 3, S, S) or its features, which :meth:`encode` returned. ``points=…``, or ``Points``
-        instead of ``Prompts``, is short for ``Prompts(points=…)``. ``decode=False`` computes only the map of lesions,
-        to train it; the prediction has no prompts, and the map is its mask.
+        instead of ``Prompts``, is short for ``Prompts(points=…)``. ``decode=False`` computes only the maps of lesions,
+        to train them; the prediction has no prompts, and the maps are its mask.
         """
         encoded = image if isinstance(image, Encoded) else self.encode(image)
         if not decode:
-            logits = self.lesion_map(encoded)
+            logits = self.lesion_map(encoded, parts=True)
             count = logits.shape[0]
             return Prediction(logits, logits.new_zeros(count, 1), Prompts.none(count), lesion_logits=logits)
         if points is not None:

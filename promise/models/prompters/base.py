@@ -36,6 +36,10 @@ class Prompter(nn.Module):
         """The map of lesions, logits (B, 1, h, w), of a prompter with :attr:`lesions`."""
         raise NotImplementedError
 
+    def maps(self, encoded: Encoded) -> Tensor:
+        """The K maps (B, K, h, w) whose mean is the map of lesions; each is trained by a loss of its own."""
+        return self.lesion_logits(encoded)
+
     def load_pretrained(self) -> None:
         """Load the weights of a pretrained part, before training; by default there is none."""
 

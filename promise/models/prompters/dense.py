@@ -152,25 +152,23 @@ class DensePrompter(Prompter):
         self.image_size = image_size
 
     def lesion_logits(self, encoded: Encoded) -> Tensor:
-        """The map of lesions: logits (B, 1, h, w) float32; in training (B, K, h, w), one channel per map."""
-        if self.training:
-            return torch.cat(self.maps(encoded), dim=1)
+        """The map of lesions, the mean of the maps: logits (B, 1, h, w) float32."""
         logits = self._mean_map(encoded)
-        if not self.lesions.flips:
+        if self.training or not self.lesions.flips:
             return logits
         across, down, both = (self._mirrored_logits(encoded, axes) for axes in ((3,), (2,), (2, 3)))
         # In this order, the map of mirrored features is the mirrored map, bit for bit.
         return ((logits + across) + (down + both)) / 4
 
-    def maps(self, encoded: Encoded) -> tuple[Tensor, ...]:
-        """K maps of lesions, whose mean is used; each has a loss of its own. Here K = 1."""
+    def maps(self, encoded: Encoded) -> Tensor:
+        """One map (B, 1, h, w), without mirror images."""
         # Heads of other people's nets need not know the argument.
         warp = {} if encoded.warp is None else {"warp": encoded.warp}
-        return (self.head(encoded.embedding, encoded.taps, **warp),)
+        logits: Tensor = self.head(encoded.embedding, encoded.taps, **warp)
+        return logits
 
     def _mean_map(self, encoded: Encoded) -> Tensor:
-        first, *others = self.maps(encoded)
-        return sum(others, first) / (1 + len(others)) if others else first
+        return self.maps(encoded).mean(dim=1, keepdim=True)
 
     def _mirrored_logits(self, encoded: Encoded, axes: tuple[int, ...]) -> Tensor:
         """The logits of features that are mirrored along some axes, mirrored back."""
@@ -178,7 +176,7 @@ class DensePrompter(Prompter):
 
     def forward(self, encoded: Encoded) -> Prompted:
         """Predict prompts for the lesions of B images; an image may have none."""
-        logits = self._mean_map(encoded) if self.training else self.lesion_logits(encoded)
+        logits = self.lesion_logits(encoded)
         return Prompted(self.place_prompts(logits), logits)
 
     def place_prompts(self, logits: Tensor) -> Prompts:

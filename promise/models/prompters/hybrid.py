@@ -105,17 +105,13 @@ class ImageUNet(nn.Module):
 class HybridHead(nn.Module):
     """Two maps of lesions: one from the features of SAM, one from the image."""
 
-    tap_pooling = DenseHead.tap_pooling
-
     def __init__(self, dense: DenseHead, image: ImageUNet) -> None:
         super().__init__()
         self.dense = dense
         self.image = image
 
-    def forward(
-        self, embedding: Tensor, taps: Sequence[Tensor], image: Tensor, warp: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Map features and images (B, 3, 4E, 4E) to two maps of logits (B, 1, 2E, 2E) float32.
+    def forward(self, embedding: Tensor, taps: Sequence[Tensor], image: Tensor, warp: Tensor | None = None) -> Tensor:
+        """Map features and images (B, 3, 4E, 4E) to two maps of logits (B, 2, 2E, 2E) float32.
 
         With ``warp`` (B, 2, 3), the maps are those of the warped features and images.
         """
@@ -124,7 +120,7 @@ class HybridHead(nn.Module):
             pixels = change_colours(pixels)
         if warp is not None:
             pixels = warp_maps(pixels, warp)
-        return self.dense(embedding, taps, warp), self.image(pixels * CONTRAST)
+        return torch.cat((self.dense(embedding, taps, warp), self.image(pixels * CONTRAST)), dim=1)
 
 
 def standardise(image: Tensor) -> Tensor:
@@ -156,11 +152,11 @@ class HybridPrompter(DensePrompter):
         """The parameters of the pretrained encoder."""
         return list(self.head.image.encoder.parameters())
 
-    def maps(self, encoded: Encoded) -> tuple[Tensor, ...]:
-        """The two maps of lesions."""
+    def maps(self, encoded: Encoded) -> Tensor:
+        """The two maps (B, 2, h, w), without mirror images."""
         assert encoded.image is not None
-        found: tuple[Tensor, ...] = self.head(encoded.embedding, encoded.taps, encoded.image, encoded.warp)
-        return found
+        logits: Tensor = self.head(encoded.embedding, encoded.taps, encoded.image, encoded.warp)
+        return logits
 
 
 def build_encoder() -> nn.Module:

@@ -47,7 +47,7 @@ def test_in_training_there_are_two_maps_and_otherwise_their_mean(net) -> None:
     net.eval()
     apm.lesions = apm.lesions.__class__(flips=False)
     with torch.no_grad():
-        first, second = apm.maps(encoded)
+        first, second = apm.maps(encoded).split(1, dim=1)
         assert torch.equal(net.lesion_map(encoded), (first + second) / 2)
     net.train()
     assert net(encoded, decode=False).lesion_logits.shape == (2, 2, *first.shape[-2:])
@@ -56,7 +56,7 @@ def test_in_training_there_are_two_maps_and_otherwise_their_mean(net) -> None:
 def test_each_map_has_a_loss_of_its_own(net) -> None:
     """The loss of one map reaches the weights of its part only."""
     apm = prompter_of(net.train())
-    first, second = apm.maps(encode(net))
+    first, second = apm.maps(encode(net)).split(1, dim=1)
     for loss, part, other in ((first, apm.head.dense, apm.head.image), (second, apm.head.image, apm.head.dense)):
         net.zero_grad()
         loss.sum().backward(retain_graph=True)
@@ -74,8 +74,8 @@ def test_the_normalisation_of_the_image_does_not_matter(net) -> None:
     encoded, apm = encode(net), prompter_of(net.eval())
     assert encoded.image is not None
     with torch.no_grad():
-        _, expected = apm.head(encoded.embedding, encoded.taps, encoded.image)
-        _, found = apm.head(encoded.embedding, encoded.taps, 3 * encoded.image - 1)
+        expected = apm.head(encoded.embedding, encoded.taps, encoded.image)
+        found = apm.head(encoded.embedding, encoded.taps, 3 * encoded.image - 1)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
@@ -98,16 +98,15 @@ def test_a_warp_moves_both_maps(net) -> None:
         warped = apm.head(encoded.embedding, encoded.taps, encoded.image, mirror)
         flipped = encoded.map(lambda x: x.flip(-1))
         expected = apm.head(flipped.embedding, flipped.taps, flipped.image)
-    for found, map_ in zip(warped, expected, strict=True):
-        torch.testing.assert_close(found, map_, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(warped, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_image_is_stored_with_the_features(net, tmp_path) -> None:
     encoded = encode(net, 1)
     space = FeatureSpace(tmp_path, {"made": "by a test"}, taps=True, tap_pooling=2, image=True)
     without = FeatureSpace(tmp_path, {"made": "by a test"}, taps=True, tap_pooling=2)
-    without.put("ab", encoded, torch.zeros(1, 8, 8))
-    assert space.missing(["ab"]) == []  # put stores the image of features that have one
+    space.put("ab", encoded, torch.zeros(1, 8, 8))
+    assert space.missing(["ab"]) == []
     for tensor, stored in zip(encoded.tensors, space.get("ab").as_batch().tensors, strict=True):
         assert torch.equal(tensor, stored)
     assert without.get("ab").image is None
