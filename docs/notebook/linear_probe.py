@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,6 +39,7 @@ from unet_baseline import (
 )
 
 from promise import build_net
+from promise.cli.common import run
 from promise.data.table import Row
 from promise.features.loader import CacheOptions, LoaderOptions, row_loader
 from promise.features.store import cache_folder
@@ -156,7 +158,7 @@ def build_loaders(args: argparse.Namespace) -> tuple[Loader, int]:
     return load, net.sam.backbone.image_size
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Train, select an epoch, score the test sets and write the results."""
     started = time.perf_counter()
     args = parse_arguments(arguments)
@@ -185,7 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train_images=len(train_rows),
         val_images=len(val_rows),
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("linear_probe.py", main))

@@ -32,6 +32,7 @@ import safetensors.torch
 import torch
 from skin_samples import HELD_OUT
 
+from promise.cli import common
 from promise.data.prepare.layouts import find_sets
 from promise.data.table import read_table
 from promise.models import bundled, checkpoint
@@ -51,7 +52,9 @@ Prepared = tuple[Path, list[Path]]  # CSV of the train and val rows, CSVs of the
 def run(command: str, *arguments: str | Path) -> None:
     """Run a command of the package or a script of this folder, and stop if it fails."""
     start = [str(Path(__file__).parent / command)] if command.endswith(".py") else ["-m", f"promise.cli.{command}"]
-    subprocess.run([sys.executable, *start, *map(str, arguments)], check=True)
+    status = subprocess.run([sys.executable, *start, *map(str, arguments)], check=False).returncode
+    if status:
+        sys.exit(status)  # the command has said why
 
 
 def prepare_polyp(sources: Sequence[str], work: Path) -> Prepared:
@@ -273,7 +276,7 @@ def _of_size(result: bundled.Result, size: str) -> str:
     return f"{one['dice']:.3f} ({one['images']})" if one and one["images"] else "–"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Make one checkpoint, or update the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0], allow_abbrev=False)
     parser.add_argument("name", nargs="?", choices=RECIPES)
@@ -287,7 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("NAME, WORK and the sources for promise-prepare are required")
     else:
         make(args.name, args.work / args.name, sources, args.run)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(common.run("make_checkpoints.py", main))

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from promise.cli.common import run
 from promise.data.images import read_image, write_png
 from promise.data.masks import read_mask
 from promise.data.table import Row, read_table
@@ -84,7 +86,7 @@ def crops(rows: Sequence[Row], args: argparse.Namespace) -> Iterable[Sample]:
             yield f"crop_{found:04d}", image[window], np.zeros_like(mask[window])
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Write the crops of the rows of a CSV."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("csv", type=Path, help="split CSV of the images")
@@ -99,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = crops(table.split(args.split), args)
     count = write_samples(found, args.out, split=args.split, rows=table.rows if args.append else ())
     print(f"{args.out}: {count} crops")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("no_lesion_crops.py", main))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from promise.cli.common import run
 from promise.data.images import read_image, read_size
 from promise.data.masks import is_jpeg, read_mask
 from promise.data.prepare.layouts import Pair, find_sets
@@ -64,7 +66,7 @@ def store(pair: Pair, out: Path) -> tuple[str, str]:
     return image, mask
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the images and write the folder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("source", metavar="LAYOUT=FOLDER", help="training images of ISIC 2017")
@@ -88,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines.append({"image_name": image, "train_type": split, "mask_name": mask})
     write_lines(args.out / "split.csv", lines)
     print(f"{args.out / 'split.csv'}: {len(lines)} images")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("skin_samples.py", main))

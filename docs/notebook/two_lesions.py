@@ -15,6 +15,7 @@ pairs.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import cv2
 import numpy as np
 from no_lesion_crops import Sample, write_samples
 
+from promise.cli.common import run
 from promise.data.images import read_image
 from promise.data.masks import read_mask
 from promise.data.table import Row, read_table
@@ -61,7 +63,7 @@ def pairs(rows: Sequence[Row], args: argparse.Namespace) -> Iterable[Sample]:
         yield f"pair_{found:04d}", image, both
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Write the pairs of the rows of a CSV."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("csv", type=Path, help="split CSV of the images")
@@ -75,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = pairs(table.split(args.split), args)
     count = write_samples(found, args.out, split=args.split, rows=table.rows if args.append else ())
     print(f"{args.out}: {count} images")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("two_lesions.py", main))

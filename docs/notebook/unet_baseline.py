@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from promise.cli.common import run
 from promise.data.images import read_image
 from promise.data.masks import read_mask
 from promise.data.table import Row, read_table
@@ -44,7 +45,6 @@ from promise.evaluation.scoring import dice_of_empty
 from promise.evaluation.statistics import bootstrap, count_misses
 from promise.inference.postprocess import probability_at
 from promise.models.prompters.hybrid import Up, build_encoder, find_encoder_weights, load_imagenet
-from promise.runtime.errors import UserError
 from promise.runtime.memory import keep_freed_memory
 from promise.training.averaging import WeightAverage
 from promise.training.loop import overlap
@@ -490,7 +490,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Train, select an epoch, score the test sets and write the results."""
     started = time.perf_counter()
     args = parse_arguments(arguments)
@@ -530,10 +530,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train_images=len(data),
         val_images=len(val),
     )
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:  # such as a missing package of the encoder
-        sys.exit(str(error))
+    sys.exit(run("unet_baseline.py", main))

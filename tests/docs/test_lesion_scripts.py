@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -108,3 +109,13 @@ def test_the_images_of_the_repository_can_be_drawn_again(shared: Path, tmp_path:
         for path in (row.image, row.mask):
             assert path.read_bytes() == (tmp_path / path.parent.name / path.name).read_bytes()
     assert (folder / "split.csv").read_bytes() == (tmp_path / "split.csv").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["no_lesion_crops", "two_lesions", "linear_probe", "unet_baseline"])
+def test_a_missing_csv_is_one_line(name: str, tmp_path: Path, script, monkeypatch, capsys) -> None:
+    path = script(name).__file__
+    monkeypatch.setattr("sys.argv", [path, str(tmp_path / "a.csv"), str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(path, run_name="__main__")
+    assert left.value.code == 1
+    assert capsys.readouterr().err.splitlines() == [f"{name}.py: {tmp_path / 'a.csv'}: no such file."]
