@@ -149,7 +149,8 @@ def _work(arguments: argparse.Namespace) -> int:
     start_logging(quiet=arguments.quiet)
     from promise.data.prepare.assignment import Splitting
     from promise.data.prepare.layouts import CSV, LAYOUTS, PRANET
-    from promise.data.prepare.prepare import PrepareOptions, prepare
+    from promise.data.prepare.pairs import PrepareOptions
+    from promise.data.prepare.prepare import prepare
     from promise.runtime.workers import default_workers
 
     if arguments.list_layouts:

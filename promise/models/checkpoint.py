@@ -1,4 +1,4 @@
-"""Saving and loading of checkpoints, and conversion from and to state dicts of the reference implementation.
+"""Saving and loading of checkpoints.
 
 A checkpoint is a safetensors file of the learned parameters and buffers. Its metadata, a JSON object, holds what is
 needed to rebuild the net (name, backbone, SHA-256 of SAM's weights), the configuration and the metrics.
@@ -7,9 +7,7 @@ needed to rebuild the net (name, backbone, SHA-256 of SAM's weights), the config
 from __future__ import annotations
 
 import json
-import logging
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -24,10 +22,11 @@ from promise.models.metadata import Metadata, has_type, parse_metadata
 from promise.models.promise import Promise
 from promise.models.prompters.lesions import LesionSettings, change_settings
 from promise.models.quality import FEATURES, QualityEstimate
-from promise.models.reference_names import is_reference_name, own_name, reference_name
-from promise.models.registry import DEFAULT_POINTS, NETS, NetSpec, build_net, parse_net_name
+from promise.models.reference_files import load_reference_file, load_reference_state, to_reference_state
+from promise.models.registry import NETS, NetSpec, build_net, parse_net_name
 from promise.models.sam.backbones import get_backbone
-from promise.models.sam.weights import check_values, read_state_dict, weights_setting
+from promise.models.sam.weights import weights_setting
+from promise.models.state_dicts import load_learned
 from promise.runtime.errors import MissingFileError, UserError, unknown_name
 from promise.runtime.files import atomic_path
 from promise.runtime.reading import as_path, require_file
@@ -39,7 +38,6 @@ __all__ = [
     "is_readable",
     "load",
     "load_initial",
-    "load_learned",
     "load_reference_state",
     "read_metadata",
     "require",
@@ -48,10 +46,7 @@ __all__ = [
     "to_reference_state",
 ]
 
-log = logging.getLogger(__name__)
-
 FORMAT = "promise-sam/1"
-SAM_PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 
 
 def save(net: Promise, path: Path, metadata: Metadata) -> None:
@@ -180,7 +175,7 @@ def load(
     """
     path = require(path)
     if path.suffix != ".safetensors":
-        return _load_reference_file(path, net_name, sam, precision)
+        return load_reference_file(path, net_name=net_name, sam=sam, precision=precision)
     metadata = read_metadata(path)
     if sam is not None and sam != metadata.sam:
         raise UserError(
@@ -316,132 +311,3 @@ def _sam_source(metadata: Metadata) -> Path | str | None:
     """The base SAM's weights: the file used in training if it exists on this machine, else the published weights."""
     available = metadata.sam_checkpoint == "random" or Path(metadata.sam_checkpoint).exists()
     return weights_setting(metadata.sam_checkpoint if available else None)
-
-
-def load_learned(net: Promise, state: dict[str, Tensor], *, origin: str, target: str) -> None:
-    """Load learned parts strictly; the prompter's entries are ignored if the net has no prompter (GT nets).
-
-    Args:
-        net: the net, changed in place.
-        state: learned parts, as :meth:`Promise.learned_state` returns them.
-        origin: where the state comes from, for error messages.
-        target: the name of the net, for error messages.
-
-    Raises:
-        UserError: entries are missing, unexpected or of another shape; one error lists all of them (code
-            ``checkpoint-misfit``); or as :func:`promise.models.sam.weights.check_values`.
-    """
-    if net.apm is None:
-        state = {name: value for name, value in state.items() if not name.startswith("apm.")}
-    faults = _describe_mismatch(net.learned_state(), state)
-    if faults:
-        raise UserError(
-            f"{origin} does not match the net {target}: {faults}. Pass the net that was trained with --net.",
-            code="checkpoint-misfit",
-        )
-    check_values(net.learned_state(), state, origin=origin)
-    net.load_state_dict(state, strict=False)
-
-
-def _describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """The differences between two state dicts in names and shapes, as text; empty if there are none."""
-    groups = {
-        "missing": [k for k in expected if k not in found],
-        "unexpected": [k for k in found if k not in expected],
-        "of another shape": [k for k in expected if k in found and expected[k].shape != found[k].shape],
-    }
-    return "; ".join(
-        f"{len(keys)} {kind} (of {len(expected)} entries): {', '.join(keys[:4])}{', …' if len(keys) > 4 else ''}"
-        for kind, keys in groups.items()
-        if keys
-    )
-
-
-def load_reference_state(net: Promise, state_dict: Mapping[str, Tensor]) -> None:
-    """Load a full state dict of the reference implementation strictly; its older key names are accepted.
-
-    ``module.`` prefixes and ``{"state_dict": …}`` are unwrapped. Entries of the reference implementation that this
-    net does not use (the second linear head, ``norm2``, the prompter of an APM_IPS checkpoint in a GT net) are
-    stored in ``net.reference_unused``, and :func:`to_reference_state` returns them unchanged.
-
-    Raises:
-        UserError: entries are missing, unexpected or of another shape; one error lists all of them (code
-            ``checkpoint-misfit``); or as :func:`promise.models.sam.weights.check_values`.
-    """
-    inner = state_dict.get("state_dict", state_dict)
-    assert isinstance(inner, Mapping)
-    state = {name.removeprefix("module."): value for name, value in inner.items()}
-    known: dict[str, Tensor] = {}
-    unused: dict[str, Tensor] = {}
-    unexpected: dict[str, Tensor] = {}
-    expected = net.state_dict()
-    for name, value in state.items():
-        own = f"sam.{name}" if name.startswith(SAM_PARTS) else own_name(name)
-        if own is not None and own in expected:
-            known[own] = value
-        elif is_reference_name(name):
-            unused[name] = value
-        else:
-            unexpected[name] = value
-    faults = _describe_mismatch(expected, {**known, **unexpected})
-    if faults:
-        raise UserError(
-            f"the state dict of the reference implementation does not match this net: {faults}. "
-            "Pass its net and backbone with --net and --sam.",
-            code="checkpoint-misfit",
-        )
-    if net.ips is None and any(name.startswith("ips.") for name in map(own_name, unused) if name):
-        log.warning("the file contains an IPS module, which this net does not use: it is ignored.")
-    check_values(expected, known, origin="the state dict of the reference implementation")
-    net.load_state_dict(known)
-    net.reference_unused = unused
-
-
-def to_reference_state(net: Promise) -> dict[str, Tensor]:
-    """The net's full state dict under the names of the reference implementation.
-
-    Entries that only the reference implementation has are included if :func:`load_reference_state` read them.
-    """
-    state = {}
-    for name, value in net.state_dict().items():
-        state[name.removeprefix("sam.") if name.startswith("sam.") else reference_name(name)] = value
-    return {**state, **net.reference_unused}
-
-
-def _load_reference_file(path: Path, net_name: str | None, sam: str | None, precision: str) -> tuple[Promise, Metadata]:
-    if path.name == "resume.pt":
-        raise UserError(
-            f"{path} is the training state for --resume. Use best.safetensors or last.safetensors in the same folder.",
-            code="resume-state",
-        )
-    state = read_state_dict(path)
-    if all(name.startswith(SAM_PARTS) for name in state):
-        raise UserError(
-            f"{path} holds weights of SAM and no learned parts. Pass it with --sam-checkpoint.",
-            code="sam-weights-only",
-        )
-    if net_name is None:
-        raise UserError(
-            f"{path} does not contain the name of its net. Pass --net ({', '.join(NETS)}).", code="net-not-named"
-        )
-    spec, backbone = parse_net_name(net_name)
-    points = _count_points(state)
-    sam_name = sam or backbone or "vit_b"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the file contains SAM's weights
-        net = build_net(spec.name, sam=sam_name, num_points=points, sam_checkpoint=None, precision=precision, seed=0)
-    try:
-        load_reference_state(net, state)
-    except UserError as error:
-        raise UserError(f"{path}: {error}", code=error.code) from error
-    net.eval()
-    metadata = Metadata(spec.name, sam_name, points, net.sam.weights_sha256(), sam_checkpoint=str(path))
-    return net, metadata
-
-
-def _count_points(state: Mapping[str, Tensor]) -> int:
-    if "apm_resnet.fc.weight" in state:
-        return state["apm_resnet.fc.weight"].shape[0] // 2
-    if "apm_cross.query_feat.weight" in state:
-        return state["apm_cross.query_feat.weight"].shape[0]
-    return DEFAULT_POINTS

@@ -52,7 +52,7 @@ class Promise(nn.Module):
             for part in (apm, sam.mask_decoder):
                 if part is not None:
                     part.to(memory_format=torch.channels_last)
-        # Unused entries of a loaded state dict of the reference implementation; see promise.models.checkpoint.
+        # Unused entries of a loaded state dict of the reference implementation; see promise.models.reference_files.
         self.reference_unused: dict[str, Tensor] = {}
 
     def compile_parts(self) -> None:

@@ -19,9 +19,9 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from promise.models import checkpoint
-from promise.models.checkpoint import load_learned
 from promise.models.promise import Promise
 from promise.models.quality import QualityEstimate, fit_quality
+from promise.models.state_dicts import load_learned
 from promise.runtime.errors import UserError
 from promise.runtime.progress import progress_bar
 from promise.runtime.signals import leave

@@ -20,6 +20,7 @@ from promise import checkpoint
 from promise.models.checkpoint import Metadata, load_reference_state, to_reference_state
 from promise.models.reference_names import is_reference_name, own_name, reference_name
 from promise.models.registry import NETS
+from promise.models.state_dicts import load_learned
 from promise.runtime.errors import MissingFileError, UserError
 from promise.types import Points
 
@@ -162,7 +163,7 @@ def test_another_net_is_refused(name: str, saved: Path, user_error) -> None:
 def test_one_error_describes_how_a_state_of_another_net_differs(build, user_error) -> None:
     state = build("APM_IPS_cross", num_points=4).learned_state()
     with user_error("checkpoint-misfit") as caught:
-        checkpoint.load_learned(build("APM_IPS_resnet"), state, origin="a file", target="APM_IPS_resnet")
+        load_learned(build("APM_IPS_resnet"), state, origin="a file", target="APM_IPS_resnet")
     message = str(caught.value)
     pattern = r"a file .*APM_IPS_resnet: .*missing .*: apm\.head\.fusion_conv1\.weight.*unexpected .*: apm\.head\."
     assert re.match(pattern, message)

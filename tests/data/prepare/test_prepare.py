@@ -25,7 +25,8 @@ from promise.data.phantom import make_phantom
 from promise.data.prepare.assignment import Splitting
 from promise.data.prepare.frame import read_frames
 from promise.data.prepare.layouts import ImageSet, find_sets
-from promise.data.prepare.prepare import PrepareOptions, prepare
+from promise.data.prepare.pairs import PrepareOptions
+from promise.data.prepare.prepare import prepare
 from promise.data.table import read_table
 from promise.runtime.errors import ExistingRunError
 

@@ -403,11 +403,15 @@ def test_a_model_of_which_only_the_configuration_is_cached_is_downloaded(
     folder: Path, tiny_hf: str, tmp_path: Path, monkeypatch
 ) -> None:
     shutil.copy(folder / "config.json", tmp_path)
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download",
-        lambda name, *, local_files_only, **_: str(tmp_path if local_files_only else folder),
-    )
+    calls = []
+
+    def fetch(name: str, *, local_files_only: bool, **_: Any) -> str:
+        calls.append((name, local_files_only))
+        return str(tmp_path if local_files_only else folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     build_sam(get_backbone(tiny_hf), "some/sam")
+    assert calls == [("some/sam", True), ("some/sam", False)]
 
 
 def test_without_the_extra_the_error_names_it(folder: Path, tiny_hf: str, monkeypatch, user_error) -> None:
