@@ -216,7 +216,7 @@ def check_initial(ckpt: Path | str, *, net_name: str, sam: str) -> None:
             as :func:`read_metadata`.
     """
     metadata = read_metadata(ckpt)
-    if metadata.net != net_name:
+    if metadata.net != net_name and metadata.net not in NETS[net_name].head_parts:
         raise UserError(
             f"--init-from {ckpt} holds the net {metadata.net}, not {net_name}. Pass --net {metadata.net}, or drop "
             "--init-from.",
@@ -233,12 +233,19 @@ def check_initial(ckpt: Path | str, *, net_name: str, sam: str) -> None:
 def load_initial(net: Promise, ckpt: Path | str, *, net_name: str) -> None:
     """Load the learned parts of a checkpoint into a net that is to be trained further; its settings stay.
 
+    If the net of the checkpoint is a part of this one (``APM_dense`` of ``APM_hybrid``), the other parts stay.
+
     Raises:
         UserError: the checkpoint was trained on other weights of SAM (``another-sam``); or as :func:`load_learned`.
     """
     path, metadata = require(ckpt), read_metadata(ckpt)
     _check_same_weights(path, metadata, net)
-    load_learned(net, _read_state(path), origin=f"{path} (net {metadata.net})", target=net_name)
+    state = _read_state(path)
+    part = NETS[net_name].head_parts.get(metadata.net)
+    if part is not None:
+        moved = {f"apm.head.{part}.{name.removeprefix('apm.head.')}": value for name, value in state.items()}
+        state = {**net.learned_state(), **moved}
+    load_learned(net, state, origin=f"{path} (net {metadata.net})", target=net_name)
 
 
 def _check_same_weights(path: Path, metadata: Metadata, net: Promise) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -75,6 +75,8 @@ class NetSpec:
     trains_map: bool = False  # the prompter has a map of lesions, which is trained without decoding
     # Nets whose checkpoints can be loaded for their token shift, to evaluate it with ground-truth prompts.
     learned_by: tuple[str, ...] = ()
+    # Nets whose checkpoints a training can start from because their head is a part of this one: net → name of the part.
+    head_parts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def two_stages(self) -> bool:
@@ -91,7 +93,7 @@ NETS: dict[str, NetSpec] = {
         NetSpec("APM_IPS_cross", cross_prompter, token_shift=True),
         NetSpec("APM_dense", dense_prompter, trains_map=True),
         NetSpec("APM_IPS_dense", dense_prompter, token_shift=True, trains_map=True),
-        NetSpec("APM_hybrid", hybrid_prompter, trains_map=True),
+        NetSpec("APM_hybrid", hybrid_prompter, trains_map=True, head_parts={"APM_dense": "dense"}),
         NetSpec("IPS_GT", token_shift=True, prompts="oracle", aliases=("IPS_GT_resnet",)),
         NetSpec(
             "APM_IPS_GT_resnet", token_shift=True, prompts="oracle", trainable=False, learned_by=("APM_IPS_resnet",)

@@ -49,7 +49,7 @@ class TrainConfig:
     init_from: str | None = option(
         None,
         "start from the learned weights of a checkpoint of the same net and backbone: a file, or the name of a bundled "
-        "checkpoint; default: random weights",
+        "checkpoint; APM_hybrid also starts from APM_dense; default: random weights",
         metavar="CKPT",
         group="net",
     )

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from promise.data.table import SplitTable
 from promise.features.loader import CacheOptions, LoaderOptions
 from promise.features.store import cache_folder
-from promise.models.checkpoint import Metadata, load_initial
+from promise.models.checkpoint import Metadata, load_initial, read_metadata
 from promise.models.cpu import optimize_for_cpu
 from promise.models.promise import Promise
 from promise.models.prompters.lesions import check_settings
@@ -45,7 +45,7 @@ def net_of(config: TrainConfig) -> Promise:
         freeze=config.freeze,
         precision=config.precision,
         seed=config.seed,
-        pretrained=config.init_from is None,
+        pretrained=config.init_from is None or read_metadata(config.init_from).net != config.net,
     )
     if config.init_from is not None:
         load_initial(net, config.init_from, net_name=config.net)

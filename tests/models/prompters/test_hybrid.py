@@ -13,6 +13,7 @@ from promise.features.store import FeatureSpace
 from promise.models import checkpoint
 from promise.models.promise import Promise
 from promise.models.prompters import hybrid
+from promise.models.prompters.dense import DensePrompter
 from promise.models.prompters.hybrid import HybridPrompter, ImageUNet, change_colours, standardise
 from promise.models.registry import list_nets
 from promise.runtime.errors import MissingFileError
@@ -162,6 +163,31 @@ def test_a_fresh_net_is_pretrained_and_a_checkpoint_needs_no_weights(build, tmp_
     with pytest.raises(MissingFileError, match=r"promise-sam\[hybrid\]") as caught:
         build("APM_hybrid")
     assert caught.value.code == "missing-package"
+
+
+def test_a_hybrid_starts_from_the_map_of_a_dense_checkpoint(build, tmp_path, user_error) -> None:
+    """Its part is loaded, the CNN stays; the reverse is refused."""
+    dense, hybrid_net = build("APM_dense"), build("APM_hybrid", pretrained=False)
+    paths = {}
+    for name, net in (("APM_dense", dense), ("APM_hybrid", hybrid_net)):
+        paths[name] = tmp_path / f"{name}.safetensors"
+        metadata = checkpoint.Metadata(
+            net=name, sam="tiny_vit", num_points=16, sam_sha256=net.sam.weights_sha256(), sam_checkpoint="random"
+        )
+        checkpoint.save(net, paths[name], metadata)
+    head = prompter_of(hybrid_net).head
+    image = {name: value.clone() for name, value in head.image.state_dict().items()}
+    with torch.no_grad():
+        for parameter in head.dense.parameters():
+            parameter.fill_(7)
+    checkpoint.check_initial(paths["APM_dense"], net_name="APM_hybrid", sam="tiny_vit")
+    checkpoint.load_initial(hybrid_net, paths["APM_dense"], net_name="APM_hybrid")
+    assert isinstance(dense.apm, DensePrompter)
+    expected = dense.apm.head.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in head.dense.state_dict().items())
+    assert all(torch.equal(value, image[name]) for name, value in head.image.state_dict().items())
+    with user_error("another-net"):
+        checkpoint.check_initial(paths["APM_hybrid"], net_name="APM_dense", sam="tiny_vit")
 
 
 def test_without_timm_the_other_nets_are_listed(build, monkeypatch) -> None:
