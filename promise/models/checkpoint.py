@@ -243,8 +243,9 @@ def load_initial(net: Promise, ckpt: Path | str, *, net_name: str) -> None:
     state = _read_state(path)
     part = NETS[net_name].head_parts.get(metadata.net)
     if part is not None:
-        moved = {f"apm.head.{part}.{name.removeprefix('apm.head.')}": value for name, value in state.items()}
-        state = {**net.learned_state(), **moved}
+        inner = f"apm.head.{part}."
+        others = {name: value for name, value in net.learned_state().items() if not name.startswith(inner)}
+        state = others | {inner + name.removeprefix("apm.head."): value for name, value in state.items()}
     load_learned(net, state, origin=f"{path} (net {metadata.net})", target=net_name)
 
 

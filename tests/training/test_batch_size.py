@@ -23,15 +23,15 @@ from promise.training.from_config import net_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:SAM .* has random weights")
 
+SECONDS = 100  # after which the second process is ended; it takes one or two
+ONEDNN = {-signal.SIGSEGV: "crashed", -signal.SIGALRM: "hung"}  # exit status → what oneDNN did, not this package
+
 
 @pytest.fixture
 def settings(tiny_vit: str, phantoms: Path, tmp_path: Path) -> dict[str, Any]:
     small = {"net": "IPS_GT", "sam": tiny_vit, "num_points": 4, "epochs": 1, "workers": 0, "device": "cpu", "seed": 5}
     small |= {"precision": "fp32", "tensorboard": False, "quiet": True, "cache": "off", "augment": "none"}
     return {**small, "split_csv": str(phantoms), "output": str(tmp_path / "run")}
-
-
-SECONDS = 100  # after which the second process is ended; it takes one or two
 
 
 def with_little_memory(work: Callable[[], object], megabytes: int) -> int:
@@ -60,8 +60,8 @@ def with_little_memory(work: Callable[[], object], megabytes: int) -> int:
         finally:
             os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if status in (-signal.SIGSEGV, -signal.SIGALRM):
-        pytest.skip(f"oneDNN {'crashed' if status == -signal.SIGSEGV else 'hung'} where memory was full")
+    if status in ONEDNN:
+        pytest.skip(f"oneDNN {ONEDNN[status]} where memory was full")
     return status
 
 

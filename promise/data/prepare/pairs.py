@@ -1,4 +1,4 @@
-"""Preparation of image and mask: cropped, padded to a square, resized, written as PNG."""
+"""The pairs of image and mask: cropped, padded to a square, resized and written as PNG, or only checked in place."""
 
 from __future__ import annotations
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from promise.features.store import FeatureSpace
@@ -34,6 +37,14 @@ def net(build) -> Promise:
 def prompter_of(net: Promise) -> HybridPrompter:
     assert isinstance(net.apm, HybridPrompter)
     return net.apm
+
+
+def save(net: Promise, name: str, folder: Path) -> Path:
+    metadata = checkpoint.Metadata(
+        net=name, sam="tiny_vit", num_points=16, sam_sha256=net.sam.weights_sha256(), sam_checkpoint="random"
+    )
+    checkpoint.save(net, folder / f"{name}.safetensors", metadata)
+    return folder / f"{name}.safetensors"
 
 
 def encode(net: Promise, count: int = 2) -> Encoded:
@@ -152,11 +163,7 @@ def test_a_fresh_net_is_pretrained_and_a_checkpoint_needs_no_weights(build, tmp_
         return prompter_of(net).head.image.encoder.state_dict()["conv_stem.weight"]
 
     assert not torch.equal(stem(fresh), stem(random))
-    path = tmp_path / "net.safetensors"
-    metadata = checkpoint.Metadata(
-        net="APM_hybrid", sam="tiny_vit", num_points=16, sam_sha256=fresh.sam.weights_sha256(), sam_checkpoint="random"
-    )
-    checkpoint.save(fresh, path, metadata)
+    path = save(fresh, "APM_hybrid", tmp_path)
     monkeypatch.setattr(hybrid, "WEIGHTS_PACKAGE", "a_package_that_is_not_installed")
     loaded, _ = checkpoint.load(path)
     assert torch.equal(stem(loaded), stem(fresh))
@@ -168,26 +175,33 @@ def test_a_fresh_net_is_pretrained_and_a_checkpoint_needs_no_weights(build, tmp_
 def test_a_hybrid_starts_from_the_map_of_a_dense_checkpoint(build, tmp_path, user_error) -> None:
     """Its part is loaded, the CNN stays; the reverse is refused."""
     dense, hybrid_net = build("APM_dense"), build("APM_hybrid", pretrained=False)
-    paths = {}
-    for name, net in (("APM_dense", dense), ("APM_hybrid", hybrid_net)):
-        paths[name] = tmp_path / f"{name}.safetensors"
-        metadata = checkpoint.Metadata(
-            net=name, sam="tiny_vit", num_points=16, sam_sha256=net.sam.weights_sha256(), sam_checkpoint="random"
-        )
-        checkpoint.save(net, paths[name], metadata)
+    first, whole = save(dense, "APM_dense", tmp_path), save(hybrid_net, "APM_hybrid", tmp_path)
     head = prompter_of(hybrid_net).head
     image = {name: value.clone() for name, value in head.image.state_dict().items()}
     with torch.no_grad():
         for parameter in head.dense.parameters():
             parameter.fill_(7)
-    checkpoint.check_initial(paths["APM_dense"], net_name="APM_hybrid", sam="tiny_vit")
-    checkpoint.load_initial(hybrid_net, paths["APM_dense"], net_name="APM_hybrid")
+    checkpoint.check_initial(first, net_name="APM_hybrid", sam="tiny_vit")
+    checkpoint.load_initial(hybrid_net, first, net_name="APM_hybrid")
     assert isinstance(dense.apm, DensePrompter)
     expected = dense.apm.head.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in head.dense.state_dict().items())
     assert all(torch.equal(value, image[name]) for name, value in head.image.state_dict().items())
     with user_error("another-net"):
-        checkpoint.check_initial(paths["APM_hybrid"], net_name="APM_dense", sam="tiny_vit")
+        checkpoint.check_initial(whole, net_name="APM_dense", sam="tiny_vit")
+
+
+def test_a_dense_checkpoint_that_lacks_an_entry_does_not_start_a_hybrid(build, tmp_path, user_error) -> None:
+    path = save(build("APM_dense"), "APM_dense", tmp_path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    state = safetensors.torch.load_file(path)
+    del state["apm.head.stem_full.weight"]
+    safetensors.torch.save_file(state, path, metadata)
+    with user_error("checkpoint-misfit") as caught:
+        checkpoint.load_initial(build("APM_hybrid", pretrained=False), path, net_name="APM_hybrid")
+    assert "1 missing" in str(caught.value)
+    assert "apm.head.dense.stem_full.weight" in str(caught.value)
 
 
 def test_without_timm_the_other_nets_are_listed(build, monkeypatch) -> None:
